@@ -1,0 +1,42 @@
+"""ModelConfig: the single description a network is rebuilt from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, get_args
+
+Stem = Literal["cifar", "imagenet"]
+
+LARGEST_CIFAR_STEM_INPUT = 96
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Everything that decides a network's shape; stored in the bundle.
+
+    architecture: a name of `models.backbones.BACKBONES`, such as "resnet18".
+    num_classes: classes of every head.
+    width: channels of the first stage; 64 is the papers' network, 32 a quarter of its cost.
+    input_size: side of the square input in pixels.
+    stem: "cifar" (3x3, no pooling) or "imagenet" (7x7 stride 2, max-pool). "auto" is resolved at once:
+        inputs up to 96 pixels get the CIFAR stem.
+    """
+
+    architecture: str
+    num_classes: int
+    width: int = 64
+    input_size: int = 32
+    stem: Stem | Literal["auto"] = "auto"
+
+    def __post_init__(self) -> None:
+        if self.num_classes < 2:
+            raise ValueError(f"num_classes {self.num_classes} is out of range: a classifier needs at least 2 classes")
+        if not 4 <= self.width <= 512:
+            raise ValueError(f"width {self.width} is out of range: give 4 to 512 channels for the first stage")
+        if not 16 <= self.input_size <= 1024:
+            raise ValueError(f"input_size {self.input_size} is out of range: give a side of 16 to 1024 pixels")
+        if self.stem == "auto":
+            stem = "cifar" if self.input_size <= LARGEST_CIFAR_STEM_INPUT else "imagenet"
+            object.__setattr__(self, "stem", stem)
+        if self.stem not in get_args(Stem):
+            raise ValueError(f"stem {self.stem!r} is unknown: choose 'cifar', 'imagenet' or 'auto'")

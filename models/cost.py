@@ -1,0 +1,91 @@
+"""Multiply-adds and parameters per stage and head, counted on the model itself."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.multi_exit import MultiExitNet
+
+
+@dataclass(frozen=True)
+class NetworkCost:
+    """Multiply-adds (of convolutions and linear layers, one picture) and parameters, a number per stage and head."""
+
+    stage_multiply_adds: tuple[int, ...]
+    head_multiply_adds: tuple[int, ...]
+    stage_parameters: tuple[int, ...]
+    head_parameters: tuple[int, ...]
+
+    @property
+    def backbone_multiply_adds(self) -> int:
+        """The plain network: every stage and the last head."""
+        return sum(self.stage_multiply_adds) + self.head_multiply_adds[-1]
+
+    @property
+    def backbone_parameters(self) -> int:
+        """Parameters of the plain network."""
+        return sum(self.stage_parameters) + self.head_parameters[-1]
+
+    @property
+    def total_parameters(self) -> int:
+        """Parameters of the network with all its heads."""
+        return sum(self.stage_parameters) + sum(self.head_parameters)
+
+    @property
+    def sequential_multiply_adds(self) -> tuple[int, ...]:
+        """What answering at exit k really costs: stages 1..k and all heads passed on the way."""
+        spent, sequence = 0, []
+        for stage, head in zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True):
+            spent += stage + head
+            sequence.append(spent)
+        return tuple(sequence)
+
+    @property
+    def sequential_over_backbone(self) -> tuple[float, ...]:
+        """Sequential cost relative to the plain network; above 1 at the last exit, by what the heads cost."""
+        return tuple(cost / self.backbone_multiply_adds for cost in self.sequential_multiply_adds)
+
+    @property
+    def compute(self) -> tuple[float, ...]:
+        """Sequential cost relative to the deepest exit: the `compute` of an answer; 1.0 at the last exit."""
+        full = self.sequential_multiply_adds[-1]
+        return tuple(cost / full for cost in self.sequential_multiply_adds)
+
+
+def count_cost(config: ModelConfig) -> NetworkCost:
+    """Count on a weightless copy of the network (torch's meta device), so that nothing is computed."""
+    with torch.device("meta"):
+        net = MultiExitNet(config).eval()
+        x = torch.empty(1, 3, config.input_size, config.input_size)
+    counts = dict.fromkeys([*net.stages, *net.heads], 0)
+    for part in counts:
+        for layer in part.modules():
+            if isinstance(layer, nn.Conv2d | nn.Linear):
+                layer.register_forward_hook(_counter(counts, part))
+    with torch.no_grad():
+        net(x)
+    return NetworkCost(
+        stage_multiply_adds=tuple(counts[stage] for stage in net.stages),
+        head_multiply_adds=tuple(counts[head] for head in net.heads),
+        stage_parameters=tuple(_parameters(stage) for stage in net.stages),
+        head_parameters=tuple(_parameters(head) for head in net.heads),
+    )
+
+
+def _counter(counts: dict[nn.Module, int], part: nn.Module):  # type: ignore[no-untyped-def]
+    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        if isinstance(layer, nn.Conv2d):
+            taps = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+            counts[part] += output.numel() * taps
+        elif isinstance(layer, nn.Linear):
+            counts[part] += output.numel() * layer.in_features
+
+    return count
+
+
+def _parameters(module: nn.Module) -> int:
+    return sum(parameter.numel() for parameter in module.parameters())

@@ -1,0 +1,94 @@
+"""Attention module and shallow classifier: what stands between a stage and its exit."""
+
+from __future__ import annotations
+
+from itertools import pairwise
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+
+class DepthwiseConv(nn.Conv2d):
+    """3x3 depthwise convolution: (B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride)).
+
+    On a CPU it stays in float32 under autocast: there the bfloat16 backward pass of a strided depthwise
+    convolution takes 6 to 20 times as long as the float32 one, and a third of a whole training step.
+    """
+
+    def __init__(self, channels: int, stride: int) -> None:
+        super().__init__(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
+            return super().forward(x)
+        with torch.autocast("cpu", enabled=False):
+            return super().forward(x.float())
+
+
+class SepConv(nn.Sequential):
+    """Depthwise 3x3 (stride 2) -> 1x1 -> BN -> ReLU -> depthwise 3x3 -> 1x1 -> BN -> ReLU.
+
+    (B, in_channels, H, W) -> (B, out_channels, ceil(H/2), ceil(W/2)). Source: the journal paper's public code.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int) -> None:
+        super().__init__(
+            DepthwiseConv(in_channels, stride=2),
+            nn.Conv2d(in_channels, in_channels, 1, bias=False),
+            nn.BatchNorm2d(in_channels),
+            nn.ReLU(),
+            DepthwiseConv(in_channels, stride=1),
+            nn.Conv2d(in_channels, out_channels, 1, bias=False),
+            nn.BatchNorm2d(out_channels),
+            nn.ReLU(),
+        )
+
+
+class Attention(nn.Module):
+    """A mask over a stage's features: SepConv -> BN -> ReLU -> bilinear upsampling -> sigmoid.
+
+    The ReLU before the sigmoid keeps the mask in [0.5, 1). (B, C, H, W) -> (B, C, H, W).
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.down = SepConv(channels, channels)
+        self.norm = nn.BatchNorm2d(channels)
+
+    def forward(self, features_BCHW: Tensor) -> Tensor:
+        mask = F.relu(self.norm(self.down(features_BCHW)))
+        mask = F.interpolate(mask, size=features_BCHW.shape[-2:], mode="bilinear", align_corners=False)
+        return mask.sigmoid()
+
+
+class ShallowHead(nn.Module):
+    """Attention and a chain of SepConvs up to the backbone's last width, average pool, linear classifier.
+
+    channels: the widths from this stage's to the last stage's; one SepConv for each step between them.
+    The mask feeds this head only; the backbone goes on with unmasked features.
+    """
+
+    def __init__(self, channels: list[int], num_classes: int) -> None:
+        super().__init__()
+        self.attention = Attention(channels[0])
+        self.reduce = nn.Sequential(*(SepConv(before, after) for before, after in pairwise(channels)))
+        self.classifier = nn.Linear(channels[-1], num_classes)
+
+    def embed(self, features_BCHW: Tensor) -> Tensor:
+        """The pooled embedding (B, channels[-1]) in front of the classifier."""
+        masked = features_BCHW * self.attention(features_BCHW)
+        reduced: Tensor = self.reduce(masked)
+        return reduced.mean(dim=(2, 3))
+
+
+class FinalHead(nn.Module):
+    """The backbone's own classifier: average pool, linear."""
+
+    def __init__(self, channels: int, num_classes: int) -> None:
+        super().__init__()
+        self.classifier = nn.Linear(channels, num_classes)
+
+    def embed(self, features_BCHW: Tensor) -> Tensor:
+        """The pooled embedding (B, channels) in front of the classifier."""
+        return features_BCHW.mean(dim=(2, 3))

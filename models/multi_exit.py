@@ -1,0 +1,80 @@
+"""MultiExitNet: a backbone cut into stages, with a head behind each."""
+
+from __future__ import annotations
+
+from difflib import get_close_matches
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from models.backbones import BACKBONES
+from models.config import ModelConfig
+from models.heads import FinalHead, ShallowHead
+
+
+class ExitOutputs(NamedTuple):
+    """What every exit says of one batch: logits (B, classes) and embeddings (B, D), shallowest first."""
+
+    logits: list[Tensor]
+    embeddings: list[Tensor]
+
+
+class MultiExitNet(nn.Module):
+    """Stages 1..K of a backbone, and a head behind each. Inputs are normalised floats (B, 3, H, W).
+
+    Source: Zhang, Bao, Ma, "Self-Distillation: Towards Efficient and Compact Neural Networks" (TPAMI 2022).
+    """
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        if config.architecture not in BACKBONES:
+            near = get_close_matches(config.architecture, BACKBONES, n=1)
+            hint = f"did you mean {near[0]!r}? " if near else ""
+            raise ValueError(
+                f"architecture {config.architecture!r} is unknown: {hint}choose one of {', '.join(BACKBONES)}"
+            )
+        self.config = config
+        backbone = BACKBONES[config.architecture](config)
+        self.stages = nn.ModuleList(backbone.stages)
+        self.heads = nn.ModuleList(
+            [ShallowHead(backbone.channels[k:], config.num_classes) for k in range(len(backbone.stages) - 1)]
+        )
+        self.heads.append(FinalHead(backbone.channels[-1], config.num_classes))
+        self.apply(_initialise)
+
+    @property
+    def num_exits(self) -> int:
+        """K, the number of stages and of exits."""
+        return len(self.stages)
+
+    @property
+    def embedding_size(self) -> int:
+        """D, the width of every exit's embedding."""
+        return int(self.heads[-1].classifier.in_features)
+
+    def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Stage 1..K on its input -> (features for the next stage (B, C, H', W'), logits of this exit (B, classes))."""
+        features, embedding = self._embed(stage, x)
+        return features, self.heads[stage - 1].classifier(embedding)
+
+    def forward(self, x_BCHW: Tensor) -> ExitOutputs:
+        """Run all stages, answering at every exit."""
+        logits, embeddings = [], []
+        for stage in range(1, self.num_exits + 1):
+            x_BCHW, embedding = self._embed(stage, x_BCHW)
+            embeddings.append(embedding)
+            logits.append(self.heads[stage - 1].classifier(embedding))
+        return ExitOutputs(logits, embeddings)
+
+    def _embed(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
+        features = self.stages[stage - 1](x)
+        return features, self.heads[stage - 1].embed(features)
+
+
+def _initialise(module: nn.Module) -> None:
+    # He et al. 2015, fan-out, for convolutions, as in the journal paper's code.
+    if isinstance(module, nn.Conv2d):
+        nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
+    elif isinstance(module, nn.Linear):
+        torch.nn.init.zeros_(module.bias)

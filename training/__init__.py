@@ -1,0 +1,1 @@
+"""Training of self-distilled multi-exit classifiers: data, losses, recipes, evaluation. Imports `models`."""

@@ -1,0 +1,52 @@
+"""Checkpoints of a training run: written whole or not at all, read without executing anything."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that cannot be written, read, or continued; the message names the file and the fix."""
+
+
+def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
+    """Write `state` beside `path` and move it into place, so that an interrupted write leaves the old file.
+
+    Raises CheckpointError when the disk is full or the folder cannot be written.
+    """
+    partial = path.with_name(f".{path.name}.partial")
+    try:
+        with partial.open("wb") as file:
+            torch.save(state, file)
+            file.flush()
+            os.fsync(file.fileno())
+        partial.replace(path)
+    except (OSError, RuntimeError) as error:
+        # torch's zip writer turns a full disk into a RuntimeError.
+        with contextlib.suppress(OSError):
+            partial.unlink(missing_ok=True)
+        raise CheckpointError(
+            f"{path}: the checkpoint could not be written ({error}); free disk space or choose another --output. "
+            "The last complete checkpoint is untouched: continue with --resume"
+        ) from error
+
+
+def load_checkpoint(path: Path) -> dict[str, Any]:
+    """Read a checkpoint onto the CPU; only tensors and plain values are accepted.
+
+    Raises CheckpointError when the file is missing, truncated, or holds anything else.
+    """
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no checkpoint to resume from; start the run without --resume")
+    try:
+        state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # noqa: BLE001 - torch raises any of a dozen types for a broken file
+        raise CheckpointError(
+            f"{path}: not a usable checkpoint ({error}); delete it and start the run again without --resume"
+        ) from error
+    return state

@@ -1,0 +1,146 @@
+"""A whole training run: data in, checkpoint every epoch, calibrated bundle out."""
+
+from __future__ import annotations
+
+import json
+import platform
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import get_args
+
+import numpy as np
+import torch
+
+from models.config import ModelConfig
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+from training.data import Batches, FolderSet, ImageSet, Splits, load_splits
+from training.options import TrainOptions
+from training.recipes import RECIPES, Recipe
+from training.trainer import EpochReport, Precision, Progress, Trainer, resolve_precision
+
+STATISTICS_SAMPLE = 5_000
+VALIDATION_BATCH = 500
+
+
+def resolve_device(name: str) -> torch.device:
+    """ "auto" is the first GPU there is, else the CPU. Raises ValueError for a device that is not there."""
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError:
+        raise ValueError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N") from None
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device {name!r} is not there: this torch finds no GPU; give --device cpu")
+    return device
+
+
+def check_precision(name: str) -> Precision:
+    """Raises ValueError for a name that is none of auto, fp32, bf16."""
+    for precision in get_args(Precision):
+        if name == precision:
+            return precision  # type: ignore[no-any-return]
+    raise ValueError(f"precision {name!r} is unknown: give one of {', '.join(get_args(Precision))}")
+
+
+def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
+    """The named recipe with the options' changes. Raises ValueError for an unknown name."""
+    if options.recipe not in RECIPES:
+        raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[options.recipe]() if options.epochs is None else RECIPES[options.recipe](options.epochs)
+    given = {name: getattr(options, name) for name in ("batch_size", "learning_rate", "alpha", "beta")}
+    red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
+    augmentation = replace(recipe.augmentation, mean_colour=(red, green, blue))
+    return replace(recipe, augmentation=augmentation, **{k: v for k, v in given.items() if v is not None})
+
+
+def channel_statistics(dataset: ImageSet | FolderSet) -> Preprocessing:
+    """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
+    picked = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
+    if isinstance(dataset, ImageSet):
+        pixels_NHWC = dataset.images_NHWC[picked]
+    else:
+        pixels_NHWC = np.stack([dataset[int(index)][0] for index in picked])
+    scaled = pixels_NHWC.reshape(-1, 3) / 255.0
+    mean, std = scaled.mean(axis=0).round(4), scaled.std(axis=0).round(4).clip(0.01)
+    return Preprocessing(pixels_NHWC.shape[1], mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+
+
+@dataclass(frozen=True)
+class Run:
+    """A run ready to train: its data, its trainer, and what identifies it."""
+
+    options: TrainOptions
+    splits: Splits
+    preprocessing: Preprocessing
+    trainer: Trainer
+
+
+def prepare(options: TrainOptions) -> Run:
+    """Load the data, build network and trainer, take up the checkpoint where `resume` asks for it.
+
+    Raises ValueError (DataError, CheckpointError) naming the option or file at fault, and when `output`
+    holds a run already and neither resuming was asked for.
+    """
+    checkpoint = options.output / "checkpoint.pt"
+    if checkpoint.exists() and not options.resume:
+        raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
+    device = resolve_device(options.device)
+    dtype = resolve_precision(check_precision(options.precision), device)
+    cifar = options.dataset in ("cifar10", "cifar100")
+    size = options.input_size or (32 if cifar else 64)
+    splits = load_splits(options.dataset, options.data_root, Preprocessing(size))
+    preprocessing = channel_statistics(splits.train)
+    recipe = build_recipe(options, preprocessing)
+    config = ModelConfig(options.architecture, len(splits.class_names), options.width, size)
+    torch.manual_seed(options.seed)
+    trainer = Trainer(
+        MultiExitNet(config),
+        recipe,
+        Batches(splits.train, recipe.batch_size, device, shuffle=True, drop_last=True, workers=options.workers),
+        Batches(splits.calibration, VALIDATION_BATCH, device, shuffle=False, drop_last=False, workers=options.workers),
+        preprocessing,
+        device=device,
+        dtype=dtype,
+        seed=options.seed,
+        checkpoint=checkpoint,
+        identity={"data": splits.train.fingerprint(), "precision": str(dtype)},
+    )
+    options.output.mkdir(parents=True, exist_ok=True)
+    if options.resume:
+        trainer.resume()
+    return Run(options, splits, preprocessing, trainer)
+
+
+def train(
+    run: Run,
+    on_epoch: Callable[[EpochReport], None] = lambda report: None,
+    on_step: Callable[[Progress], None] = lambda progress: None,
+) -> None:
+    """Train the epochs that are left, one JSON line an epoch in `log.jsonl`."""
+    log = run.options.output / "log.jsonl"
+    with log.open("a" if run.trainer.epoch else "w") as lines:
+
+        def record(report: EpochReport) -> None:
+            lines.write(json.dumps(asdict(report)) + "\n")
+            lines.flush()
+            on_epoch(report)
+
+        run.trainer.fit(record, on_step)
+
+
+def hardware() -> str:
+    """The machine in words, for cards and result files: processor or GPU, and versions."""
+    if torch.cuda.is_available():
+        device = torch.cuda.get_device_name()
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        names = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
+        device = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
+    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
+
+
+def _lines(path: Path) -> list[str]:
+    return path.read_text().splitlines() if path.exists() else []
