@@ -1,0 +1,202 @@
+"""Bundle: the directory between training and serving. model.json + model.safetensors + README.md, nothing executable."""
+
+from __future__ import annotations
+
+import json
+import re
+import tempfile
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import safetensors
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from models.config import ModelConfig
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+
+FORMAT_VERSION = 1
+DESCRIPTION, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
+
+EMBEDDED = Path(__file__).parent / "pretrained" / "cifar100-resnet18"
+
+
+class BundleError(ValueError):
+    """A bundle that cannot be read or written; the message names the file and the cause."""
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A trained network and all that is needed to serve it.
+
+    name, version: how requests address it. labels: one per class, in class order.
+    threshold: the default operating point, in [0, 1].
+    exits: per exit, facts for readers: sequential multiply-adds, accuracy and so on; never read back by the code.
+    training: how it was made: data, recipe, command, seed, hardware.
+    """
+
+    name: str
+    version: str
+    config: ModelConfig
+    preprocessing: Preprocessing
+    labels: tuple[str, ...]
+    calibration: Calibration
+    threshold: float
+    net: MultiExitNet = field(repr=False)
+    exits: tuple[dict[str, Any], ...] = ()
+    operating_points: tuple[dict[str, Any], ...] = ()
+    training: dict[str, Any] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        for what, value in (("name", self.name), ("version", self.version)):
+            if not NAME.fullmatch(value):
+                raise ValueError(f"{what} {value!r} is not usable: give up to 64 letters, digits, '.', '_' or '-'")
+        if len(self.labels) != self.config.num_classes:
+            raise ValueError(f"{len(self.labels)} labels for {self.config.num_classes} classes: give one a class")
+        if len(self.calibration.temperatures) != self.net.num_exits:
+            raise ValueError(
+                f"calibration for {len(self.calibration.temperatures)} exits, the network has {self.net.num_exits}"
+            )
+        if not 0.0 <= self.threshold <= 1.0:
+            raise ValueError(f"threshold {self.threshold} is out of range: give a number in [0, 1]")
+        if self.preprocessing.size != self.config.input_size:
+            raise ValueError(
+                f"preprocessing makes pictures of {self.preprocessing.size} pixels, "
+                f"the network takes {self.config.input_size}"
+            )
+
+
+def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
+    """Write the bundle whole or not at all: it is built beside `path`, then moved into its place.
+
+    Weights are stored in float16 where they have two or more dimensions, so that they weigh half; biases and
+    batch-norm statistics stay float32. Calibrate after rounding: `rounded` gives the network as it will be loaded.
+    Raises BundleError when the disk does not take it.
+    """
+    description = {
+        "format_version": FORMAT_VERSION,
+        "name": bundle.name,
+        "version": bundle.version,
+        "config": asdict(bundle.config),
+        "preprocessing": asdict(bundle.preprocessing),
+        "labels": bundle.labels,
+        "calibration": asdict(bundle.calibration),
+        "threshold": bundle.threshold,
+        "exits": bundle.exits,
+        "operating_points": bundle.operating_points,
+        "training": bundle.training,
+    }
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
+            partial = Path(folder) / "bundle"
+            partial.mkdir()
+            (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
+            (partial / CARD).write_text(card)
+            save_file(_stored(bundle.net), partial / WEIGHTS)
+            if path.exists():
+                path.replace(Path(folder) / "previous")
+            partial.replace(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path}: the bundle could not be written ({error}); free disk space or choose another path") from error
+
+
+def load_bundle(path: Path) -> Bundle:
+    """Read and check a bundle; the network comes on the CPU, in float32 and evaluation mode.
+
+    Raises BundleError, with the file and the cause, when anything is missing, truncated, of another shape,
+    not finite, or of an unknown format. Nothing in a bundle is ever executed.
+    """
+    description = _read_description(path / DESCRIPTION)
+    try:
+        config = ModelConfig(**description["config"])
+        preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
+        calibration = Calibration(**_tuples(description["calibration"]))
+        net = MultiExitNet(config).eval()
+        _load_weights(net, path / WEIGHTS)
+        return Bundle(
+            name=description["name"],
+            version=description["version"],
+            config=config,
+            preprocessing=preprocessing,
+            labels=tuple(map(str, description["labels"])),
+            calibration=calibration,
+            threshold=float(description["threshold"]),
+            net=net,
+            exits=tuple(description["exits"]),
+            operating_points=tuple(description["operating_points"]),
+            training=dict(description["training"]),
+        )
+    except BundleError:
+        raise
+    except KeyError as error:
+        raise BundleError(f"{path / DESCRIPTION}: the field {error} is missing; the file is not whole") from error
+    except (TypeError, ValueError, AttributeError) as error:
+        raise BundleError(f"{path / DESCRIPTION}: {error}") from error
+
+
+def rounded(net: MultiExitNet) -> MultiExitNet:
+    """A copy of the network with its weights as a bundle stores them, in evaluation mode on the CPU."""
+    copy = MultiExitNet(net.config)
+    copy.load_state_dict({name: tensor.float() for name, tensor in _stored(net).items()}, strict=False)
+    return copy.eval()
+
+
+def _stored(net: MultiExitNet) -> dict[str, Tensor]:
+    # BatchNorm's num_batches_tracked is of no use to a network that is not trained further.
+    return {
+        name: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous()
+        for name, tensor in net.state_dict().items()
+        if not name.endswith("num_batches_tracked")
+    }
+
+
+def _read_description(path: Path) -> dict[str, Any]:
+    if not path.is_file():
+        raise BundleError(
+            f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
+        )
+    try:
+        description = json.loads(path.read_text())
+    except (ValueError, UnicodeDecodeError) as error:
+        raise BundleError(f"{path}: not valid JSON ({error}); the file is truncated or was edited") from error
+    if not isinstance(description, dict):
+        raise BundleError(f"{path}: holds a {type(description).__name__}, not an object")
+    version = description.get("format_version")
+    if version != FORMAT_VERSION:
+        raise BundleError(
+            f"{path}: format version {version!r} is unknown; this Offramp reads version {FORMAT_VERSION}: "
+            "upgrade Offramp or train again"
+        )
+    return description
+
+
+def _load_weights(net: MultiExitNet, path: Path) -> None:
+    if not path.is_file():
+        raise BundleError(f"{path}: no such file; the bundle's weights are missing")
+    try:
+        stored = load_file(path)
+    except (OSError, safetensors.SafetensorError) as error:
+        raise BundleError(f"{path}: not a whole safetensors file ({error}); copy or train the bundle again") from error
+    expected = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
+    if missing := sorted(expected.keys() - stored.keys()):
+        raise BundleError(f"{path}: {len(missing)} tensors are missing, such as {missing[0]!r}; the file is of another network")
+    if extra := sorted(stored.keys() - expected.keys()):
+        raise BundleError(f"{path}: {len(extra)} tensors too many, such as {extra[0]!r}; the file is of another network")
+    for name, tensor in stored.items():
+        if tensor.shape != expected[name].shape:
+            raise BundleError(
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, the network needs {list(expected[name].shape)}"
+            )
+        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+            raise BundleError(f"{path}: tensor {name!r} holds values that are not finite numbers; the run diverged")
+    net.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, strict=False)
+
+
+def _tuples(values: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}

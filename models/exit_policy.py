@@ -1,0 +1,122 @@
+"""Who leaves at which exit: calibration, ensemble and thresholds. The one implementation, for evaluation and engine.
+
+    a_k = carry_k * a_{k-1} + z_k        accumulated logits; carry_1 = 0
+    p_k = softmax(a_k / temperature_k)   calibrated probabilities; confidence is their maximum
+
+A picture answers at the first exit whose confidence reaches that exit's limit.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from enum import StrEnum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+NEVER = float("inf")
+ALWAYS = float("-inf")
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """What turns an exit's logits into trustworthy probabilities; fitted on held-out pictures, stored in the bundle.
+
+    temperatures: one per exit, above 0. carries: one per exit, >= 0; how much of the logits accumulated so far
+    is added to this exit's: the free ensemble of the exits already visited. The first is 0; 0 is no ensemble.
+    """
+
+    temperatures: tuple[float, ...]
+    carries: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        if len(self.temperatures) != len(self.carries) or not self.temperatures:
+            raise ValueError(
+                f"{len(self.temperatures)} temperatures and {len(self.carries)} carries: give one of each per exit"
+            )
+        if not all(0.0 < temperature < NEVER for temperature in self.temperatures):
+            raise ValueError(f"temperatures {self.temperatures} are out of range: give finite numbers above 0")
+        if not all(0.0 <= carry < NEVER for carry in self.carries) or self.carries[0] != 0.0:
+            raise ValueError(f"carries {self.carries} are out of range: give 0 first, then finite numbers of 0 or more")
+
+    @classmethod
+    def neutral(cls, num_exits: int) -> Calibration:
+        """Plain softmax at every exit, no ensemble."""
+        return cls((1.0,) * num_exits, (0.0,) * num_exits)
+
+    def accumulate(self, exit: int, accumulated_BC: Tensor | None, logits_BC: Tensor) -> Tensor:
+        """a_k of exit 1..K from a_{k-1} (None at exit 1) and this exit's logits; float32."""
+        logits_BC = logits_BC.float()
+        carry = self.carries[exit - 1]
+        return logits_BC if accumulated_BC is None or not carry else carry * accumulated_BC + logits_BC
+
+    def probabilities(self, exit: int, accumulated_BC: Tensor) -> Tensor:
+        """Calibrated class probabilities (B, classes) of exit 1..K; float32."""
+        return torch.softmax(accumulated_BC / self.temperatures[exit - 1], dim=1)
+
+
+class ExitReason(StrEnum):
+    """Why a picture left where it did."""
+
+    CONFIDENT = "confident"
+    FINAL = "final"
+    MAX_EXIT = "max_exit"
+    DEADLINE = "deadline"
+
+
+@dataclass(frozen=True)
+class ExitRule:
+    """When one request's pictures leave: the thresholds of its contract, and its bounds on depth.
+
+    thresholds: one per early exit, K - 1 numbers in [0, 1]; 0 leaves always, 1 never.
+    min_exit, max_exit: depth bounds, 1 <= min_exit <= max_exit <= K.
+    limits: derived; one per exit, such that a picture leaves where confidence >= limit.
+    """
+
+    thresholds: tuple[float, ...]
+    min_exit: int = 1
+    max_exit: int = 0
+    limits: npt.NDArray[np.float32] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        num_exits = len(self.thresholds) + 1
+        if not self.max_exit:
+            object.__setattr__(self, "max_exit", num_exits)
+        if not all(0.0 <= threshold <= 1.0 for threshold in self.thresholds):
+            raise ValueError(f"thresholds {list(self.thresholds)} are out of range: give numbers in [0, 1]")
+        if not 1 <= self.min_exit <= self.max_exit <= num_exits:
+            raise ValueError(
+                f"min_exit {self.min_exit} and max_exit {self.max_exit} are out of range: "
+                f"1 <= min_exit <= max_exit <= {num_exits} must hold"
+            )
+        limits = [
+            ALWAYS if exit >= self.max_exit else NEVER if exit < self.min_exit or threshold >= 1.0 else threshold
+            for exit, threshold in enumerate((*self.thresholds, 0.0), start=1)
+        ]
+        object.__setattr__(self, "limits", np.asarray(limits, dtype=np.float32))
+
+    @classmethod
+    def uniform(cls, threshold: float, num_exits: int, min_exit: int = 1, max_exit: int = 0) -> ExitRule:
+        """The same threshold at every early exit."""
+        return cls((threshold,) * (num_exits - 1), min_exit, max_exit)
+
+    def reason(self, exit: int, confidence: float) -> ExitReason:
+        """Why a picture of this confidence left at this exit."""
+        if exit == len(self.limits):
+            return ExitReason.FINAL
+        if exit == self.max_exit and (confidence < self.thresholds[exit - 1] or self.thresholds[exit - 1] >= 1.0):
+            return ExitReason.MAX_EXIT
+        return ExitReason.CONFIDENT
+
+
+def leaves(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The exit decision, elementwise: confidence >= limit."""
+    decision: npt.NDArray[np.bool_] = confidence >= limits
+    return decision
+
+
+def exits_taken(confidence_NK: npt.NDArray[np.float32], rule: ExitRule) -> npt.NDArray[np.int64]:
+    """The exit (1..K) at which each of N pictures leaves, from its confidence at every exit."""
+    return leaves(confidence_NK, rule.limits).argmax(axis=1) + 1

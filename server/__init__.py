@@ -1,0 +1,1 @@
+"""Serving: pictures in over HTTP, the answer of the first confident exit out."""

@@ -1,0 +1,34 @@
+"""The engine's error tree.
+
+EngineError
+├── Overloaded          the queue is full, or its predicted wait is too long: come back after `retry_after_s`
+├── EngineStopped       the engine is draining or has ended, takes nothing more
+├── DeadlineExceeded    the deadline passed before exit 1 was computed
+└── InferenceFailed     this sample's step failed, even alone
+"""
+
+from __future__ import annotations
+
+
+class EngineError(Exception):
+    """Base of all that `Engine.submit` can raise or deliver."""
+
+
+class Overloaded(EngineError):
+    """Refused at once, so that nobody waits for a refusal. retry_after_s: predicted seconds until there is room."""
+
+    def __init__(self, retry_after_s: float) -> None:
+        super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")
+        self.retry_after_s = retry_after_s
+
+
+class EngineStopped(EngineError):
+    """The engine takes no more samples."""
+
+
+class DeadlineExceeded(EngineError):
+    """The deadline passed before the first exit was computed."""
+
+
+class InferenceFailed(EngineError):
+    """The sample's step failed, even alone."""

@@ -1,0 +1,47 @@
+"""What the engine reports of itself, as data; metrics, logs and traces consume it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal, Protocol
+
+from models.exit_policy import ExitReason
+
+
+@dataclass(frozen=True)
+class StepStats:
+    """One step is over: `batch_size` samples through `stage` in `duration_s`; what waits now, per stage."""
+
+    stage: int
+    batch_size: int
+    duration_s: float
+    queue_depths: tuple[int, ...]
+    inflight_samples: int
+
+
+@dataclass(frozen=True)
+class SampleStats:
+    """One sample was answered at `exit` for `reason`; times in seconds."""
+
+    exit: int
+    reason: ExitReason
+    confidence: float
+    queue_s: float
+    latency_s: float
+
+
+@dataclass(frozen=True)
+class CancelStats:
+    """One sample was dropped because nobody waited for it: still queued before stage 1, or between stages."""
+
+    phase: Literal["queued", "running"]
+
+
+class Observer(Protocol):
+    """Told of everything, on the event loop's thread."""
+
+    def step(self, stats: StepStats) -> None: ...
+
+    def sample(self, stats: SampleStats) -> None: ...
+
+    def cancelled(self, stats: CancelStats) -> None: ...
