@@ -1,1 +1,1 @@
-"""What a multi-exit network is: architecture, exits, preprocessing, cost and bundle. Knows neither training nor HTTP."""
+"""What a multi-exit network is: architecture, exits, preprocessing, cost, bundle. Knows neither training nor HTTP."""

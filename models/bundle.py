@@ -1,4 +1,4 @@
-"""Bundle: the directory between training and serving. model.json + model.safetensors + README.md, nothing executable."""
+"""Bundle: the folder between training and serving. model.json + model.safetensors + README.md, nothing executable."""
 
 from __future__ import annotations
 
@@ -103,7 +103,9 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
                 path.replace(Path(folder) / "previous")
             partial.replace(path)
     except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(f"{path}: the bundle could not be written ({error}); free disk space or choose another path") from error
+        raise BundleError(
+            f"{path}: the bundle could not be written ({error}); free disk space or choose another path"
+        ) from error
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -185,13 +187,18 @@ def _load_weights(net: MultiExitNet, path: Path) -> None:
         raise BundleError(f"{path}: not a whole safetensors file ({error}); copy or train the bundle again") from error
     expected = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
     if missing := sorted(expected.keys() - stored.keys()):
-        raise BundleError(f"{path}: {len(missing)} tensors are missing, such as {missing[0]!r}; the file is of another network")
+        raise BundleError(
+            f"{path}: {len(missing)} tensors are missing, such as {missing[0]!r}; the file is of another network"
+        )
     if extra := sorted(stored.keys() - expected.keys()):
-        raise BundleError(f"{path}: {len(extra)} tensors too many, such as {extra[0]!r}; the file is of another network")
+        raise BundleError(
+            f"{path}: {len(extra)} tensors too many, such as {extra[0]!r}; the file is of another network"
+        )
     for name, tensor in stored.items():
         if tensor.shape != expected[name].shape:
             raise BundleError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, the network needs {list(expected[name].shape)}"
+                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, "
+                f"the network needs {list(expected[name].shape)}"
             )
         if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
             raise BundleError(f"{path}: tensor {name!r} holds values that are not finite numbers; the run diverged")

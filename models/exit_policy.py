@@ -119,4 +119,5 @@ def leaves(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32])
 
 def exits_taken(confidence_NK: npt.NDArray[np.float32], rule: ExitRule) -> npt.NDArray[np.int64]:
     """The exit (1..K) at which each of N pictures leaves, from its confidence at every exit."""
-    return leaves(confidence_NK, rule.limits).argmax(axis=1) + 1
+    first_N: npt.NDArray[np.int64] = leaves(confidence_NK, rule.limits).argmax(axis=1) + 1
+    return first_N

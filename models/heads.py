@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from itertools import pairwise
 
 import torch
@@ -62,7 +63,22 @@ class Attention(nn.Module):
         return mask.sigmoid()
 
 
-class ShallowHead(nn.Module):
+class Head(nn.Module, ABC):
+    """What an exit answers with: an embedding of the stage's features, and a linear classifier on it."""
+
+    classifier: nn.Linear
+
+    @abstractmethod
+    def embed(self, features_BCHW: Tensor) -> Tensor:
+        """The pooled embedding (B, D) in front of the classifier."""
+
+    def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
+        """(B, C, H, W) -> (embedding (B, D), logits (B, classes))."""
+        embedding_BD = self.embed(features_BCHW)
+        return embedding_BD, self.classifier(embedding_BD)
+
+
+class ShallowHead(Head):
     """Attention and a chain of SepConvs up to the backbone's last width, average pool, linear classifier.
 
     channels: the widths from this stage's to the last stage's; one SepConv for each step between them.
@@ -76,13 +92,12 @@ class ShallowHead(nn.Module):
         self.classifier = nn.Linear(channels[-1], num_classes)
 
     def embed(self, features_BCHW: Tensor) -> Tensor:
-        """The pooled embedding (B, channels[-1]) in front of the classifier."""
         masked = features_BCHW * self.attention(features_BCHW)
         reduced: Tensor = self.reduce(masked)
         return reduced.mean(dim=(2, 3))
 
 
-class FinalHead(nn.Module):
+class FinalHead(Head):
     """The backbone's own classifier: average pool, linear."""
 
     def __init__(self, channels: int, num_classes: int) -> None:
@@ -90,5 +105,4 @@ class FinalHead(nn.Module):
         self.classifier = nn.Linear(channels, num_classes)
 
     def embed(self, features_BCHW: Tensor) -> Tensor:
-        """The pooled embedding (B, channels) in front of the classifier."""
         return features_BCHW.mean(dim=(2, 3))

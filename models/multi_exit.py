@@ -51,25 +51,25 @@ class MultiExitNet(nn.Module):
     @property
     def embedding_size(self) -> int:
         """D, the width of every exit's embedding."""
-        return int(self.heads[-1].classifier.in_features)
+        last = self.heads[-1]
+        assert isinstance(last, FinalHead)
+        return last.classifier.in_features
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 1..K on its input -> (features for the next stage (B, C, H', W'), logits of this exit (B, classes))."""
-        features, embedding = self._embed(stage, x)
-        return features, self.heads[stage - 1].classifier(embedding)
+        features_BCHW = self.stages[stage - 1](x)
+        _, logits_BC = self.heads[stage - 1](features_BCHW)
+        return features_BCHW, logits_BC
 
     def forward(self, x_BCHW: Tensor) -> ExitOutputs:
         """Run all stages, answering at every exit."""
-        logits, embeddings = [], []
-        for stage in range(1, self.num_exits + 1):
-            x_BCHW, embedding = self._embed(stage, x_BCHW)
-            embeddings.append(embedding)
-            logits.append(self.heads[stage - 1].classifier(embedding))
-        return ExitOutputs(logits, embeddings)
-
-    def _embed(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        features = self.stages[stage - 1](x)
-        return features, self.heads[stage - 1].embed(features)
+        outputs = ExitOutputs([], [])
+        for stage, head in zip(self.stages, self.heads, strict=True):
+            x_BCHW = stage(x_BCHW)
+            embedding_BD, logits_BC = head(x_BCHW)
+            outputs.logits.append(logits_BC)
+            outputs.embeddings.append(embedding_BD)
+        return outputs
 
 
 def _initialise(module: nn.Module) -> None:

@@ -63,7 +63,7 @@ class Preprocessing:
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette and grey converted."""
+    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette, grey converted."""
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
         grey = np.asarray(image, dtype=np.int64)
         return Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")

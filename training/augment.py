@@ -90,9 +90,7 @@ def cutout(images_BCHW: Tensor, size: int, generator: torch.Generator, fill: int
     """
     check_images(images_BCHW)
     if size < 0:
-        raise ValueError(
-            f"cutout size is {size} pixels; give 0 (none) or more (16 is usual for 32×32 images)"
-        )
+        raise ValueError(f"cutout size is {size} pixels; give 0 (none) or more (16 is usual for 32×32 images)")
     if size == 0:
         return images_BCHW
     batch, _, height, width = images_BCHW.shape
@@ -102,9 +100,7 @@ def cutout(images_BCHW: Tensor, size: int, generator: torch.Generator, fill: int
     return torch.where(hidden_B1HW, colour_1C11(fill, images_BCHW), images_BCHW)
 
 
-def _hidden_interval(
-    batch: int, length: int, size: int, generator: torch.Generator, device: torch.device
-) -> Tensor:
+def _hidden_interval(batch: int, length: int, size: int, generator: torch.Generator, device: torch.device) -> Tensor:
     centre_B1 = torch.randint(0, max(length, 1), (batch, 1), generator=generator, device=device)
     offset_BL = torch.arange(length, device=device) - (centre_B1 - size // 2)
     return (offset_BL >= 0) & (offset_BL < size)
@@ -134,9 +130,7 @@ class Augmentation:
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
-            raise ValueError(
-                f"crop_padding is {self.crop_padding} pixels; give 0 (no crop) or more, for example 4"
-            )
+            raise ValueError(f"crop_padding is {self.crop_padding} pixels; give 0 (no crop) or more, for example 4")
         if self.policy not in get_args(Policy):
             raise ValueError(f"policy is {self.policy!r}; give one of {', '.join(get_args(Policy))}")
         if self.cutout < 0:

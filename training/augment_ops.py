@@ -60,8 +60,7 @@ def _per_sample_B111(values_B: Tensor, images_BCHW: Tensor) -> Tensor:
     check_images(images_BCHW)
     if values_B.shape != images_BCHW.shape[:1]:
         raise ValueError(
-            f"magnitudes have shape {tuple(values_B.shape)} for {images_BCHW.shape[0]} images; "
-            "give one for each image"
+            f"magnitudes have shape {tuple(values_B.shape)} for {images_BCHW.shape[0]} images; give one for each image"
         )
     return values_B.view(-1, 1, 1, 1)
 
@@ -105,9 +104,7 @@ def equalize(images_BCHW: Tensor) -> Tensor:
     check_images(images_BCHW)
     batch, channels, height, width = images_BCHW.shape
     rows = batch * channels
-    bin_BCHW = images_BCHW.long() + 256 * torch.arange(rows, device=images_BCHW.device).view(
-        batch, channels, 1, 1
-    )
+    bin_BCHW = images_BCHW.long() + 256 * torch.arange(rows, device=images_BCHW.device).view(batch, channels, 1, 1)
     count_BCL = bin_BCHW.reshape(-1).bincount(minlength=256 * rows).view(batch, channels, 256)
     level_256 = torch.arange(256, device=images_BCHW.device)
     brightest_count_BC1 = count_BCL.gather(2, images_BCHW.amax((2, 3)).long().unsqueeze(2))
@@ -161,9 +158,7 @@ def _luminance_B1HW(images_BCHW: Tensor) -> Tensor:
     if channel_count == 1:
         return images_BCHW
     if channel_count != 3:
-        raise ValueError(
-            f"images have {channel_count} channels; saturation and contrast take 3 (RGB) or 1 (grey)"
-        )
+        raise ValueError(f"images have {channel_count} channels; saturation and contrast take 3 (RGB) or 1 (grey)")
     red, green, blue = images_BCHW.to(torch.int32).split(1, dim=1)
     luminance_B1HW: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return luminance_B1HW

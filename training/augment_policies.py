@@ -30,21 +30,11 @@ Operation = Callable[[Tensor, Tensor, Border], Tensor]
 
 OPERATIONS: dict[str, Operation] = {
     "identity": lambda images_BCHW, _strength_B, _border: images_BCHW,
-    "shear_x": lambda images_BCHW, amount_B, to: ops.shear_x(
-        images_BCHW, amount_B, to.fill, to.interpolation
-    ),
-    "shear_y": lambda images_BCHW, amount_B, to: ops.shear_y(
-        images_BCHW, amount_B, to.fill, to.interpolation
-    ),
-    "translate_x": lambda images_BCHW, px_B, to: ops.translate_x(
-        images_BCHW, px_B, to.fill, to.interpolation
-    ),
-    "translate_y": lambda images_BCHW, px_B, to: ops.translate_y(
-        images_BCHW, px_B, to.fill, to.interpolation
-    ),
-    "rotate": lambda images_BCHW, degrees_B, to: ops.rotate(
-        images_BCHW, degrees_B, to.fill, to.interpolation
-    ),
+    "shear_x": lambda images_BCHW, amount_B, to: ops.shear_x(images_BCHW, amount_B, to.fill, to.interpolation),
+    "shear_y": lambda images_BCHW, amount_B, to: ops.shear_y(images_BCHW, amount_B, to.fill, to.interpolation),
+    "translate_x": lambda images_BCHW, px_B, to: ops.translate_x(images_BCHW, px_B, to.fill, to.interpolation),
+    "translate_y": lambda images_BCHW, px_B, to: ops.translate_y(images_BCHW, px_B, to.fill, to.interpolation),
+    "rotate": lambda images_BCHW, degrees_B, to: ops.rotate(images_BCHW, degrees_B, to.fill, to.interpolation),
     "brightness": lambda images_BCHW, change_B, _border: ops.brightness(images_BCHW, 1 + change_B),
     "saturation": lambda images_BCHW, change_B, _border: ops.saturation(images_BCHW, 1 + change_B),
     "contrast": lambda images_BCHW, change_B, _border: ops.contrast(images_BCHW, 1 + change_B),
@@ -117,9 +107,7 @@ def auto_magnitudes(height: int, width: int) -> dict[str, tuple[float, ...]]:
 def trivial_magnitudes() -> dict[str, tuple[float, ...]]:
     """What TrivialAugment's strengths 0 to 30 mean for each operation: its "wide" search space."""
     shares = [level / (TRIVIAL_LEVELS - 1) for level in range(TRIVIAL_LEVELS)]
-    return _strengths(
-        shares, shear=0.99, down_and_across_px=(32, 32), degrees=135, change=0.99, dropped_bits=6
-    )
+    return _strengths(shares, shear=0.99, down_and_across_px=(32, 32), degrees=135, change=0.99, dropped_bits=6)
 
 
 def _strengths(
@@ -162,9 +150,7 @@ def auto_augment(
     tables = _auto_tables(height, width, device)
     chosen_B = torch.randint(0, len(CIFAR10_SUB_POLICIES), (batch,), generator=generator, device=device)
     for place in range(2):
-        happens_B = (
-            torch.rand(batch, generator=generator, device=device) < tables.probability_S2[chosen_B, place]
-        )
+        happens_B = torch.rand(batch, generator=generator, device=device) < tables.probability_S2[chosen_B, place]
         operation_B = torch.where(happens_B, tables.operation_S2[chosen_B, place], 0)
         strength_B = _with_random_sign(operation_B, tables.strength_S2[chosen_B, place], generator)
         images_BCHW = apply_operations(images_BCHW, operation_B, strength_B, Border(fill, interpolation))
@@ -227,12 +213,8 @@ def _auto_tables(height: int, width: int, device: torch.device) -> _AutoTables:
     strengths = auto_magnitudes(height, width)
     places = {name: place for place, name in enumerate(OPERATIONS)}
     return _AutoTables(
-        operation_S2=torch.tensor(
-            [[places[n] for n, _, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device
-        ),
-        probability_S2=torch.tensor(
-            [[p for _, p, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device
-        ),
+        operation_S2=torch.tensor([[places[n] for n, _, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device),
+        probability_S2=torch.tensor([[p for _, p, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device),
         strength_S2=torch.tensor(
             [[strengths[name][level] for name, _, level in pair] for pair in CIFAR10_SUB_POLICIES],
             device=device,

@@ -45,7 +45,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
         raise CheckpointError(f"{path}: no checkpoint to resume from; start the run without --resume")
     try:
         state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
-    except Exception as error:  # noqa: BLE001 - torch raises any of a dozen types for a broken file
+    except Exception as error:
         raise CheckpointError(
             f"{path}: not a usable checkpoint ({error}); delete it and start the run again without --resume"
         ) from error

@@ -78,4 +78,4 @@ def short(epochs: int = 45) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[[int], Recipe]] = {"journal": journal, "short": short}
+RECIPES: dict[str, Callable[..., Recipe]] = {"journal": journal, "short": short}

@@ -56,7 +56,7 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
         return torch.bfloat16
     if device.type == "cuda":
         return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities = getattr(torch.cpu, "get_capabilities", dict)()
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32
 
 
@@ -90,7 +90,12 @@ class Trainer:
         self.dtype = dtype
         self.seed = seed
         self.checkpoint = checkpoint
-        self.identity = {"recipe": repr(recipe), "model": asdict(net.config), "seed": seed, **(identity or {})}
+        self.identity = {
+            "recipe": repr(recipe),
+            "model": asdict(net.config),
+            "seed": seed,
+            **(identity or {}),
+        }
         width = net.embedding_size
         exits = recipe.feature_exits if recipe.beta else ()
         if any(not 1 <= exit < net.num_exits for exit in exits):
@@ -195,9 +200,7 @@ class Trainer:
         self.adapters.load_state_dict(state["adapters"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.epoch = state["epoch"]
-        self.history = [
-            EpochReport(**{**report, "accuracy": tuple(report["accuracy"])}) for report in state["history"]
-        ]
+        self.history = [EpochReport(**{**report, "accuracy": tuple(report["accuracy"])}) for report in state["history"]]
 
 
 def build_optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.SGD:
@@ -205,8 +208,12 @@ def build_optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.SGD
     parameters = [parameter for module in modules for parameter in module.parameters()]
     kernels = [parameter for parameter in parameters if parameter.ndim > 1]
     vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
+    groups: list[dict[str, Any]] = [
+        {"params": kernels},
+        {"params": vectors, "weight_decay": recipe.weight_decay * recipe.decay_norms},
+    ]
     return torch.optim.SGD(
-        [{"params": kernels}, {"params": vectors, "weight_decay": recipe.weight_decay * recipe.decay_norms}],
+        groups,
         lr=recipe.learning_rate,
         momentum=recipe.momentum,
         nesterov=recipe.nesterov,

@@ -57,9 +57,7 @@ class Bottleneck(nn.Module):
         super().__init__()
         self.conv1 = nn.Conv2d(in_channels, inner_channels, 1, bias=False)
         self.bn1 = nn.BatchNorm2d(inner_channels)
-        self.conv2 = nn.Conv2d(
-            inner_channels, inner_channels, 3, stride=stride, padding=1, groups=groups, bias=False
-        )
+        self.conv2 = nn.Conv2d(inner_channels, inner_channels, 3, stride=stride, padding=1, groups=groups, bias=False)
         self.bn2 = nn.BatchNorm2d(inner_channels)
         self.conv3 = nn.Conv2d(inner_channels, out_channels, 1, bias=False)
         self.bn3 = nn.BatchNorm2d(out_channels)

@@ -33,60 +33,83 @@ class Visit:
 
 
 @dataclass(frozen=True)
-class Answer:
-    """What a sample leaves with.
+class Progress:
+    """How far a sample has come: every exit passed, and the calibrated probabilities at the deepest.
 
-    probabilities_C: calibrated, float32, at the exit it left. visited: every exit passed, the last included.
-    queue_s: waiting in all stage queues; inference_s: inside steps; latency_s: from submit to leaving.
+    probabilities_C: float32. queue_s: waited in all stage queues so far. inference_s: spent inside steps so far.
     """
 
-    exit: int
-    reason: ExitReason
-    probabilities_C: npt.NDArray[np.float32] = field(repr=False)
     visited: tuple[Visit, ...]
+    probabilities_C: npt.NDArray[np.float32] = field(repr=False)
     queue_s: float
     inference_s: float
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a sample leaves with: how far it came, why it left there, and seconds from submit to leaving."""
+
+    progress: Progress
+    reason: ExitReason
     latency_s: float
+
+    @property
+    def exit(self) -> int:
+        """The exit it left at, 1..K."""
+        return self.progress.visited[-1].exit
 
     @property
     def class_id(self) -> int:
         """The most probable class."""
-        return self.visited[-1].class_id
+        return self.progress.visited[-1].class_id
 
     @property
     def confidence(self) -> float:
         """Its calibrated probability."""
-        return self.visited[-1].confidence
+        return self.progress.visited[-1].confidence
+
+    @property
+    def visited(self) -> tuple[Visit, ...]:
+        """Every exit passed, the one it left at included."""
+        return self.progress.visited
+
+    @property
+    def probabilities_C(self) -> npt.NDArray[np.float32]:
+        """Calibrated probability of every class at the exit it left at."""
+        return self.progress.probabilities_C
+
+    @property
+    def queue_s(self) -> float:
+        """Seconds waited in stage queues."""
+        return self.progress.queue_s
+
+    @property
+    def inference_s(self) -> float:
+        """Seconds spent inside steps, batch-mates' work included."""
+        return self.progress.inference_s
 
 
 @dataclass(eq=False)
 class Sample:
-    """One picture on its way through the stages. The engine thread owns all but `future`.
+    """One picture on its way through the stages; the engine thread writes it, the event loop only reads.
 
-    state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner handed back.
-    abandoned: set by the frontend when nobody waits any more; the sample is dropped at the next stage boundary.
+    state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
+    progress: replaced as a whole after each step, so that a reader on another thread never sees half of it.
     """
 
     state: Any = field(repr=False)
     contract: Contract
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
-    enqueued_s: float = 0.0
-    queue_s: float = 0.0
-    inference_s: float = 0.0
-    visited: tuple[Visit, ...] = ()
-    probabilities_C: npt.NDArray[np.float32] | None = field(default=None, repr=False)
-    abandoned: bool = False
+    enqueued_s: float
+    progress: Progress | None = None
+
+    @property
+    def abandoned(self) -> bool:
+        """Nobody waits any more: the client is gone, or the deadline was answered."""
+        return self.future.done()
 
     def answer(self, reason: ExitReason, now_s: float) -> Answer:
         """The answer of the deepest exit computed so far."""
-        assert self.probabilities_C is not None
-        return Answer(
-            exit=self.visited[-1].exit,
-            reason=reason,
-            probabilities_C=self.probabilities_C,
-            visited=self.visited,
-            queue_s=self.queue_s,
-            inference_s=self.inference_s,
-            latency_s=now_s - self.submitted_s,
-        )
+        assert self.progress is not None
+        return Answer(self.progress, reason, now_s - self.submitted_s)

@@ -1,0 +1,57 @@
+"""After a step: who leaves with an answer, who goes on. Pure but for the samples' own progress."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from models.exit_policy import leaves
+from server.engine.errors import EngineError, InferenceFailed
+from server.engine.request import Answer, Progress, Sample, Visit
+from server.engine.runners.runner import StepOutput
+
+
+@dataclass(frozen=True)
+class Decision:
+    """What becomes of the samples of one step."""
+
+    answers: list[tuple[Sample, Answer]] = field(default_factory=list)
+    failures: list[tuple[Sample, EngineError]] = field(default_factory=list)
+    survivors: list[Sample] = field(default_factory=list)
+
+    def __add__(self, other: Decision) -> Decision:
+        return Decision(self.answers + other.answers, self.failures + other.failures, self.survivors + other.survivors)
+
+
+def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: float, end_s: float) -> Decision:
+    """Compare each sample's confidence with its own contract; a sample without finite confidence has failed.
+
+    start_s, end_s: when the step ran, on the engine's clock.
+    """
+    confidence_B = output.probabilities_BC.max(axis=1)
+    class_id_B = output.probabilities_BC.argmax(axis=1)
+    limit_B = np.array([sample.contract.rule.limits[stage - 1] for sample in samples], dtype=np.float32)
+    leaving_B = leaves(confidence_B, limit_B)
+    decision = Decision()
+    for row, sample in enumerate(samples):
+        confidence = float(confidence_B[row])
+        if not np.isfinite(confidence):
+            failure = InferenceFailed(f"stage {stage} gave no finite probabilities for this picture")
+            decision.failures.append((sample, failure))
+            continue
+        before = sample.progress
+        sample.progress = Progress(
+            visited=(*(before.visited if before else ()), Visit(stage, int(class_id_B[row]), confidence)),
+            probabilities_C=output.probabilities_BC[row],
+            queue_s=(before.queue_s if before else 0.0) + start_s - sample.enqueued_s,
+            inference_s=(before.inference_s if before else 0.0) + end_s - start_s,
+        )
+        if leaving_B[row]:
+            reason = sample.contract.rule.reason(stage, confidence)
+            decision.answers.append((sample, sample.answer(reason, end_s)))
+        else:
+            sample.state = output.states[row]
+            decision.survivors.append(sample)
+    return decision

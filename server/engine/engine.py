@@ -1,0 +1,247 @@
+"""Engine: one thread that owns scheduler and runner; samples in from the event loop, answers back to it."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+import time
+from collections import deque
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from models.exit_policy import ExitReason
+from server.engine.decide import Decision, decide
+from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
+from server.engine.request import Answer, Contract, Sample
+from server.engine.runners.runner import Runner
+from server.engine.scheduler import Batch, Scheduler
+from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
+
+logger = logging.getLogger(__name__)
+
+# Share of the newest step in the running estimate of seconds a sample.
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True)
+class Delivery:
+    """All that one step hands to the event loop, in one go."""
+
+    decision: Decision
+    dropped: list[Sample]
+    stats: StepStats | None
+
+
+class Engine:
+    """Runs samples through the stages, each out at the first exit its own contract allows.
+
+    All public members belong to the event loop's thread. max_samples: in flight at once. max_wait_s: longest
+    predicted wait at which a sample is still taken in. clock: monotonic seconds; deadlines are on it.
+    """
+
+    def __init__(
+        self,
+        runner: Runner,
+        observer: Observer,
+        *,
+        max_batch_size: int = 32,
+        max_samples: int = 1024,
+        max_wait_s: float = 5.0,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.clock = clock
+        self._max_samples = max_samples
+        self._max_wait_s = max_wait_s
+        self._thread = threading.Thread(target=self._run_until_stopped, name="offramp-engine", daemon=True)
+        # The engine thread's own.
+        self._runner = runner
+        self._scheduler = Scheduler(runner.num_stages, max_batch_size)
+        # Shared, under `_wake`.
+        self._wake = threading.Condition()
+        self._inbox: deque[Sample] = deque()
+        self._stopping = False
+        # The event loop's own.
+        self._observer = observer
+        self._inflight: dict[Sample, asyncio.TimerHandle | None] = {}
+        self._draining = False
+        self._emptied = asyncio.Event()
+        self._unanswered_work_s = 0.0
+        self._seconds_per_sample = 0.0
+
+    # ---- the event loop's side -----------------------------------------------------------------
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Start the thread; answers are delivered on `loop`."""
+        self._loop = loop
+        self._thread.start()
+
+    @property
+    def alive(self) -> bool:
+        """Whether the thread runs."""
+        return self._thread.is_alive()
+
+    @property
+    def inflight_samples(self) -> int:
+        """Samples taken in and not yet answered or dropped."""
+        return len(self._inflight)
+
+    @property
+    def predicted_wait_s(self) -> float:
+        """What a new sample would wait for those before it, at the present pace."""
+        return len(self._inflight) * self._seconds_per_sample
+
+    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
+        """Take in uint8 (H, W, 3) pictures under one contract, all or none; one future each, in order.
+
+        The futures deliver an Answer, DeadlineExceeded or InferenceFailed. Cancelling one drops its sample at
+        the next stage boundary. Raises Overloaded or EngineStopped at once.
+        """
+        if self._draining or not self.alive:
+            raise EngineStopped("the engine takes no more samples")
+        full = len(self._inflight) + len(pictures) > self._max_samples
+        if full or self.predicted_wait_s > self._max_wait_s:
+            raise Overloaded(retry_after_s=max(1.0, self.predicted_wait_s))
+        now_s = self.clock()
+        samples = [Sample(picture, contract, self._loop.create_future(), now_s, now_s) for picture in pictures]
+        for sample in samples:
+            self._inflight[sample] = self._deadline_timer(sample, now_s)
+        with self._wake:
+            self._inbox.extend(samples)
+            self._wake.notify()
+        return [sample.future for sample in samples]
+
+    async def drain(self) -> None:
+        """Finish what is in flight, take in nothing new, end the thread."""
+        self._draining = True
+        if self._inflight and self.alive:
+            self._emptied.clear()
+            await self._emptied.wait()
+        with self._wake:
+            self._stopping = True
+            self._wake.notify()
+        if self._thread.ident is not None:
+            await asyncio.to_thread(self._thread.join)
+
+    def _deadline_timer(self, sample: Sample, now_s: float) -> asyncio.TimerHandle | None:
+        deadline_s = sample.contract.deadline_s
+        if deadline_s is None:
+            return None
+        return self._loop.call_later(max(0.0, deadline_s - now_s), self._expire, sample)
+
+    def _expire(self, sample: Sample) -> None:
+        """Answer a sample whose deadline has come with the deepest exit it reached."""
+        if sample.future.done():
+            return
+        if sample.progress is None:
+            sample.future.set_exception(DeadlineExceeded("the deadline passed before the first exit was computed"))
+        else:
+            self._answer(sample, sample.answer(ExitReason.DEADLINE, self.clock()))
+
+    def _deliver(self, delivery: Delivery) -> None:
+        for sample, answer in delivery.decision.answers:
+            self._forget(sample)
+            if not sample.future.done():
+                self._answer(sample, answer)
+        for sample, error in delivery.decision.failures:
+            self._forget(sample)
+            if not sample.future.done():
+                sample.future.set_exception(error)
+        for sample in delivery.dropped:
+            self._forget(sample)
+            self._expire(sample)
+            if sample.future.cancelled():
+                self._observer.cancelled(CancelStats("queued" if sample.progress is None else "running"))
+        if delivery.stats is not None:
+            self._learn_pace(delivery.stats.duration_s, len(delivery.decision.answers))
+            self._observer.step(delivery.stats)
+        if not self._inflight:
+            self._emptied.set()
+
+    def _answer(self, sample: Sample, answer: Answer) -> None:
+        sample.future.set_result(answer)
+        self._observer.sample(
+            SampleStats(answer.exit, answer.reason, answer.confidence, answer.queue_s, answer.latency_s)
+        )
+
+    def _forget(self, sample: Sample) -> None:
+        timer = self._inflight.pop(sample, None)
+        if timer is not None:
+            timer.cancel()
+
+    def _learn_pace(self, step_s: float, answered: int) -> None:
+        # Work of steps that answered nobody belongs to the samples that they sent deeper.
+        self._unanswered_work_s += step_s
+        if answered:
+            pace_s = self._unanswered_work_s / answered
+            self._unanswered_work_s = 0.0
+            self._seconds_per_sample += SMOOTHING * (pace_s - self._seconds_per_sample)
+
+    def _fail_all(self) -> None:
+        error = InferenceFailed("the engine died; the server's log says why")
+        failures = [(sample, error) for sample in self._inflight]
+        self._deliver(Delivery(Decision(failures=list(failures)), [], None))
+
+    # ---- the engine thread's side --------------------------------------------------------------
+
+    def _run_until_stopped(self) -> None:
+        try:
+            while self._take_in():
+                self.step()
+        except BaseException:
+            # A bug, not a bad sample: nobody may be left waiting for a thread that is gone.
+            self._loop.call_soon_threadsafe(self._fail_all)
+            raise
+
+    def _take_in(self) -> bool:
+        """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
+        with self._wake:
+            while not (self._inbox or self._stopping or any(self._scheduler.depths)):
+                self._wake.wait()
+            arrived = list(self._inbox)
+            self._inbox.clear()
+            stopping = self._stopping
+        self._scheduler.enqueue(1, arrived, self.clock())
+        return not stopping
+
+    def step(self) -> None:
+        """Schedule, run, decide, deliver."""
+        start_s = self.clock()
+        batch = self._scheduler.schedule(start_s)
+        if batch is None:
+            return
+        decision = self._run(batch) if batch.samples else Decision()
+        end_s = self.clock()
+        if decision.survivors:
+            self._scheduler.enqueue(batch.stage + 1, decision.survivors, end_s)
+        stats = self._stats(batch, end_s - start_s) if batch.samples else None
+        self._loop.call_soon_threadsafe(self._deliver, Delivery(decision, batch.dropped, stats))
+
+    def _run(self, batch: Batch) -> Decision:
+        """One step; where it fails, each member alone, so that one bad sample harms no other."""
+        try:
+            return self._run_together(batch.stage, batch.samples)
+        except Exception:
+            logger.exception("a step of stage %d over %d samples failed", batch.stage, len(batch.samples))
+        if len(batch.samples) == 1:
+            failure = InferenceFailed(f"stage {batch.stage} failed for this picture")
+            return Decision(failures=[(batch.samples[0], failure)])
+        alone = (self._run(Batch(batch.stage, [sample], [])) for sample in batch.samples)
+        return sum(alone, start=Decision())
+
+    def _run_together(self, stage: int, samples: list[Sample]) -> Decision:
+        start_s = self.clock()
+        output = self._runner.run(stage, [sample.state for sample in samples])
+        return decide(stage, samples, output, start_s, self.clock())
+
+    def _stats(self, batch: Batch, duration_s: float) -> StepStats:
+        return StepStats(
+            stage=batch.stage,
+            batch_size=len(batch.samples),
+            duration_s=duration_s,
+            queue_depths=self._scheduler.depths,
+            inflight_samples=len(self._inflight),
+        )

@@ -1,0 +1,1 @@
+"""Runners: one step on a device, behind one small protocol."""

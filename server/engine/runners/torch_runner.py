@@ -1,0 +1,81 @@
+"""TorchRunner: the reference. Simple, right, on every device; fast runners are proven against it."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, overload
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle
+from models.preprocess import normalize
+from server.engine.runners.runner import StepOutput
+
+
+@dataclass(frozen=True)
+class StageState:
+    """What a sample carries between stages: features (H, W, C) and accumulated logits (classes), on the device."""
+
+    features_HWC: Tensor
+    accumulated_C: Tensor
+
+
+class _States(Sequence[StageState]):
+    """Rows of a step's tensors, cut out only for the samples that go on."""
+
+    def __init__(self, features_BHWC: Tensor, accumulated_BC: Tensor) -> None:
+        self._features_BHWC = features_BHWC
+        self._accumulated_BC = accumulated_BC
+
+    def __len__(self) -> int:
+        return len(self._accumulated_BC)
+
+    @overload
+    def __getitem__(self, index: int) -> StageState: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[StageState]: ...
+    def __getitem__(self, index: int | slice) -> StageState | list[StageState]:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        return StageState(self._features_BHWC[index], self._accumulated_BC[index])
+
+
+class TorchRunner:
+    """Steps in eager torch, float32 and channels-last, on the CPU or a GPU."""
+
+    def __init__(self, bundle: Bundle, device: torch.device) -> None:
+        self.device = device
+        self.preprocessing = bundle.preprocessing
+        self.calibration = bundle.calibration
+        self.net = bundle.net.eval().to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+    @property
+    def num_stages(self) -> int:
+        """K, the stages of the bundle's network."""
+        return int(self.net.num_exits)
+
+    @torch.inference_mode()
+    def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
+        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates, with one host synchronisation."""
+        accumulated_BC: Tensor | None = None
+        if stage == 1:
+            pictures_BHWC = torch.from_numpy(np.stack(states)).to(self.device)
+            x_BCHW = normalize(pictures_BHWC, self.preprocessing)
+        else:
+            x_BCHW = torch.stack([state.features_HWC for state in states]).permute(0, 3, 1, 2)
+            accumulated_BC = torch.stack([state.accumulated_C for state in states])
+        features_BCHW, logits_BC = self.net.run_stage(stage, x_BCHW)
+        accumulated_BC = self.calibration.accumulate(stage, accumulated_BC, logits_BC)
+        probabilities_BC = self.calibration.probabilities(stage, accumulated_BC)
+        return StepOutput(probabilities_BC.cpu().numpy(), _States(features_BCHW.permute(0, 2, 3, 1), accumulated_BC))
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Run every stage at batch 1 and at the largest batch."""
+        size = self.preprocessing.size
+        for batch_size in {1, max_batch_size}:
+            states: Sequence[Any] = [np.zeros((size, size, 3), np.uint8)] * batch_size
+            for stage in range(1, self.num_stages + 1):
+                states = self.run(stage, states).states

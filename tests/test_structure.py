@@ -1,0 +1,180 @@
+"""The import directions of docs/architecture.md, and what keeps the front door quick."""
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+PACKAGES = ("models", "training", "server", "benchmarks")
+WEB = frozenset({"fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn"})
+HEAVY = WEB | {"torch", "numpy", "scipy", "PIL", "matplotlib", "tensorboard", "aiohttp"}
+
+
+@dataclass(frozen=True)
+class Rule:
+    """What the modules under `area` may import of ours, and which outside packages they must not know."""
+
+    area: str
+    ours: tuple[str, ...]
+    forbidden: frozenset[str] = frozenset()
+
+
+# The first rule whose area contains a module is the one that holds for it.
+RULES = (
+    Rule(
+        "server.engine.scheduler",
+        ours=("server.engine",),
+        forbidden=WEB | {"torch", "time", "threading", "asyncio"},
+    ),
+    Rule("models", ours=("models",), forbidden=WEB),
+    Rule("training", ours=("training", "models"), forbidden=WEB),
+    Rule("server.engine", ours=("server.engine", "models"), forbidden=WEB),
+    Rule("server", ours=("server", "models")),
+    Rule("benchmarks", ours=("benchmarks", "models", "training", "server")),
+    Rule("offramp", ours=("models", "training", "server", "benchmarks")),
+)
+
+
+@dataclass(frozen=True)
+class Import:
+    importer: str
+    imported: str
+    line: int
+
+
+def within(module: str, area: str) -> bool:
+    return module == area or module.startswith(area + ".")
+
+
+def module_name(path: Path, root: Path) -> str:
+    parts = path.relative_to(root).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def sources(root: Path) -> dict[str, Path]:
+    """Every module of the application under `root`, by dotted name; tests are not part of it."""
+    paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
+    paths += [path for path in [root / "offramp.py"] if path.exists()]
+    return {module_name(path, root): path for path in paths}
+
+
+def imported_names(node: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
+    """Dotted names that one statement imports; `from server import engine` names server.engine, a module."""
+    if isinstance(node, ast.Import):
+        yield from (alias.name for alias in node.names)
+    elif isinstance(node, ast.ImportFrom) and node.module is not None:
+        for alias in node.names:
+            full_name = f"{node.module}.{alias.name}"
+            yield full_name if full_name in modules else node.module
+
+
+def imports(root: Path) -> Iterator[Import]:
+    """Every import in the application, at any depth: in functions and under TYPE_CHECKING too."""
+    modules = sources(root)
+    for importer, path in modules.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            for imported in imported_names(node, modules):
+                yield Import(importer, imported, getattr(node, "lineno", 0))
+
+
+def violations(root: Path) -> list[str]:
+    """One sentence for each import that goes against RULES."""
+    found = []
+    for item in imports(root):
+        rule = next(rule for rule in RULES if within(item.importer, rule.area))
+        top = item.imported.partition(".")[0]
+        is_ours = top in (*PACKAGES, "offramp", "tests")
+        is_allowed = any(within(item.imported, area) for area in rule.ours)
+        if (is_ours and not is_allowed) or top in rule.forbidden:
+            found.append(f"{item.importer}:{item.line} must not import {item.imported}")
+    return found
+
+
+def plant(root: Path, files: dict[str, str]) -> None:
+    for name, text in files.items():
+        path = root / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(text, encoding="utf-8")
+
+
+def test_imports_follow_the_architecture() -> None:
+    assert violations(ROOT) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "statement"),
+    [
+        ("models/heads.py", "import training.losses"),
+        ("models/heads.py", "from server.engine import stats"),
+        ("models/heads.py", "import pydantic"),
+        ("training/trainer.py", "from server import settings"),
+        ("training/trainer.py", "import benchmarks"),
+        ("server/app.py", "def load():\n    import training"),
+        ("server/app.py", "import offramp"),
+        ("server/engine/engine.py", "from server import settings"),
+        ("server/engine/engine.py", "from server.settings import Settings"),
+        ("server/engine/engine.py", "import prometheus_client.core"),
+        ("server/engine/runners/torch_runner.py", "from starlette.responses import Response"),
+        ("server/engine/scheduler.py", "import torch"),
+        ("server/engine/scheduler.py", "from time import monotonic"),
+        ("benchmarks/load.py", "import offramp"),
+        ("offramp.py", "from tests import conftest"),
+    ],
+)
+def test_a_forbidden_import_is_found(tmp_path: Path, file: str, statement: str) -> None:
+    plant(tmp_path, {"server/settings.py": "", "server/engine/stats.py": "", file: statement})
+    assert len(violations(tmp_path)) == 1
+
+
+@pytest.mark.parametrize(
+    ("file", "statement"),
+    [
+        ("training/trainer.py", "from models import config"),
+        ("server/app.py", "from server import engine, settings\nimport fastapi"),
+        ("server/engine/engine.py", "from server.engine import stats\nimport models.bundle\nimport time"),
+        ("offramp.py", "def serve():\n    from server import settings"),
+    ],
+)
+def test_an_allowed_import_is_left_alone(tmp_path: Path, file: str, statement: str) -> None:
+    plant(tmp_path, {"server/settings.py": "", "server/engine/__init__.py": "", file: statement})
+    assert violations(tmp_path) == []
+
+
+def test_every_folder_with_code_is_a_package_and_so_reaches_the_wheel() -> None:
+    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_no_module_has_a_name_that_says_nothing() -> None:
+    empty_words = {"utils", "util", "common", "helpers", "helper", "misc", "manager"}
+    assert [name for name in sources(ROOT) if empty_words & set(name.split("."))] == []
+
+
+def test_importing_the_front_door_loads_nothing_heavy() -> None:
+    code = "import json, sys, offramp; print(json.dumps(sorted(sys.modules)))"
+    result = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
+    )
+    assert result.returncode == 0, result.stderr
+    assert HEAVY & set(json.loads(result.stdout)) == set()
+
+
+def test_every_direct_dependency_is_pinned() -> None:
+    def canonical(requirement: str) -> str:
+        name = re.split(r"[\[<>=!~; ]", requirement, maxsplit=1)[0]
+        return re.sub(r"[-_.]+", "-", name).lower()
+
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    extras = [name for names in project["optional-dependencies"].values() for name in names]
+    lines = (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines()
+    pinned = {canonical(line) for line in lines if "==" in line and not line.startswith("#")}
+    wanted = {canonical(name) for name in [*project["dependencies"], *extras]}
+    assert wanted - pinned - {"offramp"} == set()

@@ -1,0 +1,346 @@
+"""CIFAR from the official files, from the archive and from mosaics; and pickles that attack."""
+
+from __future__ import annotations
+
+import functools
+import io
+import json
+import pickle
+import struct
+import tarfile
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from models.preprocess import Preprocessing
+from training.data import DataError, ImageSet, load_splits
+from training.data.cifar import read_cifar
+from training.data.restricted_pickle import load_official_pickle
+
+COUNT = 1_000
+NAMES_100 = tuple(f"class{i:03d}" for i in range(100))
+NAMES_10 = tuple(f"class{i}" for i in range(10))
+
+
+def python2_pickle(value: Any) -> bytes:
+    """What Python 2's cPickle wrote at protocol 2: texts as byte strings, arrays through numpy.core."""
+    return b"\x80\x02" + _opcodes(value) + b"."
+
+
+def _opcodes(value: Any) -> bytes:
+    match value:
+        case bytes() if len(value) < 256:
+            return b"U" + struct.pack("<B", len(value)) + value
+        case bytes():
+            return b"T" + struct.pack("<i", len(value)) + value
+        case int() if 0 <= value < 256:
+            return b"K" + struct.pack("<B", value)
+        case int():
+            return b"J" + struct.pack("<i", value)
+        case list():
+            return b"](" + b"".join(map(_opcodes, value)) + b"e"
+        case dict():
+            return b"}(" + b"".join(_opcodes(k) + _opcodes(v) for k, v in value.items()) + b"u"
+        case np.ndarray():
+            rows, columns = value.shape
+            return (
+                b"cnumpy.core.multiarray\n_reconstruct\ncnumpy\nndarray\n"
+                + (_opcodes(0) + b"\x85" + _opcodes(b"b") + b"\x87R")
+                + (b"(" + _opcodes(1) + _opcodes(rows) + _opcodes(columns) + b"\x86")
+                + (b"cnumpy\ndtype\n" + _opcodes(f"{value.dtype.str[1:]}".encode()))
+                + (_opcodes(0) + _opcodes(1) + b"\x87R(")
+                + (_opcodes(3) + _opcodes(b"|") + b"NNN" + _opcodes(-1) + _opcodes(-1) + _opcodes(0) + b"tb")
+                + (b"\x89" + _opcodes(value.tobytes()) + b"tb")
+            )
+    raise TypeError(type(value))
+
+
+@functools.cache
+def pictures(seed: int, classes: int) -> tuple[np.ndarray, np.ndarray]:
+    random = np.random.RandomState(seed)
+    images_NHWC = random.randint(0, 256, (COUNT, 32, 32, 3)).astype(np.uint8)
+    return images_NHWC, random.randint(0, classes, COUNT)
+
+
+def rows(images_NHWC: np.ndarray) -> np.ndarray:
+    return images_NHWC.transpose(0, 3, 1, 2).reshape(len(images_NHWC), 3072)
+
+
+def batch_100(images_NHWC: np.ndarray, labels_N: np.ndarray) -> dict[bytes, Any]:
+    return {
+        b"filenames": [b"picture.png"] * len(labels_N),
+        b"batch_label": b"training batch 1 of 1",
+        b"fine_labels": labels_N.tolist(),
+        b"coarse_labels": (labels_N // 5).tolist(),
+        b"data": rows(images_NHWC),
+    }
+
+
+@functools.cache
+def official_100() -> dict[str, bytes]:
+    meta = {b"fine_label_names": [name.encode() for name in NAMES_100], b"coarse_label_names": [b"any"]}
+    return {
+        "file.txt~": b"",
+        "meta": python2_pickle(meta),
+        "test": python2_pickle(batch_100(*pictures(2, 100))),
+        "train": python2_pickle(batch_100(*pictures(1, 100))),
+    }
+
+
+def members_100() -> dict[str, bytes]:
+    return dict(official_100())
+
+
+def write_folder(folder: Path, members: dict[str, bytes]) -> None:
+    folder.mkdir()
+    for name, content in members.items():
+        (folder / name).write_bytes(content)
+
+
+def write_archive(archive: Path, folder_name: str, members: dict[str, bytes]) -> None:
+    with tarfile.open(archive, "w:gz", compresslevel=1) as tar:
+        for name, content in members.items():
+            info = tarfile.TarInfo(f"{folder_name}/{name}")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+
+
+def write_mosaics(folder: Path) -> None:
+    folder.mkdir()
+    labels: dict[str, Any] = {"fine_names": NAMES_100, "coarse_names": []}
+    for part, seed in (("train", 1), ("test", 2)):
+        images_NHWC, labels_N = pictures(seed, 100)
+        mosaic = images_NHWC.reshape(25, 40, 32, 32, 3).swapaxes(1, 2).reshape(800, 1280, 3)
+        Image.fromarray(mosaic).save(folder / f"{part}-00.webp", lossless=True, quality=0, method=0)
+        labels[part] = {"fine": labels_N.tolist(), "coarse": []}
+    (folder / "labels.json").write_text(json.dumps(labels))
+
+
+def test_the_official_folder_gives_pixels_labels_and_names_in_order(tmp_path: Path) -> None:
+    write_folder(tmp_path / "cifar-100-python", members_100())
+    sets = read_cifar("cifar100", tmp_path)
+    for found, seed in ((sets.train, 1), (sets.test, 2)):
+        images_NHWC, labels_N = pictures(seed, 100)
+        np.testing.assert_array_equal(found.images_NHWC, images_NHWC)
+        np.testing.assert_array_equal(found.labels_N, labels_N)
+        assert found.class_names == NAMES_100
+    assert sets.source == "CIFAR-100, official folder cifar-100-python"
+
+
+def test_archive_folder_and_mosaics_of_the_same_pictures_are_equal(tmp_path: Path) -> None:
+    roots = [tmp_path / name for name in ("folder", "archive", "mosaics")]
+    for root in roots:
+        root.mkdir()
+    write_folder(roots[0] / "cifar-100-python", members_100())
+    write_archive(roots[1] / "cifar-100-python.tar.gz", "cifar-100-python", members_100())
+    write_mosaics(roots[2] / "cifar100")
+    found = [read_cifar("cifar100", root) for root in roots]
+    assert len({sets.train.fingerprint() for sets in found}) == 1
+    assert len({sets.test.fingerprint() for sets in found}) == 1
+    assert len({sets.source for sets in found}) == 3
+    assert not (roots[1] / "cifar-100-python").exists()
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_cifar10_joins_its_five_batches_in_order(tmp_path: Path, packed: bool) -> None:
+    parts = [pictures(seed, 10) for seed in range(6)]
+    members = {"batches.meta": python2_pickle({b"label_names": [name.encode() for name in NAMES_10]})}
+    for i, (images_NHWC, labels_N) in enumerate(parts):
+        name = "test_batch" if i == 5 else f"data_batch_{i + 1}"
+        members[name] = python2_pickle({b"data": rows(images_NHWC), b"labels": labels_N.tolist()})
+    if packed:
+        write_archive(tmp_path / "cifar-10-python.tar.gz", "cifar-10-batches-py", members)
+    else:
+        write_folder(tmp_path / "cifar-10-batches-py", members)
+    sets = read_cifar("cifar10", tmp_path)
+    np.testing.assert_array_equal(sets.train.images_NHWC, np.concatenate([p[0] for p in parts[:5]]))
+    np.testing.assert_array_equal(sets.train.labels_N, np.concatenate([p[1] for p in parts[:5]]))
+    np.testing.assert_array_equal(sets.test.images_NHWC, parts[5][0])
+    assert sets.test.class_names == NAMES_10
+
+
+class Attack:
+    def __init__(self, target: Path) -> None:
+        self.target = target
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        import os
+
+        return os.system, (f"touch '{self.target}'",)
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+def test_an_attacking_pickle_is_refused_by_name_and_does_not_run(tmp_path: Path, protocol: int) -> None:
+    trace = tmp_path / "trace"
+    attack = pickle.dumps({"data": Attack(trace)}, protocol=protocol)
+    write_folder(tmp_path / "cifar-100-python", {**members_100(), "train": attack})
+    with pytest.raises(DataError, match=r"cifar-100-python/train: refused.* (posix|nt)\.system"):
+        read_cifar("cifar100", tmp_path)
+    assert not trace.exists()
+    pickle.loads(attack)
+    assert trace.exists()
+
+
+@pytest.mark.parametrize("name", ["builtins\neval", "numpy\nload", "numpy.core.multiarray\nfromfile"])
+def test_globals_beyond_the_official_ones_are_refused_by_name(name: str) -> None:
+    with pytest.raises(DataError, match=name.replace("\n", r"\.")):
+        load_official_pickle(b"\x80\x02c" + name.encode() + b"\n.", "train")
+
+
+def test_arrays_of_objects_are_refused() -> None:
+    content = python2_pickle({b"data": np.zeros((1, 1), np.uint8)}).replace(b"u1", b"O8")
+    with pytest.raises(DataError, match=r"train: .*unsigned bytes.*O8"):
+        load_official_pickle(content, "train")
+
+
+def test_arrays_stored_column_by_column_are_read_as_numpy_reads_them() -> None:
+    pixels = np.arange(6, dtype=np.uint8).reshape(2, 3)
+    content = python2_pickle({b"data": pixels})
+    by_column = content.replace(b"\x89" + _opcodes(pixels.tobytes()), b"\x88" + _opcodes(pixels.tobytes("F")))
+    assert by_column != content
+    np.testing.assert_array_equal(load_official_pickle(content, "train")[b"data"], pixels)
+    np.testing.assert_array_equal(load_official_pickle(by_column, "train")[b"data"], pixels)
+
+
+@pytest.mark.parametrize(
+    ("opcodes", "message"),
+    [
+        (b"\x96" + struct.pack("<Q", 1 << 40), "truncated or no official"),
+        (b"\x96" + struct.pack("<Q", 1) + b"x0}", "opcode BYTEARRAY8"),
+        (b"}r" + struct.pack("<I", 1 << 31), "memo number 2147483648"),
+        (b"P1\n", "opcode PERSID"),
+        (b"]", "holds a list"),
+    ],
+)
+def test_pickles_that_would_exhaust_memory_or_hold_no_dictionary_are_refused(opcodes: bytes, message: str) -> None:
+    with pytest.raises(DataError, match=f"train: .*{message}"):
+        load_official_pickle(b"\x80\x02" + opcodes + b".", "train")
+
+
+@pytest.mark.filterwarnings("ignore:invalid escape sequence:DeprecationWarning")
+def test_altered_bytes_give_a_dictionary_or_a_named_error() -> None:
+    whole = python2_pickle({b"data": np.zeros((2, 6), np.uint8), b"fine_labels": [1, 2, 300]})
+    random = np.random.RandomState(0)
+    refusals: list[str] = []
+    for _ in range(2_000):
+        altered = bytearray(whole)
+        for place in random.randint(0, len(whole), 2):
+            altered[place] = random.randint(256)
+        try:
+            assert isinstance(load_official_pickle(bytes(altered), "train"), dict)
+        except DataError as error:
+            refusals.append(str(error))
+    assert len(refusals) > 500
+    assert all(refusal.startswith("train: ") for refusal in refusals)
+
+
+@pytest.mark.parametrize("kept", [0, 1, 100, 3_000, 3_000_000])
+def test_a_truncated_member_is_named(tmp_path: Path, kept: int) -> None:
+    members = members_100()
+    write_folder(tmp_path / "cifar-100-python", {**members, "train": members["train"][:kept]})
+    with pytest.raises(DataError, match=r"cifar-100-python/train: truncated or no official CIFAR file"):
+        read_cifar("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize("packed", [False, True])
+def test_a_missing_member_is_named(tmp_path: Path, packed: bool) -> None:
+    members = members_100()
+    del members["meta"]
+    if packed:
+        write_archive(tmp_path / "cifar-100-python.tar.gz", "cifar-100-python", members)
+    else:
+        write_folder(tmp_path / "cifar-100-python", members)
+    with pytest.raises(DataError, match=r"missing .*meta"):
+        read_cifar("cifar100", tmp_path)
+
+
+def test_a_truncated_or_altered_archive_is_named(tmp_path: Path) -> None:
+    archive = tmp_path / "cifar-100-python.tar.gz"
+    write_archive(archive, "cifar-100-python", members_100())
+    whole = archive.read_bytes()
+    middle = len(whole) // 2
+    flipped = whole[:-8] + bytes([whole[-8] ^ 1]) + whole[-7:]
+    for broken in (b"", b"no archive", whole[:middle], whole[:-4], flipped):
+        archive.write_bytes(broken)
+        with pytest.raises(DataError, match=r"cifar-100-python\.tar\.gz: .*download it anew"):
+            read_cifar("cifar100", tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            {b"data": np.zeros((COUNT - 1, 3072), np.uint8)},
+            r"train: 'data' must be uint8 of shape \(1000, 3072\)",
+        ),
+        ({b"data": [1, 2]}, "train: needs an array 'data'"),
+        ({b"fine_labels": [b"cat"] * COUNT}, "train: 'fine_labels' must hold whole numbers"),
+        ({b"fine_labels": [100] * COUNT}, r"labels must lie in 0\.\.99 .*got 100\.\.100"),
+    ],
+)
+def test_contents_that_do_not_fit_together_are_refused(tmp_path: Path, change: dict[bytes, Any], message: str) -> None:
+    train = python2_pickle({**batch_100(*pictures(1, 100)), **change})
+    write_folder(tmp_path / "cifar-100-python", {**members_100(), "train": train})
+    with pytest.raises(DataError, match=message):
+        read_cifar("cifar100", tmp_path)
+
+
+def test_broken_mosaics_are_named(tmp_path: Path) -> None:
+    folder = tmp_path / "cifar100"
+    write_mosaics(folder)
+    whole = (folder / "train-00.webp").read_bytes()
+    (folder / "train-00.webp").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(DataError, match=r"train-00\.webp: cannot be decoded"):
+        read_cifar("cifar100", tmp_path)
+    Image.new("RGB", (640, 800)).save(folder / "train-00.webp")
+    with pytest.raises(DataError, match=r"train-00\.webp: is 640×800 pixels; a mosaic is 1280×800"):
+        read_cifar("cifar100", tmp_path)
+    (folder / "train-00.webp").unlink()
+    with pytest.raises(DataError, match=r"missing train-00\.webp"):
+        read_cifar("cifar100", tmp_path)
+    (folder / "labels.json").write_text('{"fine_names": [], "train": {"fine": [0]}}')
+    with pytest.raises(DataError, match=r"labels\.json: needs .*'test'"):
+        read_cifar("cifar100", tmp_path)
+    (folder / "labels.json").write_text("{")
+    with pytest.raises(DataError, match=r"labels\.json: no valid JSON"):
+        read_cifar("cifar100", tmp_path)
+
+
+def test_where_nothing_is_found_every_place_and_the_fix_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError) as caught:
+        read_cifar("cifar100", tmp_path)
+    places = ("cifar-100-python/", "cifar-100-python.tar.gz", "cifar100/")
+    for expected in (
+        *(str(tmp_path / p) + p[len(p.rstrip("/")) :] for p in places),
+        "--data-root",
+        "OFFRAMP_DATA_ROOT",
+    ):
+        assert expected in str(caught.value)
+
+
+def test_calibration_comes_out_of_train_never_out_of_test(tmp_path: Path) -> None:
+    write_mosaics(tmp_path / "cifar100")
+    splits = load_splits("cifar100", tmp_path, Preprocessing(size=32), calibration_size=200)
+    parts = (splits.train, splits.calibration, splits.test)
+    pixels = []
+    for part in parts:
+        assert isinstance(part, ImageSet)
+        pixels.append({image_HWC.tobytes() for image_HWC in part.images_NHWC})
+    assert [len(found) for found in pixels] == [800, 200, 1_000]
+    assert pixels[0] | pixels[1] == {image_HWC.tobytes() for image_HWC in pictures(1, 100)[0]}
+    assert pixels[2] == {image_HWC.tobytes() for image_HWC in pictures(2, 100)[0]}
+
+
+def test_another_input_size_resizes_as_serving_does(tmp_path: Path) -> None:
+    write_mosaics(tmp_path / "cifar100")
+    preprocessing = Preprocessing(size=8, crop_fraction=0.5)
+    needed_bytes = 2 * COUNT * 8 * 8 * 3
+    splits = load_splits("cifar100", tmp_path, preprocessing, calibration_size=200, memory_limit_bytes=needed_bytes)
+    assert isinstance(splits.test, ImageSet)
+    served = [preprocessing.apply(Image.fromarray(image_HWC)) for image_HWC in pictures(2, 100)[0]]
+    np.testing.assert_array_equal(splits.test.images_NHWC, served)
+    with pytest.raises(DataError, match=r"at 8×8 pixels .* choose a smaller size"):
+        load_splits("cifar100", tmp_path, preprocessing, calibration_size=200, memory_limit_bytes=needed_bytes - 1)

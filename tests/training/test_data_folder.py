@@ -1,0 +1,204 @@
+"""Trees of pictures: train and test folders, plain trees, odd pictures, broken ones."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.preprocess import Preprocessing
+from training.data import Batches, DataError, FolderSet, ImageSet, Splits, load_splits
+from training.data.image_folder import decode_all, read_image_folder
+
+PREPROCESSING = Preprocessing(size=16)
+CLASSES = ("Forest", "River", "SeaLake")
+
+
+def write_picture(path: Path, colour: tuple[int, int, int], size: tuple[int, int] = (20, 20)) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, colour).save(path)
+
+
+def write_part(root: Path, count: int, classes: tuple[str, ...] = CLASSES) -> None:
+    for label, name in enumerate(classes):
+        for i in range(count):
+            write_picture(root / name / f"{name}_{i}.png", (80 * label, 10 * i, 7))
+
+
+def as_image_set(pictures: ImageSet | FolderSet) -> ImageSet:
+    assert isinstance(pictures, ImageSet)
+    return pictures
+
+
+def test_train_and_test_folders_become_three_disjoint_sets(tmp_path: Path) -> None:
+    write_part(tmp_path / "train", 10)
+    write_part(tmp_path / "test", 2)
+    splits = load_splits(str(tmp_path), None, PREPROCESSING)
+    assert splits.class_names == CLASSES
+    assert [len(s) for s in (splits.train, splits.calibration, splits.test)] == [27, 3, 6]
+    np.testing.assert_array_equal(splits.calibration.labels_N, [0, 1, 2])
+    np.testing.assert_array_equal(splits.test.labels_N, [0, 0, 1, 1, 2, 2])
+    greens = {label: set() for label in range(3)}  # type: dict[int, set[int]]
+    for part in (splits.train, splits.calibration):
+        images = as_image_set(part)
+        for image_HWC, label in zip(images.images_NHWC, images.labels_N, strict=True):
+            assert image_HWC[0, 0, 0] == 80 * label
+            greens[label].add(int(image_HWC[0, 0, 1]))
+    assert all(found == {10 * i for i in range(10)} for found in greens.values())
+    assert "train/ and test/" in splits.source
+
+
+def test_val_serves_as_test_where_there_is_no_test_folder(tmp_path: Path) -> None:
+    write_part(tmp_path / "train", 4)
+    write_part(tmp_path / "val", 2)
+    assert len(load_splits(str(tmp_path), None, PREPROCESSING).test) == 6
+    write_part(tmp_path / "test", 1)
+    splits = load_splits(str(tmp_path), None, PREPROCESSING)
+    assert len(splits.test) == 3
+    assert "val/ unused" in splits.source
+
+
+@pytest.mark.parametrize("below", [".", "train"])
+def test_a_tree_without_test_pictures_gets_a_held_out_tenth(tmp_path: Path, below: str) -> None:
+    write_part(tmp_path / below, 20)
+    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    np.testing.assert_array_equal(np.bincount(sets.test.labels_N), [2, 2, 2])
+    assert set(sets.train.names) | set(sets.test.names) == {
+        p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")
+    }
+    assert not set(sets.train.names) & set(sets.test.names)
+    assert "6 test pictures held out (seed 0)" in sets.source
+    assert read_image_folder(tmp_path, PREPROCESSING, seed=0).test.names == sets.test.names
+    assert read_image_folder(tmp_path, PREPROCESSING, seed=1).test.names != sets.test.names
+
+
+def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
+    write_part(tmp_path, 3, ("bus", "test", "train"))
+    assert read_image_folder(tmp_path, PREPROCESSING, seed=0).train.class_names == ("bus", "test", "train")
+
+
+def test_hidden_files_other_files_and_deeper_folders(tmp_path: Path) -> None:
+    write_part(tmp_path, 3)
+    write_picture(tmp_path / "Forest" / ".hidden.png", (0, 0, 0))
+    write_picture(tmp_path / "Forest" / ".cache" / "a.png", (0, 0, 0))
+    write_picture(tmp_path / ".thumbnails" / "a.png", (0, 0, 0))
+    (tmp_path / "Forest" / "notes.txt").write_text("no picture")
+    (tmp_path / "Forest" / "folder.png").mkdir()
+    write_picture(tmp_path / "Forest" / "deeper" / "A.JPEG", (0, 0, 0))
+    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    assert sets.train.class_names == CLASSES
+    forest = [name for name in (*sets.train.names, *sets.test.names) if name.startswith("Forest/")]
+    assert sorted(forest) == [
+        "Forest/Forest_0.png",
+        "Forest/Forest_1.png",
+        "Forest/Forest_2.png",
+        "Forest/deeper/A.JPEG",
+    ]
+
+
+def test_grey_palette_transparent_16_bit_and_turned_pictures_become_rgb(tmp_path: Path) -> None:
+    write_part(tmp_path, 3)
+    folder = tmp_path / "Forest"
+    Image.new("L", (30, 20), 90).save(folder / "grey.jpg", quality=95)
+    Image.new("RGB", (20, 30), (200, 100, 0)).quantize(4).save(folder / "palette.png")
+    Image.new("RGBA", (20, 20), (9, 9, 9, 0)).save(folder / "transparent.png")
+    Image.fromarray(np.full((20, 20), 90 * 256, np.uint16)).save(folder / "deep.png")
+    upright = np.zeros((40, 20, 3), np.uint8)
+    upright[20:, :, 0] = 255
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    Image.fromarray(np.rot90(upright).copy()).save(folder / "turned.jpg", exif=exif, quality=95)
+    listed = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    found: dict[str, np.ndarray] = {}
+    for part in (listed.train, listed.test):
+        found.update(zip((Path(name).name for name in part.names), decode_all(part).images_NHWC, strict=True))
+    assert all(image.shape == (16, 16, 3) for image in found.values())
+    assert abs(found["grey.jpg"].astype(int) - 90).max() <= 1
+    assert abs(found["palette.png"].astype(int) - (200, 100, 0)).max() <= 8
+    assert (found["transparent.png"] == 255).all()
+    assert (found["deep.png"] == 90).all()
+    assert found["turned.jpg"][:7, :, 0].max() < 40
+    assert found["turned.jpg"][9:, :, 0].min() > 215
+
+
+def break_picture(path: Path, how: str) -> None:
+    if how == "truncated":
+        noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
+        Image.fromarray(noise).save(path)
+        path.write_bytes(path.read_bytes()[:5_000])
+    elif how == "header only":
+        path.write_bytes(path.read_bytes()[:20])
+    else:
+        path.write_bytes(b"" if how == "empty" else b"a text called .png")
+
+
+@pytest.mark.parametrize("how", ["truncated", "header only", "empty", "text"])
+@pytest.mark.parametrize("memory_limit_bytes", [10**9, 1])
+def test_a_broken_picture_is_named(tmp_path: Path, how: str, memory_limit_bytes: int) -> None:
+    write_part(tmp_path, 5)
+    break_picture(tmp_path / "River" / "River_3.png", how)
+    with pytest.raises(DataError, match=r"River_3\.png: cannot be decoded"):
+        walk_all(load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=memory_limit_bytes))
+
+
+def walk_all(splits: Splits) -> None:
+    for part in (splits.train, splits.calibration, splits.test):
+        for _ in Batches(part, 1, torch.device("cpu"), shuffle=False, drop_last=False).epoch():
+            pass
+
+
+def test_what_exceeds_the_memory_limit_is_decoded_on_demand_to_the_same_pixels(tmp_path: Path) -> None:
+    write_part(tmp_path / "train", 5)
+    write_part(tmp_path / "test", 2)
+    exactly_bytes = (15 + 6) * 16 * 16 * 3
+    held = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes)
+    streamed = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes - 1)
+    for a, b in (
+        (held.train, streamed.train),
+        (held.calibration, streamed.calibration),
+        (held.test, streamed.test),
+    ):
+        assert isinstance(b, FolderSet)
+        np.testing.assert_array_equal(as_image_set(a).images_NHWC, [b[i][0] for i in range(len(b))])
+        np.testing.assert_array_equal(a.labels_N, [b[i][1] for i in range(len(b))])
+
+
+def test_unusable_trees_are_refused_with_the_fix(tmp_path: Path) -> None:
+    root = tmp_path / "tree"
+    root.mkdir()
+    write_picture(root / "loose.png", (0, 0, 0))
+    with pytest.raises(DataError, match=r"found 0 class folders.*one folder a class"):
+        load_splits(str(root), None, PREPROCESSING)
+    write_part(root, 3)
+    (root / "Alps").mkdir()
+    with pytest.raises(DataError, match=r"class 'Alps' has no picture.*remove the folder"):
+        load_splits(str(root), None, PREPROCESSING)
+    write_picture(root / "Alps" / "one.png", (0, 0, 0))
+    with pytest.raises(DataError, match=r"class 'Alps' has 1 pictures.*at least 3"):
+        load_splits(str(root), None, PREPROCESSING)
+
+
+def test_classes_that_differ_between_train_and_test_are_named(tmp_path: Path) -> None:
+    write_part(tmp_path / "train", 3, ("Forest", "River"))
+    write_part(tmp_path / "test", 1, ("Forest", "Rivers"))
+    with pytest.raises(DataError, match="only in train: River; only in test: Rivers"):
+        load_splits(str(tmp_path), None, PREPROCESSING)
+
+
+def test_test_pictures_without_train_pictures_are_refused(tmp_path: Path) -> None:
+    write_part(tmp_path / "test", 3)
+    with pytest.raises(DataError, match="none in train/"):
+        load_splits(str(tmp_path), None, PREPROCESSING)
+
+
+def test_a_fingerprint_tells_names_sizes_and_labels_but_not_the_place(tmp_path: Path) -> None:
+    for place in ("here", "there"):
+        write_part(tmp_path / place, 3)
+    first, second = (read_image_folder(tmp_path / place, PREPROCESSING, seed=0).train for place in ("here", "there"))
+    assert first.fingerprint() == second.fingerprint()
+    assert first.subset(np.arange(3)).fingerprint() != first.fingerprint()
+    second.paths[0].write_bytes(second.paths[0].read_bytes() + b" ")
+    assert first.fingerprint() != second.fingerprint()

@@ -1,0 +1,42 @@
+"""One picture file to pixels; every way a file can be broken becomes a DataError that names it."""
+
+from __future__ import annotations
+
+import struct
+import zlib
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from models.preprocess import Preprocessing
+from training.data.errors import DataError
+
+# What Pillow's readers raise on damaged input; UnidentifiedImageError and truncation are OSErrors.
+DECODE_ERRORS = (
+    OSError,
+    EOFError,
+    SyntaxError,
+    ValueError,
+    IndexError,
+    TypeError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
+
+
+def decode_picture(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
+    """Decode and preprocess one file to uint8 of shape (size, size, 3).
+
+    Raises DataError naming the file when it is missing, corrupt, truncated or no picture.
+    """
+    try:
+        with Image.open(path) as image:
+            return preprocessing.apply(image)
+    except DECODE_ERRORS as error:
+        raise DataError(
+            f"{path}: cannot be decoded ({type(error).__name__}: {error}); replace or remove this file"
+        ) from error

@@ -1,0 +1,60 @@
+"""Class-balanced hold-outs that are the same on every machine."""
+
+from __future__ import annotations
+
+import numpy as np
+import numpy.typing as npt
+
+from training.data.errors import DataError
+
+HOLDOUT_SEED = 0
+"""Seed of every hold-out, apart from the training seed: all runs, resumed or repeated, share one split."""
+
+
+def fraction_count(labels_N: npt.NDArray[np.int64], fraction: float) -> int:
+    """How many pictures `fraction` of the set is, at least one a class."""
+    return max(round(len(labels_N) * fraction), len(np.unique(labels_N)))
+
+
+def stratified_holdout(
+    labels_N: npt.NDArray[np.int64], count: int, seed: int
+) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+    """Split indices into (kept, held), each sorted; `count` are held, in proportion to class sizes.
+
+    Every class present gives at least one picture and keeps at least one. A pure function of its arguments.
+    Raises DataError when `count` is out of range or a class has a single picture.
+    """
+    classes, sizes = np.unique(labels_N, return_counts=True)
+    if len(classes) and sizes.min() < 2:
+        raise DataError(
+            f"class {classes[sizes.argmin()]} has a single picture, which cannot be both kept and held out; "
+            "add pictures to it or remove the class"
+        )
+    if not len(classes) <= count <= len(labels_N) - len(classes):
+        raise DataError(
+            f"cannot hold out {count} of {len(labels_N)} pictures in {len(classes)} classes: "
+            f"choose {len(classes)} to {len(labels_N) - len(classes)}, so that each class keeps and gives at "
+            "least one"
+        )
+    # RandomState, as NumPy froze its stream for good; default_rng may change between releases.
+    random = np.random.RandomState(seed)
+    held = [
+        random.permutation(np.flatnonzero(labels_N == label))[:share]
+        for label, share in zip(classes, _shares(sizes, count), strict=True)
+    ]
+    held_M = np.sort(np.concatenate(held)).astype(np.int64)
+    kept_mask_N = np.ones(len(labels_N), dtype=bool)
+    kept_mask_N[held_M] = False
+    return np.flatnonzero(kept_mask_N).astype(np.int64), held_M
+
+
+def _shares(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
+    """Pictures to hold of each class: proportional by largest remainder, within 1..size-1."""
+    ideal: npt.NDArray[np.float64] = sizes * (count / sizes.sum())
+    shares: npt.NDArray[np.int64] = np.clip(np.floor(ideal), 1, sizes - 1).astype(np.int64)
+    while shares.sum() != count:
+        step = 1 if shares.sum() < count else -1
+        movable = (shares < sizes - 1) if step > 0 else (shares > 1)
+        gap = np.where(movable, step * (ideal - shares), -np.inf)
+        shares[gap.argmax()] += step
+    return shares
