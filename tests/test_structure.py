@@ -160,9 +160,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 def test_importing_the_front_door_loads_nothing_heavy() -> None:
     code = "import json, sys, offramp; print(json.dumps(sorted(sys.modules)))"
-    result = subprocess.run(
-        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False
-    )
+    result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert HEAVY & set(json.loads(result.stdout)) == set()
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import get_args
@@ -136,6 +136,16 @@ def train(
             on_epoch(report)
 
         run.trainer.fit(record, on_step)
+
+
+def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
+    """Raises ValueError when a data set's classes are not the bundle's, in the same order."""
+    if tuple(labels) != tuple(class_names):
+        strange = sorted(set(labels) ^ set(class_names))
+        raise ValueError(
+            f"the data set has {len(class_names)} classes, the bundle {len(labels)}; they differ in "
+            f"{', '.join(strange[:5]) or 'their order'}: give the data set that the bundle was trained on"
+        )
 
 
 def hardware() -> str:

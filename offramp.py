@@ -1,0 +1,269 @@
+"""The `offramp` command: train, evaluate, calibrate, serve, predict and bench.
+
+Options are declared once, as fields of frozen dataclasses; a field `peak_rate` becomes the flag `--peak-rate` and the
+environment variable `OFFRAMP_PEAK_RATE`. Everything heavy is imported by the command that needs it.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import shlex
+import sys
+from collections.abc import Callable
+from dataclasses import MISSING, dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+
+import typer
+from benchmarks.options import BenchOptions
+
+from server.settings import Settings
+from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
+
+if TYPE_CHECKING:
+    from training.evaluate import Evaluation
+
+app = typer.Typer(
+    help="Multi-exit image classifiers, trained by self-distillation and served so that an easy image leaves early.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+@dataclass(frozen=True)
+class PredictOptions:
+    """Options of `offramp predict`."""
+
+    images: Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE…")]
+    model: Annotated[
+        Path | None,
+        typer.Option(help="The bundle's folder; default: the embedded model.", envvar="OFFRAMP_PREDICT_MODEL"),
+    ] = None
+    threshold: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Answer at the first exit this confident; default: the bundle's.")
+    ] = None
+    top_k: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
+    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a picture.")] = False
+
+
+def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+    """Make `run(options)` a sub-command whose flags are the dataclass's fields; ValueError becomes one line, exit 1."""
+
+    def decorate(run: Callable[[Any], None]) -> Callable[[Any], None]:
+        def call(**values: Any) -> None:
+            try:
+                run(options_type(**values))
+            except ValueError as error:
+                typer.secho(f"offramp {run.__name__}: {error}", fg="red", err=True)
+                raise typer.Exit(1) from None
+            except KeyboardInterrupt:
+                typer.secho("stopped", err=True)
+                raise typer.Exit(130) from None
+
+        call.__doc__ = run.__doc__
+        call.__signature__ = _signature(options_type)  # type: ignore[attr-defined]
+        app.command(run.__name__)(call)
+        return run
+
+    return decorate
+
+
+def _signature(options_type: type) -> inspect.Signature:
+    hints = get_type_hints(options_type, include_extras=True)
+    parameters = []
+    for field in fields(options_type):
+        (declared,) = hints[field.name].__metadata__
+        if declared.envvar is None and not isinstance(declared, typer.models.ArgumentInfo):
+            declared.envvar = f"OFFRAMP_{field.name.upper()}"
+        default = field.default
+        if default is MISSING:
+            default = inspect.Parameter.empty if field.default_factory is MISSING else field.default_factory()
+        parameters.append(
+            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
+        )
+    return inspect.Signature(parameters)
+
+
+@command(TrainOptions)
+def train(options: TrainOptions) -> None:
+    """Train a self-distilled multi-exit network and write its bundle.
+
+    offramp train cifar100 --data-root data --width 32 --epochs 45 --output runs/cifar100
+
+    offramp train photos/ --input-size 64 --output runs/photos      # photos/<class>/*.jpg
+
+    offramp train photos/ --input-size 64 --output runs/photos --resume
+    """
+    from training.finish import finish
+    from training.run import prepare
+    from training.run import train as train_run
+
+    run = prepare(options)
+    typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {run.trainer.device}")
+    if run.trainer.epoch:
+        typer.echo(f"resuming after epoch {run.trainer.epoch}")
+    from training.progress import progress_display
+
+    try:
+        with progress_display(run) as display:
+            train_run(run, display.epoch, display.step)
+    except KeyboardInterrupt:
+        typer.echo(f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True)
+        raise
+    bundle, evaluation = finish(run, shlex.join(["offramp", *sys.argv[1:]]))
+    _print_evaluation(evaluation)
+    folder = options.output / "bundle"
+    _write_evaluation(evaluation, bundle.name, options.output)
+    typer.echo(f"default threshold {bundle.threshold:g}; serve it: offramp serve --model {folder}")
+
+
+@command(EvaluateOptions)
+def evaluate(options: EvaluateOptions) -> None:
+    """Accuracy, cost and exit mix of a bundle on a data set's test pictures.
+
+    offramp evaluate runs/cifar100/bundle cifar100 --data-root data --output runs/cifar100/evaluation
+    """
+    from models.bundle import load_bundle
+    from models.cost import count_cost
+    from training.data import Batches, load_splits
+    from training.evaluate import collect_logits
+    from training.evaluate import evaluate as judge
+    from training.run import check_labels, check_precision, resolve_device
+    from training.trainer import resolve_precision
+
+    bundle = load_bundle(options.bundle)
+    device = resolve_device(options.device)
+    splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
+    check_labels(bundle.labels, splits.class_names)
+    batches = Batches(splits.test, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
+    dtype = resolve_precision(check_precision(options.precision), device)
+    outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
+    evaluation = judge(outputs, bundle.calibration, count_cost(bundle.config))
+    _print_evaluation(evaluation)
+    if options.output:
+        _write_evaluation(evaluation, bundle.name, options.output)
+
+
+@command(CalibrateOptions)
+def calibrate(options: CalibrateOptions) -> None:
+    """Fit temperatures and the default threshold of a bundle anew, on pictures held out of a data set's train part.
+
+    offramp calibrate runs/cifar100/bundle cifar100 --data-root data
+    """
+    from models.bundle import load_bundle, save_bundle
+    from models.cost import count_cost
+    from training.data import Batches, load_splits
+    from training.finish import card, recalibrated
+    from training.run import check_labels, resolve_device
+
+    bundle = load_bundle(options.bundle)
+    splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
+    check_labels(bundle.labels, splits.class_names)
+    device = resolve_device(options.device)
+
+    def batches(dataset: Any) -> Batches:
+        return Batches(dataset, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
+
+    bundle, evaluation = recalibrated(bundle, batches(splits.calibration), batches(splits.test), options.tolerance)
+    save_bundle(bundle, options.bundle, card(bundle, evaluation, count_cost(bundle.config)))
+    _print_evaluation(evaluation)
+    typer.echo(
+        f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
+        f"default threshold {bundle.threshold:g}; written to {options.bundle}"
+    )
+
+
+@command(Settings)
+def serve(settings: Settings) -> None:
+    """Serve bundles over HTTP.
+
+    offramp serve                                              # the embedded CIFAR-100 model on port 8000
+
+    offramp serve --model runs/photos/bundle --port 9000
+
+    curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/v1/predict?threshold=0.8'
+    """
+    from server.serve import run
+
+    run(settings)
+
+
+@command(PredictOptions)
+def predict(options: PredictOptions) -> None:
+    """Classify picture files without a server.
+
+    offramp predict photo.jpg --threshold 0.8
+    """
+    from models.bundle import EMBEDDED, load_bundle
+    from models.cost import count_cost
+    from models.exit_policy import ExitRule
+    from server.engine.runners.torch_runner import TorchRunner
+    from server.predict import open_picture
+    from server.predict import predict as run
+    from training.run import resolve_device
+
+    bundle = load_bundle(options.model or EMBEDDED)
+    cost = count_cost(bundle.config)
+    runner = TorchRunner(bundle, resolve_device(options.device))
+    threshold = bundle.threshold if options.threshold is None else options.threshold
+    rule = ExitRule.uniform(threshold, runner.num_stages)
+    for path in options.images:
+        answer = run(runner, bundle.preprocessing.apply(open_picture(str(path))), rule)
+        top = [(bundle.labels[class_id], probability) for class_id, probability in answer.ranking[: options.top_k]]
+        compute = cost.compute[answer.exit - 1]
+        if options.as_json:
+            document = {"image": str(path), "label": top[0][0], "confidence": top[0][1], "exit": answer.exit}
+            document |= {"exits": runner.num_stages, "exit_reason": answer.reason, "compute": compute, "top_k": top}
+            typer.echo(json.dumps(document))
+            continue
+        classes = ", ".join(f"{label} {probability:.1%}" for label, probability in top)
+        typer.echo(
+            f"{path}: {classes}; exit {answer.exit} of {runner.num_stages} ({answer.reason}), "
+            f"{compute:.0%} of the full network's cost"
+        )
+
+
+@command(BenchOptions)
+def bench(options: BenchOptions) -> None:
+    """Throughput, latency and accuracy of a server by threshold, exits on against off.
+
+    offramp bench --data-root data
+    """
+    from benchmarks.thresholds import run
+
+    run(options)
+
+
+def _print_evaluation(evaluation: Evaluation) -> None:
+    from rich.console import Console
+    from rich.markdown import Markdown
+
+    from training.report import exits_table, thresholds_table
+
+    tables = f"{exits_table(evaluation)}\n\n{thresholds_table(evaluation)}"
+    console = Console()
+    console.print(Markdown(tables) if console.is_terminal else tables)
+
+
+def _write_evaluation(evaluation: Evaluation, name: str, folder: Path) -> None:
+    from training.report import plot
+
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "evaluation.json").write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+    try:
+        plot(evaluation, name, folder / "evaluation.png")
+        typer.echo(f"{folder}/evaluation.json and evaluation.png written")
+    except ModuleNotFoundError:
+        typer.echo(f"{folder}/evaluation.json written; for the plot install matplotlib (pip install 'offramp[train]')")
+
+
+def main() -> None:
+    """Entry point."""
+    app()
+
+
+if __name__ == "__main__":
+    main()

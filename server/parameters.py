@@ -1,0 +1,200 @@
+"""The parameters of a prediction: one model of them for query strings, form fields and JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from difflib import get_close_matches
+from typing import Annotated, Any
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails
+
+from models.exit_policy import ExitRule
+from server.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
+from server.registry import ServedModel
+
+LONGEST_DEADLINE_MS = 3_600_000
+ECHOED_CHARACTERS = 60
+
+
+def _not_boolean(value: Any) -> Any:
+    # Python's True is an int, and pydantic takes it for 1.
+    if isinstance(value, bool):
+        raise ValueError("a boolean is no number")
+    return value
+
+
+def _split(value: Any) -> Any:
+    return value.split(",") if isinstance(value, str) else value
+
+
+Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+Integer = Annotated[int, BeforeValidator(_not_boolean)]
+Fraction = Annotated[Number, Field(ge=0, le=1)]
+
+
+class Parameters(BaseModel):
+    """What a request may ask for, beside its pictures. None: not given."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    threshold: Fraction | None = Field(
+        None,
+        description="Answer at the first exit whose calibrated confidence reaches it: 0 always answers at exit 1, "
+        "1 never early. Default: the bundle's operating point.",
+        examples=[0.8],
+    )
+    thresholds: Annotated[list[Fraction], BeforeValidator(_split)] | None = Field(
+        None,
+        description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
+        examples=[[0.9, 0.8, 0.7]],
+    )
+    max_disagreement: Fraction | None = Field(
+        None,
+        description="Certified contract: at most this fraction may differ from the full-depth answer. "
+        "Needs a bundle with a certificate.",
+        examples=[0.01],
+    )
+    min_exit: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="Answer at this exit or deeper. Default 1.", examples=[1]
+    )
+    max_exit: Annotated[Integer, Field(ge=1)] | None = Field(
+        None, description="Answer at this exit at the latest. Default: the last.", examples=[3]
+    )
+    deadline_ms: Annotated[Number, Field(gt=0, le=LONGEST_DEADLINE_MS)] | None = Field(
+        None,
+        description="Answer within this many milliseconds with the deepest exit computed by then. "
+        "Default: the server's setting.",
+        examples=[50],
+    )
+    top_k: Annotated[Integer, Field(ge=1)] = Field(1, description="Classes to return.", examples=[5])
+    detail: bool = Field(False, description="Tell the answer of every exit passed, as `visited`.", examples=[True])
+    version: str | None = Field(None, description="Version of the model. Default: the first served.", examples=["1"])
+
+
+ALLOWED: Mapping[str, str] = {
+    "threshold": "a number in [0, 1]",
+    "thresholds": "numbers in [0, 1], one per early exit, such as 0.9,0.8,0.7",
+    "max_disagreement": "a number in [0, 1]",
+    "min_exit": "a whole number of at least 1",
+    "max_exit": "a whole number of at least 1",
+    "deadline_ms": f"a number above 0 and up to {LONGEST_DEADLINE_MS}",
+    "top_k": "a whole number of at least 1",
+    "detail": "true or false",
+    "version": "the name of a version",
+}
+
+DEFAULTS = Parameters()
+
+
+def parse_parameters(given: Mapping[str, Any], body_names: Iterable[str] = ()) -> Parameters:
+    """The validated parameters. body_names: what else may stand beside them, such as "images" in JSON.
+
+    Raises Problem (422) that names each wrong parameter, its value and what is allowed.
+    """
+    if not given:
+        return DEFAULTS
+    try:
+        parameters = Parameters.model_validate(given)
+    except ValidationError as error:
+        wrong = error.errors(include_url=False, include_context=False)
+        known = [*body_names, *Parameters.model_fields]
+        sentences = dict.fromkeys(_sentence(item, given, known) for item in wrong)
+        names = list(dict.fromkeys(str(item["loc"][0]) for item in wrong))
+        raise Problem(INVALID_PARAMETER, "; ".join(sentences), parameters=_short(names)) from error
+    _check_together(parameters)
+    return parameters
+
+
+def refuse_repeated(names: Iterable[str]) -> None:
+    """Raises Problem (422) when a parameter is given twice, whether in one place or in two."""
+    seen: set[str] = set()
+    for name in names:
+        if name in seen:
+            raise Problem(INVALID_PARAMETER, f"{_quoted(name)} is given twice: give it once", parameters=_short([name]))
+        seen.add(name)
+
+
+@dataclass(frozen=True)
+class Terms:
+    """Parameters made concrete for one served model: when its pictures leave, and how the answer says so."""
+
+    rule: ExitRule
+    deadline_ms: float | None
+    top_k: int
+    detail: bool
+    contract: dict[str, Any]
+
+
+def make_terms(parameters: Parameters, served: ServedModel, default_deadline_ms: float) -> Terms:
+    """The terms for a model of K exits. Raises Problem (422) where they ask for what the model does not have."""
+    num_exits, bundle = served.num_exits, served.bundle
+    if parameters.max_disagreement is not None:
+        raise Problem(
+            NOT_CERTIFIED,
+            f"this bundle has no certificate yet ({bundle.name}, version {bundle.version}): "
+            "ask with threshold or thresholds instead of max_disagreement",
+            parameters=["max_disagreement"],
+        )
+    for name in ("min_exit", "max_exit"):
+        _within(name, getattr(parameters, name), num_exits, f"{bundle.name} has exits 1 to {num_exits}")
+    _within("top_k", parameters.top_k, len(bundle.labels), f"{bundle.name} knows {len(bundle.labels)} classes")
+    contract: dict[str, Any]
+    if parameters.thresholds is not None:
+        if len(parameters.thresholds) != num_exits - 1:
+            raise Problem(
+                INVALID_PARAMETER,
+                f"thresholds has {len(parameters.thresholds)} numbers: give {num_exits - 1}, one per early exit "
+                f"of {bundle.name}",
+                parameters=["thresholds"],
+            )
+        thresholds = tuple(parameters.thresholds)
+        contract = {"thresholds": parameters.thresholds}
+    else:
+        threshold = bundle.threshold if parameters.threshold is None else parameters.threshold
+        thresholds = (threshold,) * (num_exits - 1)
+        contract = {"threshold": threshold}
+    deadline_ms = parameters.deadline_ms or default_deadline_ms or None
+    bounds = {"min_exit": parameters.min_exit, "max_exit": parameters.max_exit, "deadline_ms": deadline_ms}
+    contract |= {name: value for name, value in bounds.items() if value is not None}
+    rule = ExitRule(thresholds, parameters.min_exit or 1, parameters.max_exit or num_exits)
+    return Terms(rule, deadline_ms, parameters.top_k, parameters.detail, contract)
+
+
+def _check_together(parameters: Parameters) -> None:
+    ways = [name for name in ("threshold", "thresholds", "max_disagreement") if getattr(parameters, name) is not None]
+    if len(ways) > 1:
+        raise Problem(INVALID_PARAMETER, f"{' and '.join(ways)} contradict each other: give one", parameters=ways)
+    low, high = parameters.min_exit, parameters.max_exit
+    if low is not None and high is not None and low > high:
+        detail = f"min_exit {low} is above max_exit {high}: min_exit <= max_exit must hold"
+        raise Problem(INVALID_PARAMETER, detail, parameters=["min_exit", "max_exit"])
+
+
+def _within(name: str, value: int | None, limit: int, reason: str) -> None:
+    if value is not None and value > limit:
+        detail = f"{name} {value} is out of range: give a whole number from 1 to {limit}; {reason}"
+        raise Problem(INVALID_PARAMETER, detail, parameters=[name])
+
+
+def _sentence(error: ErrorDetails, given: Mapping[str, Any], known: list[str]) -> str:
+    name = str(error["loc"][0])
+    if error["type"] == "extra_forbidden":
+        return f"{_quoted(name)} is unknown: {nearest(name, known)}the parameters are {', '.join(known)}"
+    return f"{name} {_quoted(given[name])} is not allowed: give {ALLOWED[name]}"
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """"did you mean 'threshold'? ", or nothing where no known name is near."""
+    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}? " if near else ""
+
+
+def _quoted(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= ECHOED_CHARACTERS else text[:ECHOED_CHARACTERS] + "…"
+
+
+def _short(names: list[str]) -> list[str]:
+    return [name[:ECHOED_CHARACTERS] for name in names[:10]]

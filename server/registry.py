@@ -1,0 +1,146 @@
+"""The served models, by name and version, and whether they can answer."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle import Bundle
+from models.cost import NetworkCost
+from server.engine.request import Answer, Contract
+
+logger = logging.getLogger(__name__)
+
+
+class UnknownModel(LookupError):
+    """No such model or version; the message says which there are."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class EngineClient(Protocol):
+    """What the frontend asks of an engine; all on the event loop's thread."""
+
+    @property
+    def alive(self) -> bool: ...
+
+    @property
+    def inflight_samples(self) -> int: ...
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
+
+    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]: ...
+
+    async def drain(self) -> None: ...
+
+
+@dataclass(frozen=True, eq=False)
+class ServedModel:
+    """One version of one model, and the engine that runs it.
+
+    warm_up: runs the network once, off the event loop, before the engine starts. compute: per exit, its share of
+    the full depth's multiply-adds.
+    """
+
+    bundle: Bundle
+    cost: NetworkCost
+    device: str
+    engine: EngineClient
+    warm_up: Callable[[], None]
+    compute: tuple[float, ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "compute", tuple(round(share, 4) for share in self.cost.compute))
+
+    @property
+    def num_exits(self) -> int:
+        """K."""
+        return len(self.compute)
+
+
+class Registry:
+    """Served models in the order given; the first is the default, and of a model the first version is.
+
+    Raises ValueError when there is none, or one name and version come twice.
+    """
+
+    def __init__(self, served: Sequence[ServedModel]) -> None:
+        if not served:
+            raise ValueError("no model to serve: give at least one bundle")
+        self._models: dict[str, dict[str, ServedModel]] = {}
+        for one in served:
+            versions = self._models.setdefault(one.bundle.name, {})
+            if one.bundle.version in versions:
+                raise ValueError(
+                    f"model {one.bundle.name!r} version {one.bundle.version!r} is given twice: "
+                    "leave one out, or give it another version"
+                )
+            versions[one.bundle.version] = one
+        self.draining = False
+        self.failure: str | None = None
+        self._warmed_up = False
+
+    @property
+    def default_name(self) -> str:
+        """The model of requests that name none."""
+        return next(iter(self._models))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """All models, the default first."""
+        return tuple(self._models)
+
+    @property
+    def served(self) -> list[ServedModel]:
+        """Every version of every model."""
+        return [one for versions in self._models.values() for one in versions.values()]
+
+    def versions(self, name: str) -> dict[str, ServedModel]:
+        """All versions of a model, its default first. Raises UnknownModel."""
+        if name not in self._models:
+            raise UnknownModel(f"no model {name[:64]!r} is served; there is {', '.join(self.names)}")
+        return self._models[name]
+
+    def find(self, name: str, version: str | None = None) -> ServedModel:
+        """One version of a model; None for its default. Raises UnknownModel."""
+        versions = self.versions(name)
+        if version is None:
+            return next(iter(versions.values()))
+        if version not in versions:
+            raise UnknownModel(f"model {name!r} has no version {version[:64]!r}; there is {', '.join(versions)}")
+        return versions[version]
+
+    def why_not_ready(self) -> str | None:
+        """None when every model can answer, else the reason."""
+        if self.draining:
+            return "the server is shutting down"
+        if self.failure is not None:
+            return self.failure
+        if not self._warmed_up:
+            return "the models are warming up"
+        dead = next((one.bundle for one in self.served if not one.engine.alive), None)
+        return f"the engine of {dead.name} version {dead.version} has ended; restart the server" if dead else None
+
+    async def start(self) -> None:
+        """Warm up and start every engine; a failure is kept as the reason why the server is not ready."""
+        for one in self.served:
+            try:
+                await asyncio.to_thread(one.warm_up)
+            except (RuntimeError, MemoryError, OSError, ValueError) as error:
+                logger.exception("warming up %s failed", one.bundle.name)
+                self.failure = f"warming up {one.bundle.name} version {one.bundle.version} failed: {error}"
+                return
+            one.engine.start(asyncio.get_running_loop())
+        self._warmed_up = True
+
+    async def drain(self) -> None:
+        """Answer what is in flight, take in nothing more."""
+        self.draining = True
+        await asyncio.gather(*(one.engine.drain() for one in self.served))

@@ -1,0 +1,110 @@
+"""Every option of the server, declared once: flag, environment variable, range, help and default come from here.
+
+The command line derives `--max-body-mib` and `OFFRAMP_MAX_BODY_MIB` from a field named `max_body_mib`. Imports
+neither torch nor the web framework, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Annotated, get_args, get_type_hints
+
+import typer
+
+LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Options of `offramp serve`. Raises ValueError where a value is out of its range."""
+
+    model: Annotated[
+        list[Path] | None,
+        typer.Option(help="Folder of a bundle; repeat it for several, the first is the default. Default: the embedded one."),
+    ] = None
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="Threads that one step computes with on the CPU; 0: torch decides.")
+    ] = 0
+    max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one step.")] = 32
+    max_queue: Annotated[
+        int, typer.Option(min=1, max=1_000_000, help="Most pictures in flight; one more is refused with 503.")
+    ] = 1024
+    max_wait_s: Annotated[
+        float, typer.Option(min=0.001, max=3600, help="Longest predicted wait in seconds; beyond it, 503.")
+    ] = 5.0
+    deadline_ms: Annotated[
+        float, typer.Option(min=0, max=3_600_000, help="Deadline of requests that name none, in ms; 0: none.")
+    ] = 0.0
+    max_body_mib: Annotated[float, typer.Option(min=0.001, max=4096, help="Largest request body, in MiB.")] = 16.0
+    max_images: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one request.")] = 64
+    max_pixels_mp: Annotated[
+        float, typer.Option(min=0.001, max=1000, help="Largest picture, in megapixels; checked before decoding.")
+    ] = 50.0
+    decode_threads: Annotated[
+        int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one a core, 8 at most.")
+    ] = 0
+    api_keys: Annotated[
+        str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")
+    ] = ""
+    api_keys_file: Annotated[
+        Path | None, typer.Option(help="File of accepted API keys, one a line; lines with # are comments.")
+    ] = None
+    client_max_inflight: Annotated[
+        int, typer.Option(min=0, help="Most unanswered requests of one client (key or address); beyond it, 429. 0: no limit.")
+    ] = 0
+    drain_delay_s: Annotated[
+        float,
+        typer.Option(min=0, max=3600, help="After SIGTERM: seconds of answering 'not ready' before the port closes."),
+    ] = 0.5
+    drain_timeout_s: Annotated[
+        int, typer.Option(min=1, max=3600, help="Then: most seconds for requests in flight to be answered.")
+    ] = 30
+    log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info"
+    access_log: Annotated[bool, typer.Option(help="Log one line for each request.")] = False
+
+    def __post_init__(self) -> None:
+        hints = get_type_hints(type(self), include_extras=True)
+        for option in fields(self):
+            value, declared = getattr(self, option.name), get_args(hints[option.name])[1]
+            low, high = declared.min, declared.max
+            if low is not None and not low <= value <= (float("inf") if high is None else high):
+                allowed = f"at least {low}" if high is None else f"from {low} to {high}"
+                raise ValueError(f"{option.name} {value} is out of range: give a number {allowed}")
+        if self.log_level not in LOG_LEVELS:
+            raise ValueError(f"log_level {self.log_level!r} is unknown: choose one of {', '.join(LOG_LEVELS)}")
+        if self.max_queue < self.max_images:
+            raise ValueError(
+                f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "
+                "taken in; raise the one or lower the other"
+            )
+
+    @property
+    def max_body_bytes(self) -> int:
+        """Largest request body."""
+        return round(self.max_body_mib * 2**20)
+
+    @property
+    def max_pixels(self) -> int:
+        """Largest picture."""
+        return round(self.max_pixels_mp * 1e6)
+
+    def read_api_keys(self) -> frozenset[str]:
+        """The accepted keys, from the option and from the file; none when the server is open to everybody.
+
+        Raises ValueError when the file cannot be read or holds no key: a server meant to be closed is never open.
+        """
+        keys = {key.strip() for key in self.api_keys.split(",")}
+        if self.api_keys_file is not None:
+            try:
+                lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
+            except (OSError, UnicodeDecodeError) as error:
+                raise ValueError(f"api_keys_file {self.api_keys_file} cannot be read: {error}") from error
+            from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}
+            if not from_file:
+                raise ValueError(f"api_keys_file {self.api_keys_file} holds no key: write one a line")
+            keys |= from_file
+        return frozenset(keys - {""})

@@ -1,0 +1,78 @@
+"""Calibration: temperatures, carries and a default threshold, from pictures held out of train."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.optimize import minimize_scalar
+from torch import Tensor
+
+from models.cost import NetworkCost
+from models.exit_policy import Calibration
+from training.evaluate import Answers, ExitLogits, OperatingPoint, calibrated, operating_point
+
+CARRIES = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
+TEMPERATURE_RANGE = (0.05, 20.0)
+THRESHOLDS = tuple((np.arange(0, 201) / 200).tolist())
+
+
+def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
+    """The temperature of least negative log-likelihood, and that likelihood; found by Brent's method in log T.
+
+    Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
+    """
+
+    def nll(log_temperature: float) -> float:
+        return F.cross_entropy(logits_NC / float(np.exp(log_temperature)), labels_N).item()
+
+    low, high = np.log(TEMPERATURE_RANGE)
+    best = minimize_scalar(nll, bounds=(low, high), method="bounded", options={"xatol": 1e-4})
+    return float(np.exp(best.x)), float(best.fun)
+
+
+def fit_calibration(outputs: ExitLogits, carries: Sequence[float] = CARRIES) -> Calibration:
+    """Exit by exit: how much of the visited exits' logits to carry along, and the temperature that fits the sum.
+
+    Chosen by negative log-likelihood, which rewards ranking and calibration both. O(K x carries) fits.
+    """
+    temperatures: list[float] = []
+    chosen: list[float] = []
+    accumulated_NC: Tensor | None = None
+    for logits_NC in outputs.logits_KNC:
+        options = (0.0,) if accumulated_NC is None else carries
+        sums = [logits_NC if accumulated_NC is None else carry * accumulated_NC + logits_NC for carry in options]
+        fits = [fit_temperature(sum_NC, outputs.labels_N) for sum_NC in sums]
+        best = min(range(len(options)), key=lambda index: fits[index][1])
+        accumulated_NC = sums[best]
+        chosen.append(options[best])
+        temperatures.append(round(fits[best][0], 4))
+    return Calibration(tuple(temperatures), tuple(chosen))
+
+
+def choose_threshold(
+    outputs: ExitLogits, calibration: Calibration, cost: NetworkCost, tolerance: float
+) -> OperatingPoint:
+    """The cheapest threshold that loses at most `tolerance` of accuracy (0..1) against full depth, on these pictures.
+
+    Every cheaper threshold may lose more: the search starts at full depth and stops at the first that does.
+    """
+    confidence_KN, answers_KN = calibrated(outputs, calibration).max(dim=2)
+    answers = Answers(confidence_KN.T.numpy(), answers_KN.T.numpy(), outputs.labels_N.numpy())
+    best = full = operating_point(answers, cost, 1.0)
+    for threshold in reversed(THRESHOLDS):
+        point = operating_point(answers, cost, threshold)
+        if point.accuracy < full.accuracy - tolerance:
+            break
+        best = point
+    return best
+
+
+def calibrate(outputs: ExitLogits, cost: NetworkCost, tolerance: float) -> tuple[Calibration, OperatingPoint]:
+    """Fit everything; the default operating point is judged on the same held-out pictures, never on test."""
+    if len(torch.unique(outputs.labels_N)) < 2:
+        raise ValueError("the calibration pictures are all of one class: hold out at least two classes")
+    calibration = fit_calibration(outputs)
+    return calibration, choose_threshold(outputs, calibration, cost, tolerance)
