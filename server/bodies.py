@@ -1,0 +1,249 @@
+"""Request bodies: raw picture, multipart form or JSON, all into one Submission."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+from urllib.parse import parse_qsl
+
+from python_multipart.exceptions import FormParserError
+from python_multipart.multipart import MultipartParser, parse_options_header
+from starlette.datastructures import Headers
+from starlette.requests import ClientDisconnect
+from starlette.types import Receive
+
+from server.images import MEDIA_TYPES, image_format
+from server.parameters import refuse_repeated
+from server.problems import (
+    BODY_TOO_LARGE,
+    INVALID_IMAGE,
+    INVALID_PARAMETER,
+    MALFORMED_BODY,
+    TOO_MANY_IMAGES,
+    UNSUPPORTED_MEDIA_TYPE,
+    Problem,
+)
+
+FORM, JSON, ANY = "multipart/form-data", "application/json", "application/octet-stream"
+
+# What curl's --data-binary says of a picture when it is told nothing else.
+SAID_NOTHING = ("", "application/x-www-form-urlencoded")
+
+MOST_PARAMETERS = 64
+
+
+@dataclass(frozen=True)
+class Submission:
+    """The encoded pictures of a request, in order, and its parameters, unchecked.
+
+    names: every parameter as often as it was given. body_names: what else this form of body takes.
+    """
+
+    images: Sequence[bytes]
+    parameters: dict[str, Any]
+    names: Sequence[str] = ()
+    body_names: Sequence[str] = ()
+
+
+async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
+    """The whole body. Raises Problem (413) as soon as it is known to be too large, ClientDisconnect if it ends early."""
+    if encoding := headers.get("content-encoding"):
+        if encoding.lower() != "identity":
+            detail = f"the body is encoded as {encoding[:40]!r}: send it without Content-Encoding"
+            raise Problem(UNSUPPORTED_MEDIA_TYPE, detail)
+    announced = headers.get("content-length", "")
+    if announced.isdecimal() and int(announced) > limit_bytes:
+        raise _too_large(limit_bytes)
+    chunks, size_bytes, more = [], 0, True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        chunk = message.get("body", b"")
+        more = message.get("more_body", False)
+        size_bytes += len(chunk)
+        if size_bytes > limit_bytes:
+            raise _too_large(limit_bytes)
+        chunks.append(chunk)
+    return chunks[0] if len(chunks) == 1 else b"".join(chunks)
+
+
+def parse_query(query: bytes) -> list[tuple[str, str]]:
+    """Names and values of a query string. Raises Problem (422) when there are absurdly many."""
+    if not query:
+        return []
+    try:
+        return parse_qsl(query.decode("latin-1"), keep_blank_values=True, max_num_fields=MOST_PARAMETERS)
+    except ValueError as error:
+        detail = f"the query string has more than {MOST_PARAMETERS} parameters"
+        raise Problem(INVALID_PARAMETER, detail) from error
+
+
+def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max_images: int) -> Submission:
+    """Pictures and parameters of a body, those of the query string among them.
+
+    Raises Problem: 400 for malformed JSON or multipart, 413 for too many pictures, 415 for another media type,
+    422 for a body without a picture, a parameter given twice, or base64 that is none.
+    """
+    if not body:
+        raise Problem(INVALID_IMAGE, "the body is empty: send a picture")
+    media_type = content_type.partition(";")[0].strip().lower()
+    if media_type == JSON:
+        submission = _parse_json(body, max_images)
+    elif media_type == FORM:
+        submission = _parse_form(content_type, body, max_images)
+    else:
+        submission = _parse_raw(media_type, body)
+    if not submission.images:
+        name = submission.body_names[0]
+        raise Problem(INVALID_IMAGE, f"the body has no picture: give at least one as {name!r}")
+    if query or submission.names:
+        refuse_repeated([*(name for name, _ in query), *submission.names])
+        return Submission(submission.images, {**dict(query), **submission.parameters}, (), submission.body_names)
+    return submission
+
+
+def _parse_raw(media_type: str, body: bytes) -> Submission:
+    found = image_format(body)
+    if media_type in SAID_NOTHING and found is None:
+        raise _unsupported(f"the body is no picture, and its Content-Type is {media_type or 'missing'}")
+    if media_type not in (*SAID_NOTHING, ANY, *MEDIA_TYPES):
+        raise _unsupported(f"the media type {media_type[:80]!r} is not supported")
+    declared = MEDIA_TYPES.get(media_type)
+    if declared and found and declared != found:
+        raise _unsupported(f"the body is a {found} picture and its Content-Type {media_type}: correct it")
+    return Submission([body], {})
+
+
+def _parse_json(body: bytes, max_images: int) -> Submission:
+    try:
+        content = json.loads(body, object_pairs_hook=_Pairs)
+    except (ValueError, RecursionError) as error:
+        raise Problem(MALFORMED_BODY, f"the body is not valid JSON: {str(error)[:200]}") from error
+    if not isinstance(content, _Pairs):
+        raise Problem(MALFORMED_BODY, 'the JSON body must be an object, such as {"images": ["<base64>"]}')
+    names = [name for name, _ in content]
+    parameters = {name: _plain(value) for name, value in content}
+    refuse_repeated(names)
+    encoded = parameters.pop("images", [])
+    if not isinstance(encoded, list):
+        raise Problem(INVALID_PARAMETER, "images must be a list of base64 strings", parameters=["images"])
+    _check_count(len(encoded), max_images)
+    images = [_decode_base64(text, index) for index, text in enumerate(encoded)]
+    return Submission(images, parameters, [name for name in names if name != "images"], ["images"])
+
+
+class _Pairs(list[tuple[str, Any]]):
+    """A JSON object before its repeated names are lost."""
+
+
+def _plain(value: Any) -> Any:
+    return dict(value) if isinstance(value, _Pairs) else value
+
+
+def _decode_base64(text: Any, index: int) -> bytes:
+    try:
+        if not isinstance(text, str):
+            raise ValueError(f"it is {type(text).__name__}, not a string")
+        return base64.b64decode(text, validate=True)
+    except (ValueError, binascii.Error) as error:
+        detail = f"images[{index}] is not valid base64: {error}; encode the file's bytes alone, without line breaks"
+        raise Problem(INVALID_IMAGE, detail, image=index) from error
+
+
+@dataclass
+class _Part:
+    header: bytes = b""
+    value: bytes = b""
+    disposition: bytes = b""
+
+    def __post_init__(self) -> None:
+        self.data = bytearray()
+
+
+class _Form:
+    """Collects the parts that the parser calls out. The body is in memory, and so are its parts."""
+
+    def __init__(self, most_parts: int) -> None:
+        self.parts: list[_Part] = []
+        self.is_whole = False
+        self._most_parts = most_parts
+
+    def begin(self) -> None:
+        if len(self.parts) == self._most_parts:
+            raise Problem(TOO_MANY_IMAGES, f"the form has more than {self._most_parts} parts")
+        self.parts.append(_Part())
+
+    def header_field(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].header += data[start:end]
+
+    def header_value(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].value += data[start:end]
+
+    def header_end(self) -> None:
+        part = self.parts[-1]
+        if part.header.lower() == b"content-disposition":
+            part.disposition = part.value
+        part.header = part.value = b""
+
+    def content(self, data: bytes, start: int, end: int) -> None:
+        self.parts[-1].data += data[start:end]
+
+    def end(self) -> None:
+        self.is_whole = True
+
+
+def _parse_form(content_type: str, body: bytes, max_images: int) -> Submission:
+    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    if not boundary:
+        raise Problem(MALFORMED_BODY, "the Content-Type of the multipart body names no boundary")
+    form = _Form(max_images + MOST_PARAMETERS)
+    try:
+        parser = MultipartParser(
+            boundary,
+            {
+                "on_part_begin": form.begin,
+                "on_header_field": form.header_field,
+                "on_header_value": form.header_value,
+                "on_header_end": form.header_end,
+                "on_part_data": form.content,
+                "on_end": form.end,
+            },
+        )
+        parser.write(body)
+    except FormParserError as error:
+        raise Problem(MALFORMED_BODY, f"the multipart body is malformed: {str(error)[:200]}") from error
+    if not form.is_whole:
+        raise Problem(MALFORMED_BODY, "the multipart body is cut off: its last boundary is missing")
+    named = [(_part_name(part), part) for part in form.parts]
+    images = [bytes(part.data) for name, part in named if name == "image"]
+    _check_count(len(images), max_images)
+    given = [(name, part.data.decode("utf-8", "replace")) for name, part in named if name != "image"]
+    return Submission(images, dict(given), [name for name, _ in given], ["image"])
+
+
+def _part_name(part: _Part) -> str:
+    name = parse_options_header(part.disposition)[1].get(b"name")
+    if name is None:
+        raise Problem(MALFORMED_BODY, "a part of the multipart body has no name in its Content-Disposition")
+    return name.decode("utf-8", "replace")
+
+
+def _check_count(count: int, max_images: int) -> None:
+    if count > max_images:
+        detail = f"the request has {count} pictures, the limit is {max_images}: send them in several requests"
+        raise Problem(TOO_MANY_IMAGES, detail, limit_images=max_images)
+
+
+def _too_large(limit_bytes: int) -> Problem:
+    detail = f"the body is larger than the limit of {limit_bytes} bytes: send fewer or smaller pictures"
+    return Problem(BODY_TOO_LARGE, detail, limit_bytes=limit_bytes)
+
+
+def _unsupported(what: str) -> Problem:
+    accepted = [*MEDIA_TYPES, ANY, FORM, JSON]
+    return Problem(UNSUPPORTED_MEDIA_TYPE, f"{what}; accepted are {', '.join(accepted)}", accepted=accepted)

@@ -1,0 +1,132 @@
+"""Pictures from strangers: recognised by their first bytes, measured by their header, then decoded off the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import struct
+import zlib
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from io import BytesIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+from models.preprocess import Preprocessing
+from server.problems import INVALID_IMAGE, TOO_MANY_PIXELS, UNSUPPORTED_MEDIA_TYPE, Problem
+
+Picture = npt.NDArray[np.uint8]
+
+MEDIA_TYPES = {
+    "image/jpeg": "JPEG",
+    "image/png": "PNG",
+    "image/webp": "WEBP",
+    "image/bmp": "BMP",
+    "image/gif": "GIF",
+}
+
+# Sizes of the headers that may follow a BMP file's own: "BM" alone also begins many a text.
+BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
+
+# What Pillow's decoders are known to raise on bytes that are no whole picture. Not a bug of ours, so not a 500.
+DECODING_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+)
+
+MOST_THREADS = 8
+
+
+def image_format(data: bytes) -> str | None:
+    """JPEG, PNG, WEBP, BMP or GIF by the first bytes; None for anything else."""
+    if data.startswith(b"\xff\xd8\xff"):
+        return "JPEG"
+    if data.startswith(b"\x89PNG\r\n\x1a\n"):
+        return "PNG"
+    if data.startswith((b"GIF87a", b"GIF89a")):
+        return "GIF"
+    if data.startswith(b"RIFF") and data[8:12] == b"WEBP":
+        return "WEBP"
+    if data.startswith(b"BM") and int.from_bytes(data[14:18], "little") in BMP_HEADER_SIZES:
+        return "BMP"
+    return None
+
+
+def decode(data: bytes, index: int, preprocessing: Preprocessing, max_pixels: int) -> Picture:
+    """One encoded picture as the network's uint8 (size, size, 3) input.
+
+    index: its place in the request, for messages. Raises Problem: 415 for what is no picture of a supported
+    format, 413 for more than `max_pixels`, read from the header, 422 for truncated or corrupt data.
+    """
+    if not data:
+        raise Problem(INVALID_IMAGE, f"image {index} is empty: send the picture's bytes", image=index)
+    kind = image_format(data)
+    if kind is None:
+        detail = f"image {index} is not a JPEG, PNG, WebP, BMP or GIF picture: convert it to one of these"
+        raise Problem(UNSUPPORTED_MEDIA_TYPE, detail, image=index, accepted=list(MEDIA_TYPES))
+    try:
+        with Image.open(BytesIO(data), formats=(kind,)) as image:
+            width, height = image.size
+            if width * height > max_pixels:
+                raise _too_many_pixels(index, max_pixels, width, height)
+            return preprocessing.apply(image)
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        # Raised by Pillow before it tells the size; a warning only where the operator made warnings errors.
+        raise _too_many_pixels(index, max_pixels) from error
+    except UnidentifiedImageError as error:
+        raise Problem(INVALID_IMAGE, _corrupt(index, kind, "its header makes no sense"), image=index) from error
+    except DECODING_ERRORS as error:
+        raise Problem(INVALID_IMAGE, _corrupt(index, kind, str(error) or type(error).__name__), image=index) from error
+
+
+class Decoder:
+    """A pool of threads that decode; Pillow lets go of the interpreter's lock while it does.
+
+    Sets Pillow's own limit on pixels, which holds for the whole process, to `max_pixels`.
+    """
+
+    def __init__(self, threads: int, max_pixels: int) -> None:
+        self.pool = ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1), "offramp-decode")
+        self.pending = 0
+        self._max_pixels = max_pixels
+        Image.MAX_IMAGE_PIXELS = max_pixels
+
+    async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing) -> list[Picture]:
+        """All pictures of a request, in order. Raises the Problem of the first that cannot be decoded."""
+        loop = asyncio.get_running_loop()
+        self.pending += len(images)
+        jobs = [
+            loop.run_in_executor(self.pool, decode, data, index, preprocessing, self._max_pixels)
+            for index, data in enumerate(images)
+        ]
+        try:
+            return [await job for job in jobs]
+        finally:
+            for job in jobs:
+                job.cancel()
+            self.pending -= len(images)
+
+    def close(self) -> None:
+        """End the threads."""
+        self.pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _too_many_pixels(index: int, max_pixels: int, width: int = 0, height: int = 0) -> Problem:
+    size = f"{width} × {height} pixels" if width else "far more pixels"
+    detail = f"image {index} has {size}, the limit is {max_pixels / 1e6:g} megapixels: send it smaller"
+    return Problem(TOO_MANY_PIXELS, detail, image=index, limit_pixels=max_pixels)
+
+
+def _corrupt(index: int, kind: str, cause: str) -> str:
+    return f"image {index} is a {kind} picture that is truncated or corrupt: {cause[:200]}"
