@@ -11,7 +11,7 @@ from typing import Any
 
 import safetensors
 import torch
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor
 
 from models.config import ModelConfig
@@ -20,6 +20,7 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 
 FORMAT_VERSION = 1
+STORED_TYPES = (torch.float16, torch.float32)
 DESCRIPTION, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -76,8 +77,11 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
 
     Weights are stored in float16 where they have two or more dimensions, so that they weigh half; biases and
     batch-norm statistics stay float32. Calibrate after rounding: `rounded` gives the network as it will be loaded.
-    Raises BundleError when the disk does not take it.
+    A bundle that is there already is replaced whole. Raises BundleError, with everything left as it was, when
+    `path` holds anything else, or the disk does not take it.
     """
+    if path.exists() and not (path / DESCRIPTION).is_file():
+        raise BundleError(f"{path}: is there already and is not a bundle; choose another path, or move it away")
     description = {
         "format_version": FORMAT_VERSION,
         "name": bundle.name,
@@ -96,16 +100,27 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / "bundle"
             partial.mkdir()
-            (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n")
-            (partial / CARD).write_text(card)
-            save_file(_stored(bundle.net), partial / WEIGHTS)
-            if path.exists():
-                path.replace(Path(folder) / "previous")
-            partial.replace(path)
-    except (OSError, safetensors.SafetensorError) as error:
+            (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (partial / CARD).write_text(card, encoding="utf-8")
+            # Not save_file: it makes a file that only its owner can read, and servers run as another user.
+            (partial / WEIGHTS).write_bytes(save(_stored(bundle.net)))
+            _swap(partial, path, Path(folder) / "previous")
+    except OSError as error:
         raise BundleError(
             f"{path}: the bundle could not be written ({error}); free disk space or choose another path"
         ) from error
+
+
+def _swap(partial: Path, path: Path, previous: Path) -> None:
+    if not path.exists():
+        partial.replace(path)
+        return
+    path.replace(previous)
+    try:
+        partial.replace(path)
+    except OSError:
+        previous.replace(path)
+        raise
 
 
 def load_bundle(path: Path) -> Bundle:
@@ -119,6 +134,7 @@ def load_bundle(path: Path) -> Bundle:
         config = ModelConfig(**description["config"])
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
         calibration = Calibration(**_tuples(description["calibration"]))
+        _check_labels(description["labels"], config)
         net = MultiExitNet(config).eval()
         _load_weights(net, path / WEIGHTS)
         return Bundle(
@@ -126,7 +142,7 @@ def load_bundle(path: Path) -> Bundle:
             version=description["version"],
             config=config,
             preprocessing=preprocessing,
-            labels=tuple(map(str, description["labels"])),
+            labels=tuple(description["labels"]),
             calibration=calibration,
             threshold=float(description["threshold"]),
             net=net,
@@ -164,9 +180,11 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
         )
     try:
-        description = json.loads(path.read_text())
-    except (ValueError, UnicodeDecodeError) as error:
+        description = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); the file is truncated or was edited") from error
+    except OSError as error:
+        raise BundleError(f"{path}: cannot be read ({error})") from error
     if not isinstance(description, dict):
         raise BundleError(f"{path}: holds a {type(description).__name__}, not an object")
     version = description.get("format_version")
@@ -176,6 +194,14 @@ def _read_description(path: Path) -> dict[str, Any]:
             "upgrade Offramp or train again"
         )
     return description
+
+
+def _check_labels(labels: object, config: ModelConfig) -> None:
+    # Before the network is built, so that a number of classes that no memory holds is refused, not tried.
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise ValueError("labels is not a list of strings; the file was edited")
+    if len(labels) != config.num_classes:
+        raise ValueError(f"{len(labels)} labels for {config.num_classes} classes; the file was edited")
 
 
 def _load_weights(net: MultiExitNet, path: Path) -> None:
@@ -200,7 +226,9 @@ def _load_weights(net: MultiExitNet, path: Path) -> None:
                 f"{path}: tensor {name!r} has shape {list(tensor.shape)}, "
                 f"the network needs {list(expected[name].shape)}"
             )
-        if not tensor.is_floating_point() or not torch.isfinite(tensor).all():
+        if tensor.dtype not in STORED_TYPES:
+            raise BundleError(f"{path}: tensor {name!r} is of type {tensor.dtype}; weights are float16 or float32")
+        if not torch.isfinite(tensor).all():
             raise BundleError(f"{path}: tensor {name!r} holds values that are not finite numbers; the run diverged")
     net.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, strict=False)
 

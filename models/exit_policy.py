@@ -106,14 +106,15 @@ class ExitRule:
         """Why a picture of this confidence left at this exit."""
         if exit == len(self.limits):
             return ExitReason.FINAL
-        if exit == self.max_exit and (confidence < self.thresholds[exit - 1] or self.thresholds[exit - 1] >= 1.0):
-            return ExitReason.MAX_EXIT
-        return ExitReason.CONFIDENT
+        threshold = self.thresholds[exit - 1]
+        # Compared as float32, as `leaves` does: a threshold such as 0.7 is a little less there.
+        reached = threshold < 1.0 and np.float32(confidence) >= np.float32(threshold)
+        return ExitReason.CONFIDENT if exit < self.max_exit or reached else ExitReason.MAX_EXIT
 
 
 def leaves(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The exit decision, elementwise: confidence >= limit."""
-    decision: npt.NDArray[np.bool_] = confidence >= limits
+    """The exit decision, elementwise: confidence >= limit; at an exit where all leave, also with NaN."""
+    decision: npt.NDArray[np.bool_] = (confidence >= limits) | (limits == ALWAYS)
     return decision
 
 

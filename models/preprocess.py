@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import isfinite
 
 import numpy as np
 import numpy.typing as npt
@@ -36,8 +37,10 @@ class Preprocessing:
             raise ValueError(f"preprocessing size {self.size} is out of range: give a side of 8 to 2048 pixels")
         if not 0.0 < self.crop_fraction <= 1.0:
             raise ValueError(f"crop_fraction {self.crop_fraction} is out of range: give a number in (0, 1]")
-        if len(self.mean) != 3 or len(self.std) != 3 or min(self.std) <= 0.0:
-            raise ValueError(f"mean {self.mean} and std {self.std} need three channels each, and std above 0")
+        if len(self.mean) != 3 or len(self.std) != 3 or not all(map(isfinite, (*self.mean, *self.std))):
+            raise ValueError(f"mean {self.mean} and std {self.std} need three finite numbers each, one a channel")
+        if min(self.std) <= 0.0:
+            raise ValueError(f"std {self.std} is out of range: give numbers above 0")
 
     def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
         """Turn the right way up, to RGB, resize the shorter side, cut the centre: uint8 (size, size, 3).

@@ -10,13 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qsl
 
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
 from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import Receive
 
 from server.images import MEDIA_TYPES, image_format
+from server.multipart import parse_multipart
 from server.parameters import refuse_repeated
 from server.problems import (
     BODY_TOO_LARGE,
@@ -50,11 +49,11 @@ class Submission:
 
 
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises Problem (413) as soon as it is known to be too large, ClientDisconnect if it ends early."""
-    if encoding := headers.get("content-encoding"):
-        if encoding.lower() != "identity":
-            detail = f"the body is encoded as {encoding[:40]!r}: send it without Content-Encoding"
-            raise Problem(UNSUPPORTED_MEDIA_TYPE, detail)
+    """The whole body. Raises Problem (413) as soon as it is known to be too large, ClientDisconnect when cut off."""
+    encoding = headers.get("content-encoding", "identity")
+    if encoding.lower() != "identity":
+        detail = f"the body is encoded as {encoding[:40]!r}: send it without Content-Encoding"
+        raise Problem(UNSUPPORTED_MEDIA_TYPE, detail)
     announced = headers.get("content-length", "")
     if announced.isdecimal() and int(announced) > limit_bytes:
         raise _too_large(limit_bytes)
@@ -155,82 +154,12 @@ def _decode_base64(text: Any, index: int) -> bytes:
         raise Problem(INVALID_IMAGE, detail, image=index) from error
 
 
-@dataclass
-class _Part:
-    header: bytes = b""
-    value: bytes = b""
-    disposition: bytes = b""
-
-    def __post_init__(self) -> None:
-        self.data = bytearray()
-
-
-class _Form:
-    """Collects the parts that the parser calls out. The body is in memory, and so are its parts."""
-
-    def __init__(self, most_parts: int) -> None:
-        self.parts: list[_Part] = []
-        self.is_whole = False
-        self._most_parts = most_parts
-
-    def begin(self) -> None:
-        if len(self.parts) == self._most_parts:
-            raise Problem(TOO_MANY_IMAGES, f"the form has more than {self._most_parts} parts")
-        self.parts.append(_Part())
-
-    def header_field(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].header += data[start:end]
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].value += data[start:end]
-
-    def header_end(self) -> None:
-        part = self.parts[-1]
-        if part.header.lower() == b"content-disposition":
-            part.disposition = part.value
-        part.header = part.value = b""
-
-    def content(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].data += data[start:end]
-
-    def end(self) -> None:
-        self.is_whole = True
-
-
 def _parse_form(content_type: str, body: bytes, max_images: int) -> Submission:
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
-    if not boundary:
-        raise Problem(MALFORMED_BODY, "the Content-Type of the multipart body names no boundary")
-    form = _Form(max_images + MOST_PARAMETERS)
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": form.begin,
-                "on_header_field": form.header_field,
-                "on_header_value": form.header_value,
-                "on_header_end": form.header_end,
-                "on_part_data": form.content,
-                "on_end": form.end,
-            },
-        )
-        parser.write(body)
-    except FormParserError as error:
-        raise Problem(MALFORMED_BODY, f"the multipart body is malformed: {str(error)[:200]}") from error
-    if not form.is_whole:
-        raise Problem(MALFORMED_BODY, "the multipart body is cut off: its last boundary is missing")
-    named = [(_part_name(part), part) for part in form.parts]
-    images = [bytes(part.data) for name, part in named if name == "image"]
+    parts = parse_multipart(content_type, body, max_images + MOST_PARAMETERS)
+    images = [content for name, content in parts if name == "image"]
     _check_count(len(images), max_images)
-    given = [(name, part.data.decode("utf-8", "replace")) for name, part in named if name != "image"]
+    given = [(name, content.decode("utf-8", "replace")) for name, content in parts if name != "image"]
     return Submission(images, dict(given), [name for name, _ in given], ["image"])
-
-
-def _part_name(part: _Part) -> str:
-    name = parse_options_header(part.disposition)[1].get(b"name")
-    if name is None:
-        raise Problem(MALFORMED_BODY, "a part of the multipart body has no name in its Content-Disposition")
-    return name.decode("utf-8", "replace")
 
 
 def _check_count(count: int, max_images: int) -> None:

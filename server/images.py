@@ -1,4 +1,4 @@
-"""Pictures from strangers: recognised by their first bytes, measured by their header, then decoded off the event loop."""
+"""Pictures from strangers: recognised by their first bytes, measured by their header, decoded off the event loop."""
 
 from __future__ import annotations
 
@@ -111,11 +111,15 @@ class Decoder:
             for index, data in enumerate(images)
         ]
         try:
-            return [await job for job in jobs]
+            decoded = await asyncio.gather(*jobs, return_exceptions=True)
         finally:
-            for job in jobs:
-                job.cancel()
             self.pending -= len(images)
+        pictures = []
+        for result in decoded:
+            if isinstance(result, BaseException):
+                raise result
+            pictures.append(result)
+        return pictures
 
     def close(self) -> None:
         """End the threads."""

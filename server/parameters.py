@@ -40,37 +40,41 @@ class Parameters(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     threshold: Fraction | None = Field(
-        None,
+        default=None,
         description="Answer at the first exit whose calibrated confidence reaches it: 0 always answers at exit 1, "
         "1 never early. Default: the bundle's operating point.",
         examples=[0.8],
     )
     thresholds: Annotated[list[Fraction], BeforeValidator(_split)] | None = Field(
-        None,
+        default=None,
         description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
         examples=[[0.9, 0.8, 0.7]],
     )
     max_disagreement: Fraction | None = Field(
-        None,
+        default=None,
         description="Certified contract: at most this fraction may differ from the full-depth answer. "
         "Needs a bundle with a certificate.",
         examples=[0.01],
     )
     min_exit: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="Answer at this exit or deeper. Default 1.", examples=[1]
+        default=None, description="Answer at this exit or deeper. Default 1.", examples=[1]
     )
     max_exit: Annotated[Integer, Field(ge=1)] | None = Field(
-        None, description="Answer at this exit at the latest. Default: the last.", examples=[3]
+        default=None, description="Answer at this exit at the latest. Default: the last.", examples=[3]
     )
     deadline_ms: Annotated[Number, Field(gt=0, le=LONGEST_DEADLINE_MS)] | None = Field(
-        None,
+        default=None,
         description="Answer within this many milliseconds with the deepest exit computed by then. "
         "Default: the server's setting.",
         examples=[50],
     )
-    top_k: Annotated[Integer, Field(ge=1)] = Field(1, description="Classes to return.", examples=[5])
-    detail: bool = Field(False, description="Tell the answer of every exit passed, as `visited`.", examples=[True])
-    version: str | None = Field(None, description="Version of the model. Default: the first served.", examples=["1"])
+    top_k: Annotated[Integer, Field(ge=1)] = Field(default=1, description="Classes to return.", examples=[5])
+    detail: bool = Field(
+        default=False, description="Tell the answer of every exit passed, as `visited`.", examples=[True]
+    )
+    version: str | None = Field(
+        default=None, description="Version of the model. Default: the first served.", examples=["1"]
+    )
 
 
 ALLOWED: Mapping[str, str] = {
@@ -181,12 +185,11 @@ def _within(name: str, value: int | None, limit: int, reason: str) -> None:
 def _sentence(error: ErrorDetails, given: Mapping[str, Any], known: list[str]) -> str:
     name = str(error["loc"][0])
     if error["type"] == "extra_forbidden":
-        return f"{_quoted(name)} is unknown: {nearest(name, known)}the parameters are {', '.join(known)}"
+        return f"{_quoted(name)} is unknown: {_nearest(name, known)}the parameters are {', '.join(known)}"
     return f"{name} {_quoted(given[name])} is not allowed: give {ALLOWED[name]}"
 
 
-def nearest(name: str, known: Iterable[str]) -> str:
-    """"did you mean 'threshold'? ", or nothing where no known name is near."""
+def _nearest(name: str, known: Iterable[str]) -> str:
     near = get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
 

@@ -1,49 +1,135 @@
-"""One picture, one answer, without a server: the same runner, exits and preprocessing."""
+"""A prediction from request to answer: admit, read, check, decode, ask the engine, reply."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Any
+import asyncio
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
-import numpy as np
-from PIL import Image
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
+from starlette.types import Receive
 
-from models.exit_policy import ExitReason, ExitRule, leaves
-from server.engine.runners.runner import Runner
+from server.answers import prediction_response
+from server.bodies import Submission, parse_body, parse_query, read_body
+from server.engine.errors import EngineError, Overloaded
+from server.engine.request import Answer, Contract
+from server.exchange import Exchange
+from server.images import Decoder, Picture
+from server.metrics import NO_MODEL, UPLOADING, Metrics
+from server.parameters import Terms, make_terms, parse_parameters
+from server.problems import CLIENT_LIMIT, DRAINING, NOT_READY, Problem, from_engine, retry_after
+from server.registry import Registry, ServedModel
+from server.settings import Settings
 
-Ranking = list[tuple[int, float]]
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """Where the picture left, why, and its classes by falling probability: (class id, probability)."""
-
-    exit: int
-    reason: ExitReason
-    ranking: Ranking
-
-
-def predict(runner: Runner, picture_HWC: np.ndarray[Any, np.dtype[np.uint8]], rule: ExitRule) -> Prediction:
-    """Run stages until the picture's confidence passes its limit; later stages are not run."""
-    states: Sequence[Any] = [picture_HWC]
-    for exit in range(1, runner.num_stages + 1):
-        output = runner.run(exit, states)
-        probabilities_C = output.probabilities_BC[0]
-        confidence = probabilities_C.max()
-        if leaves(confidence, rule.limits[exit - 1]):
-            break
-        states = [output.states[0]]
-    order = np.argsort(-probabilities_C, kind="stable")
-    ranking = [(int(class_id), float(probabilities_C[class_id])) for class_id in order]
-    return Prediction(exit, rule.reason(exit, float(confidence)), ranking)
+# Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
+INLINE_BODY_BYTES = 64 * 1024
 
 
-def open_picture(path: str) -> Image.Image:
-    """Open a picture file, wholly decoded. Raises ValueError naming the file when it is missing or no picture."""
+class Predictor:
+    """Answers prediction requests for all served models."""
+
+    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, decoder: Decoder) -> None:
+        self._registry = registry
+        self._settings = settings
+        self._metrics = metrics
+        self._decoder = decoder
+        self._inflight: Counter[str] = Counter()
+
+    async def answer(self, request: Request, name: str | None) -> Response:
+        """One request to the model `name`, None for the default. Raises what server/problems.py translates."""
+        exchange: Exchange = request.scope["offramp.exchange"]
+        exchange.model = NO_MODEL
+        exchange.model = self._registry.find(name or self._registry.default_name).bundle.name
+        self._refuse_unless_ready()
+        with self._place_for(exchange.client):
+            submission = await self._receive(request)
+            parameters = parse_parameters(submission.parameters, submission.body_names)
+            served = self._registry.find(exchange.model, parameters.version)
+            terms = make_terms(parameters, served, self._settings.deadline_ms)
+            pictures, decode_s = await self._decode(submission.images, served)
+            answers = await self._infer(pictures, served, terms, exchange, request.receive)
+        return prediction_response(served, terms, answers, decode_s, exchange.started_s)
+
+    def _refuse_unless_ready(self) -> None:
+        reason = self._registry.why_not_ready()
+        if reason is not None:
+            kind = DRAINING if self._registry.draining else NOT_READY
+            raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
+
+    @contextmanager
+    def _place_for(self, client: str) -> Iterator[None]:
+        limit = self._settings.client_max_inflight
+        if limit and self._inflight[client] >= limit:
+            detail = f"you have {limit} unanswered requests, which is the limit: wait for one of them"
+            raise Problem(CLIENT_LIMIT, detail, retry_after(1), limit_requests=limit)
+        self._inflight[client] += 1
+        try:
+            yield
+        finally:
+            self._inflight[client] -= 1
+            if not self._inflight[client]:
+                del self._inflight[client]
+
+    async def _receive(self, request: Request) -> Submission:
+        query = parse_query(request.scope["query_string"])
+        try:
+            body = await read_body(request.headers, request.receive, self._settings.max_body_bytes)
+        except ClientDisconnect:
+            self._metrics.cancelled.labels(UPLOADING).inc()
+            raise
+        content_type, max_images = request.headers.get("content-type", ""), self._settings.max_images
+        if len(body) <= INLINE_BODY_BYTES:
+            return parse_body(content_type, body, query, max_images)
+        loop = asyncio.get_running_loop()
+        return await loop.run_in_executor(self._decoder.pool, parse_body, content_type, body, query, max_images)
+
+    async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
+        # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
+        taken = served.engine.inflight_samples + self._decoder.pending
+        if taken + len(images) > self._settings.max_queue:
+            raise Overloaded(retry_after_s=1.0)
+        start_s = time.monotonic()
+        pictures = await self._decoder.decode(images, served.bundle.preprocessing)
+        decode_s = time.monotonic() - start_s
+        self._metrics.decode_duration.labels(served.bundle.name).observe(decode_s)
+        return pictures, decode_s
+
+    async def _infer(
+        self, pictures: list[Picture], served: ServedModel, terms: Terms, exchange: Exchange, receive: Receive
+    ) -> list[Answer]:
+        deadline_s = None if terms.deadline_ms is None else exchange.started_s + terms.deadline_ms / 1000
+        futures = served.engine.submit(pictures, Contract(terms.rule, deadline_s))
+        return await answers_while_connected(futures, receive)
+
+
+async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> list[Answer]:
+    """All answers, in order; when the client hangs up or one picture fails, the others are cancelled.
+
+    Raises ClientDisconnect, or the Problem of the first picture that failed.
+    """
+    watch = asyncio.create_task(_cancel_when_gone(futures, receive))
     try:
-        with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+    finally:
+        watch.cancel()
+        for future in futures:
+            future.cancel()
+    errors = [None if future.cancelled() else future.exception() for future in futures]
+    for index, error in enumerate(errors):
+        if isinstance(error, EngineError):
+            raise from_engine(error, image=index) from error
+        if error is not None:
+            raise error
+    if any(future.cancelled() for future in futures):
+        raise ClientDisconnect
+    return [future.result() for future in futures]
+
+
+async def _cancel_when_gone(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+    for future in futures:
+        future.cancel()

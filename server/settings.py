@@ -21,7 +21,9 @@ class Settings:
 
     model: Annotated[
         list[Path] | None,
-        typer.Option(help="Folder of a bundle; repeat it for several, the first is the default. Default: the embedded one."),
+        typer.Option(
+            help="Folder of a bundle; repeat it for several, the first is the default. Default: the embedded one."
+        ),
     ] = None
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000
@@ -47,14 +49,15 @@ class Settings:
     decode_threads: Annotated[
         int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one a core, 8 at most.")
     ] = 0
-    api_keys: Annotated[
-        str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")
-    ] = ""
+    api_keys: Annotated[str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")] = ""
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File of accepted API keys, one a line; lines with # are comments.")
     ] = None
     client_max_inflight: Annotated[
-        int, typer.Option(min=0, help="Most unanswered requests of one client (key or address); beyond it, 429. 0: no limit.")
+        int,
+        typer.Option(
+            min=0, help="Most unanswered requests of one client (key or address); beyond it, 429. 0: no limit."
+        ),
     ] = 0
     drain_delay_s: Annotated[
         float,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
-from pathlib import Path
 
 from models.bundle import Bundle, rounded, save_bundle
 from models.cost import NetworkCost, count_cost
@@ -11,7 +10,7 @@ from training.calibrate import calibrate
 from training.data import Batches
 from training.evaluate import Evaluation, collect_logits, evaluate
 from training.report import exits_table, thresholds_table
-from training.run import Run, hardware
+from training.run import Run, bundle_name, hardware
 
 # Accuracy (0..1) that the default threshold may lose against full depth, on the calibration pictures.
 TOLERANCE = 0.005
@@ -49,7 +48,7 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
         "command": command,
     }
     bundle = Bundle(
-        name=run.options.name or f"{Path(run.options.dataset).name}-{net.config.architecture}",
+        name=bundle_name(run.options),
         version="1",
         config=net.config,
         preprocessing=run.preprocessing,

@@ -49,6 +49,14 @@ class Recipe:
             raise ValueError(f"learning_rate {self.learning_rate} is out of range: give a number in (0, 10]")
         if not 0.0 <= self.alpha <= 1.0:
             raise ValueError(f"alpha {self.alpha} is out of range: give a number in [0, 1]")
+        if not 0.0 <= self.beta < math.inf:
+            raise ValueError(f"beta {self.beta} is out of range: give a finite number of 0 or more")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"temperature {self.temperature} is out of range: give a finite number above 0")
+        if not 0.0 <= self.warmup < 1.0:
+            raise ValueError(f"warmup {self.warmup} is out of range: give a share of the run in [0, 1)")
+        if self.schedule not in ("steps", "cosine"):
+            raise ValueError(f"schedule {self.schedule!r} is unknown: choose 'steps' or 'cosine'")
 
     def learning_rate_at(self, progress: float) -> float:
         """The learning rate when `progress` (0..1) of the run is done."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import platform
+import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import get_args
 import numpy as np
 import torch
 
+from models.bundle import NAME
 from models.config import ModelConfig
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
@@ -29,11 +31,15 @@ def resolve_device(name: str) -> torch.device:
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        device = torch.device(name)
+        device: torch.device | None = torch.device(name)
     except RuntimeError:
-        raise ValueError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N") from None
+        device = None
+    if device is None or device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
     if device.type == "cuda" and not torch.cuda.is_available():
         raise ValueError(f"device {name!r} is not there: this torch finds no GPU; give --device cpu")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ValueError(f"device {name!r} is not there: this torch finds {torch.cuda.device_count()} GPUs")
     return device
 
 
@@ -59,13 +65,19 @@ def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
 def channel_statistics(dataset: ImageSet | FolderSet) -> Preprocessing:
     """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
     picked = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
-    if isinstance(dataset, ImageSet):
-        pixels_NHWC = dataset.images_NHWC[picked]
-    else:
-        pixels_NHWC = np.stack([dataset[int(index)][0] for index in picked])
-    scaled = pixels_NHWC.reshape(-1, 3) / 255.0
-    mean, std = scaled.mean(axis=0).round(4), scaled.std(axis=0).round(4).clip(0.01)
-    return Preprocessing(pixels_NHWC.shape[1], mean=tuple(mean.tolist()), std=tuple(std.tolist()))
+    # One picture at a time, as sums of integers: exact, and large pictures need no memory.
+    pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
+    for index in picked.tolist():
+        picture_HWC = dataset.images_NHWC[index] if isinstance(dataset, ImageSet) else dataset[index][0]
+        values = picture_HWC.reshape(-1, 3).astype(np.int64)
+        pixels += len(values)
+        total += values.sum(axis=0)
+        squares += (values**2).sum(axis=0)
+    mean = total / pixels
+    std = np.sqrt(squares / pixels - mean**2)
+    red, green, blue = (mean / 255.0).round(4).tolist()
+    red_std, green_std, blue_std = (std / 255.0).round(4).clip(0.01).tolist()
+    return Preprocessing(picture_HWC.shape[0], mean=(red, green, blue), std=(red_std, green_std, blue_std))
 
 
 @dataclass(frozen=True)
@@ -82,8 +94,11 @@ def prepare(options: TrainOptions) -> Run:
     """Load the data, build network and trainer, take up the checkpoint where `resume` asks for it.
 
     Raises ValueError (DataError, CheckpointError) naming the option or file at fault, and when `output`
-    holds a run already and neither resuming was asked for.
+    holds a run already and resuming was not asked for.
     """
+    bundle_name(options)
+    if options.output.exists() and not options.output.is_dir():
+        raise ValueError(f"{options.output} is a file: give a folder as --output")
     checkpoint = options.output / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
@@ -121,6 +136,16 @@ def prepare(options: TrainOptions) -> Run:
     return Run(options, splits, preprocessing, trainer)
 
 
+def bundle_name(options: TrainOptions) -> str:
+    """The model's name: as given, else after data set and architecture. Raises ValueError for an unusable one."""
+    if options.name is None:
+        folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options.dataset).resolve().name)[:40].strip("-._")
+        return f"{folder}-{options.architecture}".lstrip("-")
+    if not NAME.fullmatch(options.name):
+        raise ValueError(f"name {options.name!r} is not usable: give up to 64 letters, digits, '.', '_' or '-'")
+    return options.name
+
+
 def train(
     run: Run,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
@@ -128,13 +153,19 @@ def train(
 ) -> None:
     """Train the epochs that are left, one JSON line an epoch in `log.jsonl`."""
     log = run.options.output / "log.jsonl"
-    with log.open("a" if run.trainer.epoch else "w") as lines:
+    with log.open("w") as lines:
 
-        def record(report: EpochReport) -> None:
+        def write(report: EpochReport) -> None:
             lines.write(json.dumps(asdict(report)) + "\n")
             lines.flush()
+
+        def record(report: EpochReport) -> None:
+            write(report)
             on_epoch(report)
 
+        # From the checkpoint: a run that was killed between checkpoint and log has a gap there.
+        for report in run.trainer.history:
+            write(report)
         run.trainer.fit(record, on_step)
 
 

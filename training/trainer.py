@@ -189,18 +189,29 @@ class Trainer:
     def resume(self) -> None:
         """Continue where the checkpoint ends. Raises CheckpointError when it belongs to another run."""
         state = load_checkpoint(self.checkpoint)
+        try:
+            self._check_identity(state["identity"])
+            self.net.load_state_dict(state["model"])
+            self.adapters.load_state_dict(state["adapters"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            self.epoch = state["epoch"]
+            self.history = [EpochReport(**{**r, "accuracy": tuple(r["accuracy"])}) for r in state["history"]]
+        except CheckpointError:
+            raise
+        except (KeyError, TypeError, AttributeError, ValueError, RuntimeError) as error:
+            raise CheckpointError(
+                f"{self.checkpoint}: not a checkpoint of a training run ({type(error).__name__}: {error}); "
+                "move it away and start the run again without --resume"
+            ) from error
+
+    def _check_identity(self, identity: dict[str, Any]) -> None:
         for key, ours in self.identity.items():
-            theirs = state["identity"].get(key)
+            theirs = identity.get(key)
             if theirs != ours:
                 raise CheckpointError(
                     f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
                     "give the same options to resume, or another --output to start anew"
                 )
-        self.net.load_state_dict(state["model"])
-        self.adapters.load_state_dict(state["adapters"])
-        self.optimizer.load_state_dict(state["optimizer"])
-        self.epoch = state["epoch"]
-        self.history = [EpochReport(**{**report, "accuracy": tuple(report["accuracy"])}) for report in state["history"]]
 
 
 def build_optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.SGD:

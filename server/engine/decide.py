@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 
 from models.exit_policy import leaves
 from server.engine.errors import EngineError, InferenceFailed
@@ -28,30 +29,40 @@ class Decision:
 def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: float, end_s: float) -> Decision:
     """Compare each sample's confidence with its own contract; a sample without finite confidence has failed.
 
-    start_s, end_s: when the step ran, on the engine's clock.
+    start_s, end_s: when the step ran, on the engine's clock. Where it raises, no sample has been changed, so that
+    the step can be run again.
     """
     confidence_B = output.probabilities_BC.max(axis=1)
     class_id_B = output.probabilities_BC.argmax(axis=1)
     limit_B = np.array([sample.contract.rule.limits[stage - 1] for sample in samples], dtype=np.float32)
+    assert len(confidence_B) == len(samples), "a runner gives one row a sample"
     leaving_B = leaves(confidence_B, limit_B)
+    finite_B = np.isfinite(confidence_B)
+    states = {int(row): output.states[int(row)] for row in np.flatnonzero(finite_B & ~leaving_B)}
     decision = Decision()
     for row, sample in enumerate(samples):
-        confidence = float(confidence_B[row])
-        if not np.isfinite(confidence):
+        if not finite_B[row]:
             failure = InferenceFailed(f"stage {stage} gave no finite probabilities for this picture")
             decision.failures.append((sample, failure))
             continue
-        before = sample.progress
-        sample.progress = Progress(
-            visited=(*(before.visited if before else ()), Visit(stage, int(class_id_B[row]), confidence)),
-            probabilities_C=output.probabilities_BC[row],
-            queue_s=(before.queue_s if before else 0.0) + start_s - sample.enqueued_s,
-            inference_s=(before.inference_s if before else 0.0) + end_s - start_s,
-        )
-        if leaving_B[row]:
-            reason = sample.contract.rule.reason(stage, confidence)
-            decision.answers.append((sample, sample.answer(reason, end_s)))
-        else:
-            sample.state = output.states[row]
+        visit = Visit(stage, int(class_id_B[row]), float(confidence_B[row]))
+        sample.progress = _further(sample, visit, output.probabilities_BC[row], start_s, end_s)
+        if row in states:
+            sample.state, sample.enqueued_s = states[row], end_s
             decision.survivors.append(sample)
+        else:
+            reason = sample.contract.rule.reason(stage, visit.confidence)
+            decision.answers.append((sample, sample.answer(reason, end_s)))
     return decision
+
+
+def _further(
+    sample: Sample, visit: Visit, probabilities_C: npt.NDArray[np.float32], start_s: float, end_s: float
+) -> Progress:
+    before = sample.progress
+    return Progress(
+        visited=(*(before.visited if before else ()), visit),
+        probabilities_C=probabilities_C,
+        queue_s=(before.queue_s if before else 0.0) + start_s - sample.enqueued_s,
+        inference_s=(before.inference_s if before else 0.0) + end_s - start_s,
+    )

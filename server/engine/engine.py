@@ -8,14 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from models.exit_policy import ExitReason
 from server.engine.decide import Decision, decide
-from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
+from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, InferenceFailed, Overloaded
 from server.engine.request import Answer, Contract, Sample
 from server.engine.runners.runner import Runner
 from server.engine.scheduler import Batch, Scheduler
@@ -23,8 +23,8 @@ from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
 
 logger = logging.getLogger(__name__)
 
-# Share of the newest step in the running estimate of seconds a sample.
-SMOOTHING = 0.1
+# What each step leaves of the weight of those before it in the estimate of seconds a sample: some hundred steps count.
+PACE_DECAY = 0.99
 
 
 @dataclass(frozen=True)
@@ -56,6 +56,7 @@ class Engine:
         self.clock = clock
         self._max_samples = max_samples
         self._max_wait_s = max_wait_s
+        self._num_stages = runner.num_stages
         self._thread = threading.Thread(target=self._run_until_stopped, name="offramp-engine", daemon=True)
         # The engine thread's own.
         self._runner = runner
@@ -68,9 +69,10 @@ class Engine:
         self._observer = observer
         self._inflight: dict[Sample, asyncio.TimerHandle | None] = {}
         self._draining = False
+        self._dead = False
         self._emptied = asyncio.Event()
-        self._unanswered_work_s = 0.0
-        self._seconds_per_sample = 0.0
+        self._recent_work_s = 0.0
+        self._recently_gone = 0.0
 
     # ---- the event loop's side -----------------------------------------------------------------
 
@@ -82,24 +84,41 @@ class Engine:
     @property
     def alive(self) -> bool:
         """Whether the thread runs."""
-        return self._thread.is_alive()
+        return self._thread.is_alive() and not self._dead
 
     @property
     def inflight_samples(self) -> int:
-        """Samples taken in and not yet answered or dropped."""
+        """Samples taken in that the engine has not let go of yet."""
         return len(self._inflight)
+
+    @property
+    def queue_depths(self) -> tuple[int, ...]:
+        """Samples waiting in front of each stage, those not yet seen by the engine thread included."""
+        first, *deeper = self._scheduler.depths
+        return (len(self._inbox) + first, *deeper)
 
     @property
     def predicted_wait_s(self) -> float:
         """What a new sample would wait for those before it, at the present pace."""
-        return len(self._inflight) * self._seconds_per_sample
+        return len(self._inflight) * self._recent_work_s / self._recently_gone if self._recently_gone else 0.0
 
     def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
         """Take in uint8 (H, W, 3) pictures under one contract, all or none; one future each, in order.
 
         The futures deliver an Answer, DeadlineExceeded or InferenceFailed. Cancelling one drops its sample at
-        the next stage boundary. Raises Overloaded or EngineStopped at once.
+        the next stage boundary. Raises Overloaded or EngineStopped at once, and ValueError for what could never
+        be taken in: more pictures than max_samples, a rule for a network of another depth.
         """
+        if len(pictures) > self._max_samples:
+            raise ValueError(
+                f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
+                "send fewer, or raise max_samples"
+            )
+        if len(contract.rule.limits) != self._num_stages:
+            raise ValueError(
+                f"a rule for {len(contract.rule.limits)} exits is out of range: this network has {self._num_stages}; "
+                f"give {self._num_stages - 1} thresholds"
+            )
         if self._draining or not self.alive:
             raise EngineStopped("the engine takes no more samples")
         full = len(self._inflight) + len(pictures) > self._max_samples
@@ -117,7 +136,7 @@ class Engine:
     async def drain(self) -> None:
         """Finish what is in flight, take in nothing new, end the thread."""
         self._draining = True
-        if self._inflight and self.alive:
+        if self._inflight:
             self._emptied.clear()
             await self._emptied.wait()
         with self._wake:
@@ -130,60 +149,68 @@ class Engine:
         deadline_s = sample.contract.deadline_s
         if deadline_s is None:
             return None
-        return self._loop.call_later(max(0.0, deadline_s - now_s), self._expire, sample)
+        return self._loop.call_later(max(0.0, deadline_s - now_s), self._on_deadline, sample)
 
-    def _expire(self, sample: Sample) -> None:
-        """Answer a sample whose deadline has come with the deepest exit it reached."""
-        if sample.future.done():
-            return
+    def _on_deadline(self, sample: Sample) -> None:
+        # The sample stays in flight until the engine thread lets go of it.
+        if not sample.future.done() and (stats := self._resolve(sample, self._late(sample))):
+            self._observer.sample(stats)
+
+    def _late(self, sample: Sample) -> Answer | DeadlineExceeded:
+        """What a sample gets whose deadline has come: the deepest exit it reached."""
         if sample.progress is None:
-            sample.future.set_exception(DeadlineExceeded("the deadline passed before the first exit was computed"))
-        else:
-            self._answer(sample, sample.answer(ExitReason.DEADLINE, self.clock()))
+            return DeadlineExceeded("the deadline passed before the first exit was computed")
+        return sample.answer(ExitReason.DEADLINE, self.clock())
 
     def _deliver(self, delivery: Delivery) -> None:
-        for sample, answer in delivery.decision.answers:
+        """Answer everybody first, report afterwards: a fault in the observer leaves nobody waiting."""
+        decision = delivery.decision
+        outcomes: list[tuple[Sample, Answer | EngineError | None]] = [*decision.answers, *decision.failures]
+        outcomes += [(sample, None) for sample in delivery.dropped]
+        answered: list[SampleStats] = []
+        cancelled: list[CancelStats] = []
+        for sample, outcome in outcomes:
             self._forget(sample)
-            if not sample.future.done():
-                self._answer(sample, answer)
-        for sample, error in delivery.decision.failures:
-            self._forget(sample)
-            if not sample.future.done():
-                sample.future.set_exception(error)
-        for sample in delivery.dropped:
-            self._forget(sample)
-            self._expire(sample)
             if sample.future.cancelled():
-                self._observer.cancelled(CancelStats("queued" if sample.progress is None else "running"))
-        if delivery.stats is not None:
-            self._learn_pace(delivery.stats.duration_s, len(delivery.decision.answers))
-            self._observer.step(delivery.stats)
+                cancelled.append(CancelStats("queued" if sample.progress is None else "running"))
+            elif not sample.future.done() and (stats := self._resolve(sample, outcome or self._late(sample))):
+                answered.append(stats)
+        step = delivery.stats and replace(delivery.stats, inflight_samples=len(self._inflight))
+        self._learn_pace(step.duration_s if step else 0.0, len(outcomes))
         if not self._inflight:
             self._emptied.set()
+        if step:
+            self._observer.step(step)
+        for sample_stats in answered:
+            self._observer.sample(sample_stats)
+        for cancel_stats in cancelled:
+            self._observer.cancelled(cancel_stats)
 
-    def _answer(self, sample: Sample, answer: Answer) -> None:
-        sample.future.set_result(answer)
-        self._observer.sample(
-            SampleStats(answer.exit, answer.reason, answer.confidence, answer.queue_s, answer.latency_s)
-        )
+    def _resolve(self, sample: Sample, outcome: Answer | EngineError) -> SampleStats | None:
+        """Give the sample's future its outcome; returns what there is to report of an answer."""
+        if isinstance(outcome, EngineError):
+            sample.future.set_exception(outcome)
+            return None
+        sample.future.set_result(outcome)
+        return SampleStats(outcome.exit, outcome.reason, outcome.confidence, outcome.queue_s, outcome.latency_s)
 
     def _forget(self, sample: Sample) -> None:
         timer = self._inflight.pop(sample, None)
         if timer is not None:
             timer.cancel()
 
-    def _learn_pace(self, step_s: float, answered: int) -> None:
-        # Work of steps that answered nobody belongs to the samples that they sent deeper.
-        self._unanswered_work_s += step_s
-        if answered:
-            pace_s = self._unanswered_work_s / answered
-            self._unanswered_work_s = 0.0
-            self._seconds_per_sample += SMOOTHING * (pace_s - self._seconds_per_sample)
+    def _learn_pace(self, step_s: float, gone: int) -> None:
+        # A ratio of two decaying sums: the work on samples that went deeper is paid for when they leave, and
+        # leaving without an answer makes room all the same.
+        self._recent_work_s = PACE_DECAY * self._recent_work_s + step_s
+        self._recently_gone = PACE_DECAY * self._recently_gone + gone
 
     def _fail_all(self) -> None:
-        error = InferenceFailed("the engine died; the server's log says why")
-        failures = [(sample, error) for sample in self._inflight]
-        self._deliver(Delivery(Decision(failures=list(failures)), [], None))
+        self._dead = True
+        failures: list[tuple[Sample, EngineError]] = [
+            (sample, InferenceFailed("the engine died; the server's log says why")) for sample in self._inflight
+        ]
+        self._deliver(Delivery(Decision(failures=failures), [], None))
 
     # ---- the engine thread's side --------------------------------------------------------------
 
@@ -193,8 +220,9 @@ class Engine:
                 self.step()
         except BaseException:
             # A bug, not a bad sample: nobody may be left waiting for a thread that is gone.
-            self._loop.call_soon_threadsafe(self._fail_all)
-            raise
+            logger.critical("the engine died", exc_info=True)
+            if not self._loop.is_closed():
+                self._loop.call_soon_threadsafe(self._fail_all)
 
     def _take_in(self) -> bool:
         """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
@@ -204,7 +232,7 @@ class Engine:
             arrived = list(self._inbox)
             self._inbox.clear()
             stopping = self._stopping
-        self._scheduler.enqueue(1, arrived, self.clock())
+        self._scheduler.enqueue(1, arrived)
         return not stopping
 
     def step(self) -> None:
@@ -216,7 +244,7 @@ class Engine:
         decision = self._run(batch) if batch.samples else Decision()
         end_s = self.clock()
         if decision.survivors:
-            self._scheduler.enqueue(batch.stage + 1, decision.survivors, end_s)
+            self._scheduler.enqueue(batch.stage + 1, decision.survivors)
         stats = self._stats(batch, end_s - start_s) if batch.samples else None
         self._loop.call_soon_threadsafe(self._deliver, Delivery(decision, batch.dropped, stats))
 
@@ -243,5 +271,5 @@ class Engine:
             batch_size=len(batch.samples),
             duration_s=duration_s,
             queue_depths=self._scheduler.depths,
-            inflight_samples=len(self._inflight),
+            inflight_samples=0,  # filled in by the event loop, which keeps the count
         )

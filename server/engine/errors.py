@@ -15,7 +15,7 @@ class EngineError(Exception):
 
 
 class Overloaded(EngineError):
-    """Refused at once, so that nobody waits for a refusal. retry_after_s: predicted seconds until there is room."""
+    """Refused at once, so that nobody waits for a refusal. retry_after_s: until the queue is worked off."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")

@@ -5,8 +5,12 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
+from itertools import chain
 
 from server.engine.request import Sample
+
+# Steps of shallower stages that waiting samples let go first, in the hope of more batch-mates.
+PATIENCE = 3
 
 
 @dataclass(frozen=True)
@@ -19,10 +23,12 @@ class Batch:
 
 
 class Scheduler:
-    """One queue a stage, first come first served; the deepest waiting stage goes first.
+    """One queue a stage, first come first served; a full batch goes before a part-filled one, deeper before shallower.
 
-    Deepest-first answers samples that are already on their way before it takes in new ones, so that no sample
-    starves, and merges survivors of different batches whenever more than one batch left some behind.
+    Where no stage has a full batch, the deepest goes: samples on their way are answered before new ones are begun.
+    Where one has, part-filled deeper stages let it pass, PATIENCE times in a row at most: meanwhile survivors of
+    different batches meet there and go on as one. So nobody starves: work behind stage 1 is finite, and new
+    samples overtake it a bounded number of times.
     """
 
     def __init__(self, num_stages: int, max_batch_size: int) -> None:
@@ -30,6 +36,7 @@ class Scheduler:
             raise ValueError(f"max_batch_size {max_batch_size} is out of range: a step needs at least 1 sample")
         self.max_batch_size = max_batch_size
         self._queues: tuple[deque[Sample], ...] = tuple(deque() for _ in range(num_stages))
+        self._times_passed_over = [0] * num_stages
 
     def __repr__(self) -> str:
         return f"Scheduler({', '.join(f'stage {k}: {n}' for k, n in enumerate(self.depths, start=1))})"
@@ -39,11 +46,9 @@ class Scheduler:
         """Samples waiting in front of each stage."""
         return tuple(map(len, self._queues))
 
-    def enqueue(self, stage: int, samples: Iterable[Sample], now_s: float) -> None:
+    def enqueue(self, stage: int, samples: Iterable[Sample]) -> None:
         """Put samples in front of stage 1..K."""
-        for sample in samples:
-            sample.enqueued_s = now_s
-            self._queues[stage - 1].append(sample)
+        self._queues[stage - 1].extend(samples)
 
     def schedule(self, now_s: float) -> Batch | None:
         """Take the next batch out of the queues; None when all are empty.
@@ -51,14 +56,26 @@ class Scheduler:
         Samples that are abandoned, or whose deadline has passed, are not run: they come back as `dropped`.
         A batch may consist of those alone.
         """
-        for stage in range(len(self._queues), 0, -1):
-            if queue := self._queues[stage - 1]:
-                batch = Batch(stage, [], [])
-                while queue and len(batch.samples) < self.max_batch_size:
-                    sample = queue.popleft()
-                    (batch.dropped if _over(sample, now_s) else batch.samples).append(sample)
-                return batch
-        return None
+        stage = self._next_stage()
+        if stage is None:
+            return None
+        queue, batch = self._queues[stage - 1], Batch(stage, [], [])
+        while queue and len(batch.samples) < self.max_batch_size:
+            sample = queue.popleft()
+            (batch.dropped if _over(sample, now_s) else batch.samples).append(sample)
+        return batch
+
+    def _next_stage(self) -> int | None:
+        waiting = [stage for stage in range(len(self._queues), 0, -1) if self._queues[stage - 1]]
+        out_of_patience = (stage for stage in waiting if self._times_passed_over[stage - 1] >= PATIENCE)
+        full = (stage for stage in waiting if len(self._queues[stage - 1]) >= self.max_batch_size)
+        chosen = next(chain(out_of_patience, full, waiting), None)
+        for stage in waiting:
+            if stage == chosen:
+                self._times_passed_over[stage - 1] = 0
+                break
+            self._times_passed_over[stage - 1] += 1
+        return chosen
 
 
 def _over(sample: Sample, now_s: float) -> bool:

@@ -101,6 +101,13 @@ def test_a_broken_picture_is_named_without_a_worker_traceback(folder_set: Folder
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
 
 
+def test_a_walk_leaves_the_global_random_state_alone(folder_set: FolderSet) -> None:
+    before = torch.get_rng_state()
+    for pictures in (image_set(), folder_set):
+        walk(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=0)
+    assert torch.equal(torch.get_rng_state(), before)
+
+
 def test_changing_a_batch_leaves_the_set_as_it_was() -> None:
     pictures = image_set()
     before = pictures.fingerprint()

@@ -91,6 +91,8 @@ class Batches:
             num_workers=self.workers,
             collate_fn=_as_read,
             pin_memory=self.device.type == "cuda",
+            # Else the loader draws from torch's global generator, and a walk would change what follows it.
+            generator=torch.Generator(),
         )
         for read in loader:
             if isinstance(read, DataError):

@@ -57,6 +57,8 @@ class TorchRunner:
         """K, the stages of the bundle's network."""
         return int(self.net.num_exits)
 
+    # Without TF32, whose rounding would depend on the algorithm chosen for a batch size.
+    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     @torch.inference_mode()
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates, with one host synchronisation."""

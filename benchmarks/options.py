@@ -1,0 +1,85 @@
+"""The options of `offramp bench` and of the accuracy check: each declared once for flag, environment and help.
+
+The command line derives `--server-threads` and `OFFRAMP_SERVER_THREADS` from a field named `server_threads`. Imports
+neither torch nor an HTTP library, so that `--help` answers at once.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+Url = Annotated[
+    str | None,
+    typer.Option(help="A running server, such as http://127.0.0.1:8000; default: start an own one on a free port."),
+]
+ModelPath = Annotated[
+    Path | None, typer.Option(help="The bundle's folder, for the own server; default: the embedded model.")
+]
+DatasetName = Annotated[str, typer.Option(help="cifar10 or cifar100; its test pictures are sent as PNG.")]
+DataRoot = Annotated[Path, typer.Option(help="Where the CIFAR files lie.")]
+Thresholds = Annotated[str, typer.Option(help="Thresholds to compare, separated by commas; 1 is exits off.")]
+Pictures = Annotated[int, typer.Option(min=0, help="Send only the first test pictures, this many; 0: all.")]
+ServerThreads = Annotated[
+    int, typer.Option(min=0, max=1024, help="Threads of the own server's network on the CPU; 0: torch decides.")
+]
+
+
+def parse_thresholds(text: str) -> tuple[float, ...]:
+    """ "0,0.5,1" -> (0.0, 0.5, 1.0). Raises ValueError for anything that is no list of different numbers in [0, 1]."""
+    try:
+        thresholds = tuple(float(part) for part in text.split(","))
+    except ValueError:
+        raise ValueError(f"thresholds {text!r}: give numbers in [0, 1], separated by commas") from None
+    if not all(0.0 <= threshold <= 1.0 for threshold in thresholds):
+        raise ValueError(f"thresholds {text!r} are out of range: give numbers in [0, 1]")
+    if len(set(thresholds)) != len(thresholds):
+        raise ValueError(f"thresholds {text!r}: give each number once")
+    return thresholds
+
+
+@dataclass(frozen=True)
+class BenchOptions:
+    """Options of `offramp bench`. Raises ValueError for thresholds that cannot be compared."""
+
+    url: Url = None
+    model: ModelPath = None
+    dataset: DatasetName = "cifar100"
+    data_root: DataRoot = Path("data")
+    thresholds: Thresholds = "0,0.5,0.8,0.95,1"
+    pictures: Pictures = 2000
+    connections: Annotated[int, typer.Option(min=1, max=512, help="Clients of the closed loop.")] = 32
+    rounds: Annotated[int, typer.Option(min=1, help="How often each threshold is measured, interleaved.")] = 4
+    seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds of each threshold in each round.")] = 5.0
+    warmup_seconds: Annotated[float, typer.Option(min=0, help="Seconds of the same load before those.")] = 1.0
+    rate: Annotated[
+        float,
+        typer.Option(min=0, help="Poisson arrivals a second of the open loop; 0: 70 % of the capacity at threshold 1."),
+    ] = 0.0
+    server_threads: ServerThreads = 0
+    output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/thresholds.json")
+
+    def __post_init__(self) -> None:
+        if 1.0 not in parse_thresholds(self.thresholds):
+            raise ValueError(f"thresholds {self.thresholds!r} lack 1, exits off, which all others are compared with")
+
+
+@dataclass(frozen=True)
+class AccuracyOptions:
+    """Options of `python -m benchmarks.accuracy`."""
+
+    url: Url = None
+    model: ModelPath = None
+    dataset: DatasetName = "cifar100"
+    data_root: DataRoot = Path("data")
+    thresholds: Thresholds = "0,0.5,0.8,0.95,1"
+    pictures: Pictures = 0
+    connections: Annotated[int, typer.Option(min=1, max=512, help="Requests in flight.")] = 64
+    server_threads: ServerThreads = 0
+    output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/accuracy.json")
+
+    def __post_init__(self) -> None:
+        parse_thresholds(self.thresholds)

@@ -1,0 +1,167 @@
+"""Markdown for readers, from result files; and the documents that hold it, kept in step with them.
+
+    python -m benchmarks.tables            # write the tables into docs/performance.md
+    python -m benchmarks.tables --check    # fail where a document is stale
+
+A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import BenchmarkError
+
+PROJECT = Path(__file__).resolve().parent.parent
+RESULTS = PROJECT / "benchmarks" / "results"
+DOCUMENTS = (PROJECT / "docs" / "performance.md",)
+MARKED = re.compile(r"(<!-- results: (?P<name>[\w.-]+\.json) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
+
+Document = dict[str, Any]
+
+
+def thresholds_section(document: Document) -> str:
+    """The table of `benchmarks.thresholds`, where its figures come from, and what they say."""
+    lines = [
+        "| threshold | accuracy | exit mix, % | pictures/s | against off | p50 ms | p95 ms | p99 ms | server CPU ms | errors |",
+        "| ---: " * 10 + "|",
+    ]
+    for row in document["rows"]:
+        cpu = row["server_cpu_ms"]
+        cells = [
+            f"{row['threshold']:g}",
+            f"{row['accuracy']:.2%}",
+            _shares(row["exit_mix"], ".0f"),
+            _spread(row["throughput"], ".0f"),
+            _spread(row["ratio"], ".2f", "×"),
+            _spread(row["p50_ms"], ".1f"),
+            _spread(row["p95_ms"], ".1f"),
+            _spread(row["p99_ms"], ".1f"),
+            _spread(cpu, ".2f") if cpu else "–",
+            str(row["errors"]),
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    source = (
+        f"{document['served']}; {document['pictures']:,} {document['dataset']} test pictures as PNG. Median "
+        f"(least–most) of {document['rounds_each']} interleaved rounds of {document['seconds']:g} s after "
+        f"{document['warmup_seconds']:g} s of warm-up. Pictures a second: closed loop, {document['connections']} "
+        f"connections. Latency: open loop, Poisson arrivals at {document['open_loop_rate']:.0f}/s for every threshold. "
+        f"{_provenance(document)}"
+    )
+    return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
+
+
+def thresholds_verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
+    """In words, for each threshold below 1: whether exits pay in throughput, at what accuracy and latency."""
+    off = next(row for row in rows if row["threshold"] == 1.0)
+    sentences = []
+    for row in rows:
+        if row is off:
+            continue
+        ratio = row["ratio"]
+        if ratio["min"] > 1.0:
+            verdict = "exits pay"
+        elif ratio["max"] < 1.0:
+            verdict = "exits do not pay"
+        else:
+            verdict = "exits make no difference that these rounds can tell"
+        points = 100 * (row["accuracy"] - off["accuracy"])
+        p99_ms, off_p99_ms = row["p99_ms"]["median"], off["p99_ms"]["median"]
+        sentences.append(
+            f"Threshold {row['threshold']:g}: {verdict}: {_spread(ratio, '.2f', '×')} the throughput of exits off, "
+            f"accuracy {points:+.2f} points; "
+            f"p99 at the same load {p99_ms:.1f} ms against {off_p99_ms:.1f} ms."
+        )
+    return sentences
+
+
+def accuracy_section(document: Document) -> str:
+    """The table of `benchmarks.accuracy`: what was served beside what the evaluation computes."""
+    lines = [
+        "| threshold | accuracy served | evaluated | exit mix served, % | evaluated | exits ≠ | labels ≠ | confidence ≠ |",
+        "| ---: " * 8 + "|",
+    ]
+    for row in document["rows"]:
+        cells = [
+            f"{row['threshold']:g}",
+            f"{row['accuracy']:.2%}",
+            f"{row['evaluated_accuracy']:.2%}",
+            _shares(row["exit_mix"], ".2f"),
+            _shares(row["evaluated_mix"], ".2f"),
+            str(row["exits_differing"]),
+            str(row["labels_differing"]),
+            f"{row['largest_confidence_difference']:.1e}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    source = (
+        f"{document['served']}; {document['pictures']:,} {document['dataset']} test pictures as PNG, each at every "
+        f"threshold, {document['connections']} requests in flight, thresholds mixed. ≠: how many differ, picture by picture; "
+        f"of confidences the largest difference. {_provenance(document)}"
+    )
+    return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
+
+
+SECTIONS = {"thresholds": thresholds_section, "accuracy": accuracy_section}
+
+
+def _spread(values: dict[str, float], form: str, unit: str = "") -> str:
+    return f"{values['median']:{form}}{unit} ({values['min']:{form}}–{values['max']:{form}})"
+
+
+def _shares(mix: Sequence[float], form: str) -> str:
+    return " / ".join(f"{100 * share:{form}}" for share in mix)
+
+
+def _provenance(document: Document) -> str:
+    machine, versions = document["machine"], document["versions"]
+    hardware = ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
+    names = ("python", "torch", "fastapi", "uvicorn", "offramp")
+    software = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
+    whose = "" if document["own_server"] else " (of the load generator; the server was started elsewhere)"
+    return f"{hardware}{whose}; {software}; {document['date'][:10]}. `{document['command']}`"
+
+
+def filled(text: str, results: Path) -> str:
+    """The document with every marked table rendered anew. Raises BenchmarkError for a result that is no result."""
+    return MARKED.sub(lambda match: match[1] + _section(results / match["name"]) + "\n" + match[4], text)
+
+
+def _section(path: Path) -> str:
+    if not path.exists():
+        return f"*Not measured yet: `benchmarks/results/{path.name}` is not there.*"
+    try:
+        document = json.loads(path.read_text())
+        return SECTIONS[document["benchmark"]](document)
+    except (ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(f"{path}: not a result file of these benchmarks ({error!r}); measure again") from error
+
+
+def main(arguments: Sequence[str], results: Path = RESULTS) -> int:
+    """Write or check the documents; 1 when one is stale, with its name and the fix."""
+    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Tables of the docs from results.")
+    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS, help="default: docs/performance.md")
+    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
+    options = parser.parse_args(arguments)
+    status = 0
+    for path in options.documents:
+        text = path.read_text(encoding="utf-8")
+        new = filled(text, results)
+        if new == text:
+            continue
+        if options.check:
+            print(f"{path}: a table is stale; run python -m benchmarks.tables {path}", file=sys.stderr)
+            status = 1
+        else:
+            path.write_text(new, encoding="utf-8")
+            print(f"{path}: written")
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,87 @@
+"""The web application: served models behind HTTP."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from importlib.metadata import version
+from typing import Any
+
+from fastapi import FastAPI
+from fastapi.openapi.utils import get_openapi
+from starlette.responses import Response
+from starlette.types import Scope
+
+from server import openapi
+from server.exchange import ApiKeys, ExchangeMiddleware
+from server.images import Decoder
+from server.metrics import NO_MODEL, Metrics
+from server.predict import Predictor
+from server.problems import FORBIDDEN, UNAUTHENTICATED, Problem, exception_handlers, problem_response
+from server.registry import Registry
+from server.routes import model_routes, operator_routes, prediction_routes
+from server.settings import Settings
+
+DESCRIPTION = "Early-exit image classification: an easy picture leaves at a shallow exit."
+
+
+def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> FastAPI:
+    """The application. Its lifespan starts the engines, and drains them at the end."""
+    keys = ApiKeys(settings.read_api_keys())
+    decoder = Decoder(settings.decode_threads, settings.max_pixels)
+
+    @asynccontextmanager
+    async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+        # Not awaited: while the models warm up, /livez answers and /readyz says what is missing.
+        starting = asyncio.create_task(registry.start())
+        yield
+        await starting
+        await registry.drain()
+        decoder.close()
+
+    app = _Application(
+        title="Offramp",
+        version=version("offramp"),
+        description=DESCRIPTION,
+        lifespan=lifespan,
+        exception_handlers=exception_handlers(),
+        redirect_slashes=False,
+        with_keys=keys.needed,
+    )
+    app.add_middleware(
+        ExchangeMiddleware, keys=keys, refuse=_refuse, record=metrics.record, access_log=settings.access_log
+    )
+    app.include_router(prediction_routes(Predictor(registry, settings, metrics, decoder)))
+    app.include_router(model_routes(registry))
+    app.include_router(operator_routes(registry, metrics))
+    for one in registry.served:
+        metrics.watch_inflight(one.bundle.name, one.engine)
+    return app
+
+
+class _Application(FastAPI):
+    """FastAPI with our own additions to the OpenAPI document."""
+
+    def __init__(self, *, with_keys: bool, **options: Any) -> None:
+        super().__init__(**options)
+        self._with_keys = with_keys
+
+    def openapi(self) -> dict[str, Any]:
+        """The document behind /openapi.json and /docs, made once."""
+        if self.openapi_schema is None:
+            schema = get_openapi(
+                title=self.title, version=self.version, description=self.description, routes=self.routes
+            )
+            self.openapi_schema = openapi.complete(schema, self._with_keys)
+        return self.openapi_schema
+
+
+def _refuse(scope: Scope, key: bytes | None) -> Response:
+    """The answer to a request without a key, or with a wrong one."""
+    if scope["path"].endswith("/predict"):
+        scope["offramp.exchange"].model = NO_MODEL
+    if key is None:
+        detail = "send an API key, as Authorization: Bearer KEY or as X-API-Key: KEY"
+        return problem_response(scope, Problem(UNAUTHENTICATED, detail, {"WWW-Authenticate": "Bearer"}))
+    return problem_response(scope, Problem(FORBIDDEN, "this API key is not accepted here"))

@@ -1,0 +1,191 @@
+"""Prometheus metrics. The engine and the routes report what happened as data; here it becomes counters.
+
+docs/metrics.md tells what each is for. Every series is there from the start, at zero.
+"""
+
+from __future__ import annotations
+
+import platform
+from collections.abc import Iterable
+from importlib.metadata import version
+
+from prometheus_client import (
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    PlatformCollector,
+    ProcessCollector,
+    disable_created_metrics,
+    generate_latest,
+)
+
+from models.bundle import Bundle
+from models.cost import NetworkCost
+from models.exit_policy import ExitReason
+from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.exchange import Exchange
+from server.problems import CLIENT_GONE_STATUS, KINDS, REJECTIONS
+from server.registry import EngineClient
+
+# The `model` label of requests that name no served model; no model can have this name.
+NO_MODEL = "(none)"
+
+CODES = ("200", str(CLIENT_GONE_STATUS), *sorted({str(kind.status) for kind in KINDS}))
+UPLOADING = "upload"
+PHASES = (UPLOADING, "queued", "running")
+
+SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+FINE_SECONDS = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, *SECONDS[3:])
+SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
+BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
+
+
+class Metrics:
+    """All metrics of one server, in a collector registry of its own."""
+
+    def __init__(self) -> None:
+        # A second series for each counter that says when it was made: of no use here.
+        disable_created_metrics()  # type: ignore[no-untyped-call]
+        self._collectors = registry = CollectorRegistry()
+        ProcessCollector(registry=registry)
+        PlatformCollector(registry=registry)
+
+        def counter(name: str, text: str, *labels: str) -> Counter:
+            return Counter(f"offramp_{name}", text, labels, registry=registry)
+
+        def gauge(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"offramp_{name}", text, labels, registry=registry)
+
+        def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
+            return Histogram(f"offramp_{name}", text, labels, registry=registry, buckets=tuple(buckets))
+
+        self.requests = counter("requests_total", "Prediction requests answered.", "model", "code")
+        self.request_duration = histogram(
+            "request_duration_seconds", "From the first byte of a prediction request to its answer.", SECONDS, "model"
+        )
+        self.samples = counter(
+            "samples_total", "Pictures answered, by exit and reason.", "model", "version", "exit", "reason"
+        )
+        self.sample_latency = histogram(
+            "sample_latency_seconds", "From entering the engine to leaving it.", FINE_SECONDS, "model", "exit"
+        )
+        self.confidence = histogram("exit_confidence", "Calibrated confidence of answers.", SHARES, "model", "exit")
+        self.decode_duration = histogram(
+            "decode_duration_seconds",
+            "Decoding all pictures of a request, waiting for a thread included.",
+            SECONDS,
+            "model",
+        )
+        self.queue_duration = histogram(
+            "queue_duration_seconds", "Waiting of a picture in all stage queues.", FINE_SECONDS, "model"
+        )
+        self.stage_duration = histogram(
+            "stage_duration_seconds", "One batch through one stage.", FINE_SECONDS, "model", "stage"
+        )
+        self.stage_batch_size = histogram("stage_batch_size", "Pictures in a step.", BATCH_SIZES, "model", "stage")
+        self.stage_queue_depth = gauge("stage_queue_depth", "Pictures waiting for a stage.", "model", "stage")
+        self.inflight = gauge("inflight_samples", "Pictures in the engine, not yet answered.", "model")
+        self.compute = counter("compute_multiply_adds_total", "Multiply-adds spent on answered pictures.", "model")
+        self.compute_saved = counter(
+            "compute_saved_multiply_adds_total",
+            "Multiply-adds that answering at the last exit would have added.",
+            "model",
+        )
+        self.rejections = counter("rejections_total", "Requests refused at once.", "reason")
+        self.cancelled = counter("cancelled_total", "Clients gone before their answer, by phase.", "phase")
+        self.model_info = gauge(
+            "model_info",
+            "A served model version; always 1.",
+            *("model", "version", "architecture", "exits", "classes", "input_size", "device"),
+        )
+        self.build_info = gauge("build_info", "What runs here; always 1.", "version", "python", "torch")
+        self._engines: dict[str, list[EngineClient]] = {}
+        self._start_at_zero()
+
+    def add_model(self, bundle: Bundle, cost: NetworkCost, device: str) -> ModelObserver:
+        """Begin the series of a model version; the observer is for its engine."""
+        config = bundle.config
+        sizes = (str(len(cost.stage_multiply_adds)), str(config.num_classes), str(config.input_size))
+        self.model_info.labels(bundle.name, bundle.version, config.architecture, *sizes, device).set(1)
+        self._start_requests(bundle.name)
+        self.decode_duration.labels(bundle.name)
+        return ModelObserver(self, bundle.name, bundle.version, cost.sequential_multiply_adds)
+
+    def watch_inflight(self, model: str, engine: EngineClient) -> None:
+        """Have the gauge ask the engine when it is read; the versions of a model are summed."""
+        engines = self._engines.setdefault(model, [])
+        engines.append(engine)
+        self.inflight.labels(model).set_function(lambda: sum(engine.inflight_samples for engine in engines))
+
+    def record(self, exchange: Exchange, duration_s: float) -> None:
+        """A request is over."""
+        if exchange.rejection is not None:
+            self.rejections.labels(exchange.rejection).inc()
+        if exchange.model is not None:
+            self.requests.labels(exchange.model, str(exchange.status)).inc()
+            self.request_duration.labels(exchange.model).observe(duration_s)
+
+    def expose(self) -> bytes:
+        """The text format."""
+        return generate_latest(self._collectors)
+
+    def _start_at_zero(self) -> None:
+        self.build_info.labels(version("offramp"), platform.python_version(), version("torch")).set(1)
+        for reason in REJECTIONS:
+            self.rejections.labels(reason)
+        for phase in PHASES:
+            self.cancelled.labels(phase)
+        self._start_requests(NO_MODEL)
+
+    def _start_requests(self, model: str) -> None:
+        self.request_duration.labels(model)
+        for code in CODES:
+            self.requests.labels(model, code)
+
+
+class ModelObserver:
+    """Counts what one engine reports; looks its series up once, not for each picture."""
+
+    def __init__(self, metrics: Metrics, model: str, model_version: str, spent_multiply_adds: tuple[int, ...]) -> None:
+        exits = range(1, len(spent_multiply_adds) + 1)
+        self._spent = spent_multiply_adds
+        self._samples = {
+            (exit, reason): metrics.samples.labels(model, model_version, str(exit), reason.value)
+            for exit in exits
+            for reason in ExitReason
+        }
+        self._latency = [metrics.sample_latency.labels(model, str(exit)) for exit in exits]
+        self._confidence = [metrics.confidence.labels(model, str(exit)) for exit in exits]
+        self._queue_duration = metrics.queue_duration.labels(model)
+        self._stage_duration = [metrics.stage_duration.labels(model, str(stage)) for stage in exits]
+        self._batch_size = [metrics.stage_batch_size.labels(model, str(stage)) for stage in exits]
+        self._depth = [metrics.stage_queue_depth.labels(model, str(stage)) for stage in exits]
+        self._last_depths = (0,) * len(self._depth)
+        self._compute = metrics.compute.labels(model)
+        self._compute_saved = metrics.compute_saved.labels(model)
+        self._cancelled = {phase: metrics.cancelled.labels(phase) for phase in PHASES}
+
+    def step(self, stats: StepStats) -> None:
+        """One batch went through one stage."""
+        self._stage_duration[stats.stage - 1].observe(stats.duration_s)
+        self._batch_size[stats.stage - 1].observe(stats.batch_size)
+        # Differences, because the versions of a model share one gauge.
+        for gauge, now, before in zip(self._depth, stats.queue_depths, self._last_depths, strict=True):
+            if now != before:
+                gauge.inc(now - before)
+        self._last_depths = stats.queue_depths
+
+    def sample(self, stats: SampleStats) -> None:
+        """One picture was answered."""
+        index = stats.exit - 1
+        self._samples[stats.exit, stats.reason].inc()
+        self._latency[index].observe(stats.latency_s)
+        self._confidence[index].observe(stats.confidence)
+        self._queue_duration.observe(stats.queue_s)
+        self._compute.inc(self._spent[index])
+        self._compute_saved.inc(self._spent[-1] - self._spent[index])
+
+    def cancelled(self, stats: CancelStats) -> None:
+        """One picture was dropped, because its client is gone."""
+        self._cancelled[stats.phase].inc()

@@ -1,0 +1,85 @@
+"""What /openapi.json says beyond what FastAPI can see: three forms of body, and errors as problem+json."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from server.images import MEDIA_TYPES
+from server.parameters import Parameters
+from server.problems import KINDS, MEDIA_TYPE
+from server.schemas import ProblemDetails
+
+PICTURE = {"type": "string", "format": "binary"}
+
+PREDICTION_ERRORS = (400, 401, 403, 404, 413, 415, 422, 429, 500, 503, 504)
+MODEL_ERRORS = (401, 403, 404, 500)
+
+
+def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
+    """For FastAPI's `responses`: each error status with its sorts of problem."""
+    return {
+        status: {
+            "description": "; ".join(kind.title for kind in KINDS if kind.status == status),
+            "content": {MEDIA_TYPE: {"schema": {"$ref": "#/components/schemas/ProblemDetails"}}},
+        }
+        for status in statuses
+    }
+
+
+def prediction_extra() -> dict[str, Any]:
+    """For FastAPI's `openapi_extra`: the parameters and the three forms of body."""
+    properties = Parameters.model_json_schema()["properties"]
+    return {
+        "parameters": [_query_parameter(name, schema) for name, schema in properties.items()],
+        "requestBody": {
+            "required": True,
+            "description": "One picture as it is, or several in a form or in JSON. Parameters may stand in the query "
+            "string, in the form's fields or in the JSON object, each once.",
+            "content": {
+                **{media_type: {"schema": PICTURE} for media_type in (*MEDIA_TYPES, "application/octet-stream")},
+                "multipart/form-data": {"schema": _object("image", {"type": "array", "items": PICTURE}, properties)},
+                "application/json": {
+                    "schema": _object(
+                        "images",
+                        {"type": "array", "items": {"type": "string", "contentEncoding": "base64"}, "minItems": 1},
+                        properties,
+                    )
+                },
+            },
+        },
+    }
+
+
+def complete(schema: dict[str, Any], with_keys: bool) -> dict[str, Any]:
+    """FastAPI's document with the problem schema and, where keys are set, the ways to send one."""
+    components = schema.setdefault("components", {})
+    components.setdefault("schemas", {})["ProblemDetails"] = ProblemDetails.model_json_schema()
+    for unused in ("HTTPValidationError", "ValidationError"):
+        components["schemas"].pop(unused, None)
+    if with_keys:
+        components["securitySchemes"] = {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        for path, operations in schema["paths"].items():
+            if path.startswith("/v1/"):
+                for operation in operations.values():
+                    operation["security"] = [{"bearer": []}, {"key": []}]
+    return schema
+
+
+def _query_parameter(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    parameter = {"name": name, "in": "query", "required": False, "schema": schema}
+    if name == "thresholds":
+        # Comma-separated, not repeated.
+        parameter |= {"style": "form", "explode": False}
+    return parameter | {"description": schema.get("description", "")}
+
+
+def _object(image_name: str, images: dict[str, Any], properties: dict[str, Any]) -> dict[str, Any]:
+    return {
+        "type": "object",
+        "required": [image_name],
+        "properties": {image_name: images, **properties},
+        "additionalProperties": False,
+    }

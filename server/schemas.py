@@ -1,0 +1,150 @@
+"""What the server answers, as documented in OpenAPI. Answers are built as plain dicts; a test holds them to these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from models.exit_policy import ExitReason
+
+
+class Answered(BaseModel):
+    """Base: nothing undocumented is answered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClassProbability(Answered):
+    """One class and its calibrated probability."""
+
+    label: str
+    class_id: int
+    probability: float
+
+
+class VisitedExit(Answered):
+    """What one exit on the way said."""
+
+    exit: int
+    label: str
+    class_id: int
+    confidence: float
+
+
+class Prediction(Answered):
+    """The answer to one picture."""
+
+    label: str = Field(examples=["rocket"])
+    class_id: int = Field(examples=[69])
+    confidence: float = Field(description="Calibrated probability of the label.", examples=[0.974])
+    exit: int = Field(description="Where the picture left, 1..exits.", examples=[2])
+    exits: int = Field(description="Exits of the model.", examples=[4])
+    exit_reason: ExitReason
+    compute: float = Field(description="Share of the full depth's multiply-adds that was spent.", examples=[0.53])
+    top_k: list[ClassProbability]
+    visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")
+
+
+class AppliedContract(Answered):
+    """What was applied: threshold or thresholds, and the bounds that were set."""
+
+    threshold: float | None = None
+    thresholds: list[float] | None = None
+    min_exit: int | None = None
+    max_exit: int | None = None
+    deadline_ms: float | None = None
+
+
+class Timing(Answered):
+    """Milliseconds. queue and inference are those of the request's slowest picture."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class PredictionAnswer(Answered):
+    """The answer to one request; predictions in the order of its pictures."""
+
+    model: str = Field(examples=["cifar100-resnet18"])
+    version: str = Field(examples=["1"])
+    predictions: list[Prediction]
+    contract: AppliedContract
+    timing_ms: Timing
+
+
+class InputFacts(Answered):
+    """What the network sees of a picture: its centre square, resized."""
+
+    width: int
+    height: int
+    media_types: list[str]
+
+
+class ExitFacts(BaseModel):
+    """One exit; beside these, what training wrote down, such as its accuracy."""
+
+    model_config = ConfigDict(extra="allow")
+
+    exit: int
+    compute: float = Field(description="Share of the full depth's multiply-adds, earlier heads included.")
+    multiply_adds: int
+
+
+class ModelSummary(Answered):
+    """One model version, in short."""
+
+    name: str
+    version: str
+    architecture: str
+    classes: int
+    exits: int
+    threshold: float = Field(description="The default operating point.")
+    device: str
+
+
+class ModelList(Answered):
+    """All served models."""
+
+    default: str
+    models: list[ModelSummary]
+
+
+class ModelFacts(Answered):
+    """All that a bundle tells of itself."""
+
+    name: str
+    version: str
+    versions: list[str]
+    architecture: str
+    width: int
+    device: str
+    labels: list[str]
+    input: InputFacts
+    threshold: float
+    exits: list[ExitFacts]
+    operating_points: list[dict[str, Any]]
+    training: dict[str, Any]
+    parameters: int
+    multiply_adds: int = Field(description="Of one picture at full depth, all heads included.")
+
+
+class Status(Answered):
+    """Of the process or of its models."""
+
+    status: Literal["alive", "ready"]
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457. Beside these, fields that help, such as the limit or the picture's index."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:offramp:problem:invalid-parameter"])
+    title: str = Field(examples=["A parameter is wrong"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["threshold 'abc' is not allowed: give a number in [0, 1]"])
+    instance: str = Field(examples=["/v1/predict"])
+    request_id: str

@@ -1,0 +1,129 @@
+"""Run the server: load, listen, announce, and on a signal drain and end."""
+
+from __future__ import annotations
+
+import logging
+import logging.config
+import signal
+import socket
+import sys
+import time
+from types import FrameType
+from typing import Any
+
+import uvicorn
+
+from server.app import create_app
+from server.loading import load_registry
+from server.metrics import Metrics
+from server.registry import Registry
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+BACKLOG = 2048
+
+# Longer than the 60 s of common load balancers: who closes an idle connection first should be they, not we.
+KEEP_ALIVE_S = 75
+
+
+class Server(uvicorn.Server):
+    """uvicorn that turns not-ready first, closes its port a little later, and ends with what is in flight answered.
+
+    SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once.
+    """
+
+    def __init__(self, config: uvicorn.Config, registry: Registry, drain_delay_s: float, address: str) -> None:
+        super().__init__(config)
+        self._registry = registry
+        self._drain_delay_s = drain_delay_s
+        self._address = address
+        self._announced = False
+        self._close_at_s = float("inf")
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """Called for SIGTERM and SIGINT. Unlike uvicorn's, it leaves the exit status at 0."""
+        if self._registry.draining:
+            signal.signal(sig, signal.SIG_DFL)
+            signal.raise_signal(sig)
+        self._registry.draining = True
+        self._close_at_s = time.monotonic() + (self._drain_delay_s if sig == signal.SIGTERM else 0.0)
+
+    async def on_tick(self, counter: int) -> bool:
+        """Ten times a second: announce readiness, end when it is time or nothing can become ready."""
+        if not self._announced and self._registry.why_not_ready() is None:
+            self._announced = True
+            announce(self._registry, self._address)
+        if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
+            self.should_exit = True
+        return await super().on_tick(counter)
+
+
+def run(settings: Settings) -> int:
+    """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise."""
+    logging.config.dictConfig(log_config(settings.log_level))
+    metrics = Metrics()
+    try:
+        registry = load_registry(settings, metrics)
+        app = create_app(registry, settings, metrics)
+        listener = listen(settings.host, settings.port)
+    except ValueError as error:
+        print(f"offramp: {error}", file=sys.stderr)
+        return 1
+    config = uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
+    server = Server(config, registry, settings.drain_delay_s, url(listener))
+    server.run(sockets=[listener])
+    if registry.failure is not None:
+        print(f"offramp: {registry.failure}", file=sys.stderr)
+        return 1
+    return 0
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A listening socket. Raises ValueError when the address cannot be had."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    try:
+        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+    except OSError as error:
+        raise ValueError(
+            f"cannot listen on {host} port {port}: {error.strerror}; end what runs there or choose another --port"
+        ) from error
+
+
+def url(listener: socket.socket) -> str:
+    """Where a client on this machine reaches the socket."""
+    host, port = listener.getsockname()[:2]
+    local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
+
+
+def announce(registry: Registry, address: str) -> None:
+    """Two lines for whoever started the server: where it is, and how to ask it."""
+    names = ", ".join(f"{one.bundle.name} {one.bundle.version} on {one.device}" for one in registry.served)
+    print(f"Offramp serves {names} at {address} (docs: {address}/docs)")
+    print(f"  curl --data-binary @photo.jpg '{address}/v1/predict?threshold=0.8'", flush=True)
+
+
+def log_config(level: str) -> dict[str, Any]:
+    """Logging to stderr, one line an event; the HTTP server says only what is worth knowing."""
+    return {
+        "version": 1,
+        "disable_existing_loggers": False,
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
+        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "loggers": {
+            "server": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
+            "uvicorn": {"level": "INFO" if level == "debug" else "WARNING", "handlers": ["stderr"], "propagate": False},
+        },
+    }

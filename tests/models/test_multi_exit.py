@@ -1,0 +1,149 @@
+"""Every architecture: builds, answers at every exit, learns everywhere, is one network however it is run."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from models.backbones import BACKBONES
+from models.bundle import Bundle, load_bundle, rounded, save_bundle
+from models.config import ModelConfig, Stem
+from models.cost import count_cost
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+
+# The narrowest that each family's groups allow.
+WIDTHS = {"resnext50_32x4d": 16, "resnext101_32x8d": 8}
+STEMS: list[tuple[Stem, int]] = [("cifar", 32), ("imagenet", 64)]
+
+
+def narrow(architecture: str, stem: Stem, input_size: int) -> ModelConfig:
+    return ModelConfig(architecture, 5, WIDTHS.get(architecture, 4), input_size, stem)
+
+
+def by_stages(net: MultiExitNet, x_BCHW: Tensor) -> list[Tensor]:
+    logits = []
+    for stage in range(1, net.num_exits + 1):
+        x_BCHW, logits_BC = net.run_stage(stage, x_BCHW)
+        logits.append(logits_BC)
+    return logits
+
+
+@pytest.mark.parametrize(("stem", "input_size"), STEMS)
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_every_architecture_works_from_building_to_bundle(
+    architecture: str, stem: Stem, input_size: int, tmp_path: Path
+) -> None:
+    torch.manual_seed(0)
+    config = narrow(architecture, stem, input_size)
+    net = MultiExitNet(config).eval()
+    assert net.num_exits == 4
+    x_BCHW = torch.randn(2, 3, input_size, input_size)
+
+    with torch.no_grad():
+        outputs = net(x_BCHW)
+        assert all(map(torch.equal, outputs.logits, by_stages(net, x_BCHW)))
+        assert [tuple(logits.shape) for logits in outputs.logits] == [(2, 5)] * 4
+        assert [tuple(embedding.shape) for embedding in outputs.embeddings] == [(2, net.embedding_size)] * 4
+        assert all(torch.isfinite(logits).all() for logits in outputs.logits)
+
+    cost = count_cost(config)
+    assert min(cost.stage_multiply_adds + cost.head_multiply_adds) > 0
+    assert cost.total_parameters == sum(parameter.numel() for parameter in net.parameters())
+
+    bundle = Bundle(
+        "net", "1", config, Preprocessing(input_size), tuple("abcde"), Calibration.neutral(4), threshold=0.8, net=net
+    )
+    save_bundle(bundle, tmp_path / "bundle", "card")
+    loaded, expected = load_bundle(tmp_path / "bundle").net.state_dict(), rounded(net).state_dict()
+    assert loaded.keys() == expected.keys()
+    assert all(torch.equal(loaded[name], tensor) for name, tensor in expected.items())
+
+
+@pytest.mark.parametrize(("stem", "input_size"), STEMS)
+@pytest.mark.parametrize("architecture", BACKBONES)
+def test_every_parameter_of_every_architecture_learns(architecture: str, stem: Stem, input_size: int) -> None:
+    torch.manual_seed(0)
+    net = MultiExitNet(narrow(architecture, stem, input_size)).train()
+    x_BCHW, labels_B = torch.randn(4, 3, input_size, input_size), torch.tensor([0, 1, 2, 3])
+    loss = torch.stack([nn.functional.cross_entropy(z, labels_B) for z in net(x_BCHW).logits]).sum()
+    loss.backward()  # type: ignore[no-untyped-call]
+    still = [name for name, p in net.named_parameters() if p.grad is None or not p.grad.abs().sum() > 0]
+    assert still == []
+
+
+@pytest.mark.parametrize("exit", [1, 2, 3, 4])
+def test_an_exits_loss_reaches_its_own_head_and_the_stages_before_it_only(exit: int) -> None:
+    torch.manual_seed(0)
+    net = MultiExitNet(ModelConfig("resnet18", 5, width=4)).train()
+    logits_BC = net(torch.randn(4, 3, 32, 32)).logits[exit - 1]
+    nn.functional.cross_entropy(logits_BC, torch.tensor([0, 1, 2, 3])).backward()  # type: ignore[no-untyped-call]
+    reached = {
+        ".".join(name.split(".")[:2]) for name, p in net.named_parameters() if p.grad is not None and p.grad.any()
+    }
+    assert reached == {f"heads.{exit - 1}"} | {f"stages.{k}" for k in range(exit)}
+
+
+def test_unknown_architecture_names_the_nearest_and_all() -> None:
+    with pytest.raises(ValueError, match=r"'resnet81' is unknown: did you mean 'resnet18'\? choose one of .*resnet152"):
+        MultiExitNet(ModelConfig("resnet81", 10))
+
+
+def test_unknown_architecture_far_from_all_gets_no_wild_guess() -> None:
+    with pytest.raises(ValueError, match=r"'zzz' is unknown: choose one of"):
+        MultiExitNet(ModelConfig("zzz", 10))
+
+
+@pytest.mark.parametrize(("architecture", "multiple"), [("resnext50_32x4d", 16), ("resnext101_32x8d", 8)])
+def test_resnext_refuses_a_width_that_its_groups_do_not_divide(architecture: str, multiple: int) -> None:
+    with pytest.raises(ValueError, match=f"width 12 does not fit {architecture}.*multiple of {multiple}$"):
+        MultiExitNet(ModelConfig(architecture, 10, width=12))
+    MultiExitNet(ModelConfig(architecture, 10, width=multiple))
+
+
+@pytest.mark.parametrize(("input_size", "stem"), [(16, "cifar"), (96, "cifar"), (97, "imagenet"), (224, "imagenet")])
+def test_stem_follows_the_input_size(input_size: int, stem: Stem) -> None:
+    config = ModelConfig("resnet18", 10, input_size=input_size)
+    assert config.stem == stem
+    other: Stem = "imagenet" if stem == "cifar" else "cifar"
+    assert replace(config, stem=other).stem == other
+
+
+@pytest.mark.parametrize(("stem", "first_sides"), [("cifar", [64, 32, 16, 8]), ("imagenet", [16, 8, 4, 2])])
+def test_stems_lead_to_the_papers_feature_sizes(stem: Stem, first_sides: list[int]) -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 2, width=4, input_size=64, stem=stem)).eval()
+    x_BCHW, sides, channels = torch.randn(1, 3, 64, 64), [], []
+    for stage in range(1, 5):
+        x_BCHW, _ = net.run_stage(stage, x_BCHW)
+        sides.append(x_BCHW.shape[2])
+        channels.append(x_BCHW.shape[1])
+    assert sides == first_sides
+    assert channels == [4, 8, 16, 32]
+
+
+@pytest.mark.parametrize("input_size", [16, 17, 33, 45, 97])
+def test_odd_input_sizes_work_at_every_exit(input_size: int) -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=input_size)).eval()
+    with torch.no_grad():
+        assert all(z.shape == (1, 3) for z in net(torch.randn(1, 3, input_size, input_size)).logits)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"num_classes": 1}, "num_classes 1 is out of range.*at least 2"),
+        ({"width": 3}, "width 3 is out of range: give 4 to 512"),
+        ({"width": 513}, "width 513 is out of range: give 4 to 512"),
+        ({"input_size": 15}, "input_size 15 is out of range.*16 to 1024"),
+        ({"input_size": 1025}, "input_size 1025 is out of range.*16 to 1024"),
+        ({"stem": "resnet"}, "stem 'resnet' is unknown: choose 'cifar', 'imagenet' or 'auto'"),
+    ],
+)
+def test_config_refuses_what_no_network_can_be(changes: dict, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(ModelConfig("resnet18", 10), **changes)

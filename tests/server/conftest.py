@@ -1,0 +1,194 @@
+"""A server under test: the real application before an engine of our own, whose answers follow from the picture alone."""
+
+from __future__ import annotations
+
+import asyncio
+import io
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+
+import httpx
+import numpy as np
+import pytest
+import torch
+from fastapi import FastAPI
+from PIL import Image
+
+from models.bundle import Bundle
+from models.config import ModelConfig
+from models.cost import count_cost
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+from server.app import create_app
+from server.engine.errors import DeadlineExceeded, EngineError
+from server.engine.request import Answer, Contract, Progress, Visit
+from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
+from server.metrics import Metrics
+from server.registry import Registry, ServedModel
+from server.settings import Settings
+
+CLASSES = 10
+EXITS = 4
+
+
+@dataclass
+class BrightnessEngine:
+    """Sees only the first pixel's red value r: its class is r % 10, its confidence at exit k is 0.1 + 0.9 (r / 255) k / 4.
+
+    holds: keep every answer back. refusal: raised by submit. failures: by red value, what its future delivers.
+    """
+
+    observer: Observer
+    holds: bool = False
+    refusal: EngineError | None = None
+    failures: dict[int, Exception] = field(default_factory=dict)
+    alive: bool = False
+    contracts: list[Contract] = field(default_factory=list)
+    waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
+    submitted: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def inflight_samples(self) -> int:
+        return len(self.waiting)
+
+    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.alive = True
+
+    def submit(self, pictures: Sequence[np.ndarray], contract: Contract) -> list[asyncio.Future[Answer]]:
+        if self.refusal is not None:
+            raise self.refusal
+        self.contracts.append(contract)
+        self.submitted.set()
+        return [self._take(int(picture[0, 0, 0]), contract) for picture in pictures]
+
+    async def drain(self) -> None:
+        for future in list(self.waiting):
+            future.set_exception(DeadlineExceeded("drained"))
+        self.alive = False
+
+    def release(self) -> None:
+        for future in list(self.waiting):
+            self._resolve(future)
+
+    def _take(self, red: int, contract: Contract) -> asyncio.Future[Answer]:
+        future: asyncio.Future[Answer] = self.loop.create_future()
+        future.red, future.contract = red, contract  # type: ignore[attr-defined]
+        self.waiting.append(future)
+        future.add_done_callback(self._done)
+        if not self.holds:
+            self._resolve(future)
+        return future
+
+    def _resolve(self, future: asyncio.Future) -> None:
+        red, rule = future.red, future.contract.rule
+        if red in self.failures:
+            future.set_exception(self.failures[red])
+            return
+        visited: tuple[Visit, ...] = ()
+        for exit, limit in enumerate(rule.limits, start=1):
+            confidence = float(np.float32(0.1 + 0.9 * red / 255 * exit / len(rule.limits)))
+            visited = (*visited, Visit(exit, red % CLASSES, confidence))
+            self.observer.step(StepStats(exit, 1, 0.001, (0,) * EXITS, self.inflight_samples))
+            if confidence >= limit:
+                break
+        probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
+        probabilities[red % CLASSES] = confidence
+        answer = Answer(Progress(visited, probabilities, 0.002, 0.003), rule.reason(exit, confidence), 0.005)
+        future.set_result(answer)
+        self.observer.sample(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
+
+    def _done(self, future: asyncio.Future) -> None:
+        self.waiting.remove(future)
+        if future.cancelled():
+            self.observer.cancelled(CancelStats("queued"))
+
+
+@dataclass
+class Site:
+    """A running application, a client of it, and what is behind it."""
+
+    app: FastAPI
+    client: httpx.AsyncClient
+    registry: Registry
+    metrics: Metrics
+    engine: BrightnessEngine
+
+    def metric(self, name: str, **labels: str) -> float | None:
+        return self.metrics._collectors.get_sample_value(name, labels)
+
+
+def make_bundle(**changes) -> Bundle:
+    torch.manual_seed(0)
+    config = ModelConfig("resnet18", CLASSES, width=8, input_size=32)
+    bundle = Bundle(
+        name="tiny",
+        version="1",
+        config=config,
+        preprocessing=Preprocessing(32),
+        labels=tuple(f"label{i}" for i in range(CLASSES)),
+        calibration=Calibration.neutral(EXITS),
+        threshold=0.5,
+        net=MultiExitNet(config).eval(),
+        exits=tuple({"accuracy": 0.5 + k / 10} for k in range(EXITS)),
+        training={"recipe": "none"},
+    )
+    return replace(bundle, **changes)
+
+
+@pytest.fixture(scope="session")
+def bundle() -> Bundle:
+    return make_bundle()
+
+
+def assemble(bundles: Sequence[Bundle], metrics: Metrics, **engine_options) -> Registry:
+    served = []
+    for bundle in bundles:
+        cost = count_cost(bundle.config)
+        engine = BrightnessEngine(metrics.add_model(bundle, cost, "cpu"), **engine_options)
+        served.append(ServedModel(bundle, cost, "cpu", engine, lambda: None))
+    return Registry(served)
+
+
+@pytest.fixture
+def serve(bundle: Bundle):
+    """`async with serve(bundles=..., settings=..., **engine_options) as site`."""
+
+    @asynccontextmanager
+    async def serve(
+        bundles: Sequence[Bundle] = (bundle,), settings: Settings | None = None, **engine_options
+    ) -> AsyncIterator[Site]:
+        metrics = Metrics()
+        registry = assemble(bundles, metrics, **engine_options)
+        app = create_app(registry, settings or Settings(decode_threads=1), metrics)
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=transport, base_url="http://offramp") as client,
+        ):
+            while registry.why_not_ready():
+                await asyncio.sleep(0)
+            yield Site(app, client, registry, metrics, registry.served[0].engine)
+
+    return serve
+
+
+@pytest.fixture
+async def site(serve) -> AsyncIterator[Site]:
+    async with serve() as site:
+        yield site
+
+
+@pytest.fixture(scope="session")
+def encode():
+    """`encode(red, "PNG")`: a 32 × 32 picture of one colour, encoded."""
+
+    def encode(red: int = 255, format: str = "PNG", size: tuple[int, int] = (32, 32)) -> bytes:
+        buffer = io.BytesIO()
+        options = {"lossless": True} if format == "WEBP" else {}
+        Image.new("RGB", size, (red, 0, 0)).save(buffer, format, **options)
+        return buffer.getvalue()
+
+    return encode

@@ -1,0 +1,373 @@
+"""Every error of the contract: status, problem+json, and a sentence that helps."""
+
+import base64
+import json
+import struct
+import zlib
+
+import pytest
+
+from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
+from server.schemas import ProblemDetails
+from server.settings import Settings
+
+PNG = {"Content-Type": "image/png"}
+MIB = 2**20
+
+
+def assert_problem(response, status: int, slug: str, *words: str) -> dict:
+    assert response.status_code == status, response.text
+    assert response.headers["Content-Type"] == "application/problem+json"
+    problem = response.json()
+    ProblemDetails.model_validate(problem)
+    assert problem["type"] == f"urn:offramp:problem:{slug}"
+    assert problem["status"] == status
+    assert problem["request_id"] == response.headers["X-Request-Id"]
+    assert problem["instance"] == response.request.url.path
+    for word in words:
+        assert word in problem["detail"]
+    return problem
+
+
+def as_query(image, name, value):
+    return {"content": image, "params": {name: value}}
+
+
+def as_form_field(image, name, value):
+    return {"files": [("image", image)], "data": {name: value}}
+
+
+def as_json_field(image, name, value):
+    try:
+        # NaN and Infinity too: Python's reader takes them, as do some clients' writers.
+        typed = json.dumps(json.loads(value))
+    except ValueError:
+        typed = json.dumps(value.split(",") if name == "thresholds" else value)
+    content = f'{{"images": ["{base64.b64encode(image).decode()}"], "{name}": {typed}}}'
+    return {"content": content, "headers": {"Content-Type": "application/json"}}
+
+
+WRONG_VALUES = [
+    ("threshold", "abc", "[0, 1]"),
+    ("threshold", "NaN", "[0, 1]"),
+    ("threshold", "Infinity", "[0, 1]"),
+    ("threshold", "-Infinity", "[0, 1]"),
+    ("threshold", "1.01", "[0, 1]"),
+    ("threshold", "-0.1", "[0, 1]"),
+    ("threshold", "", "[0, 1]"),
+    ("threshold", "1e999", "[0, 1]"),
+    ("thresholds", "0.5,NaN,0.5", "[0, 1]"),
+    ("thresholds", "0.5,2,0.5", "[0, 1]"),
+    ("thresholds", "0.5,0.5", "give 3"),
+    ("thresholds", "0.5,0.5,0.5,0.5", "give 3"),
+    ("max_disagreement", "2", "[0, 1]"),
+    ("min_exit", "0", "at least 1"),
+    ("min_exit", "5", "1 to 4"),
+    ("min_exit", "1.5", "whole number"),
+    ("max_exit", "0", "at least 1"),
+    ("max_exit", "5", "1 to 4"),
+    ("deadline_ms", "0", "above 0"),
+    ("deadline_ms", "-5", "above 0"),
+    ("deadline_ms", "1e300", "3600000"),
+    ("deadline_ms", "NaN", "above 0"),
+    ("top_k", "0", "at least 1"),
+    ("top_k", "11", "1 to 10"),
+    ("top_k", "9" * 5000, "at least 1"),
+    ("detail", "perhaps", "true or false"),
+]
+
+
+@pytest.mark.parametrize("form", [as_query, as_form_field, as_json_field])
+@pytest.mark.parametrize(("name", "value", "allowed"), WRONG_VALUES, ids=lambda value: str(value)[:12])
+async def test_a_wrong_value_is_refused_by_name_value_and_range(site, encode, form, name, value, allowed):
+    response = await site.client.post("/v1/predict", **form(encode(), name, value))
+    if form is as_json_field and len(value) > 4300:
+        # Python reads no integer of this length: to it, this is not JSON.
+        assert_problem(response, 400, "malformed-body")
+        return
+    problem = assert_problem(response, 422, "invalid-parameter", name, allowed)
+    assert problem["parameters"] == [name]
+    assert len(problem["detail"]) < 300
+
+
+@pytest.mark.parametrize("value", [True, False, None, [], {}, [0.5], {"a": 1}])
+async def test_json_takes_only_numbers_for_numbers(site, encode, value):
+    content = {"images": [base64.b64encode(encode()).decode()], "threshold": value}
+    response = await site.client.post("/v1/predict", json=content)
+    if value is None:
+        assert response.json()["contract"] == {"threshold": 0.5}
+    else:
+        assert_problem(response, 422, "invalid-parameter", "threshold", "[0, 1]")
+
+
+@pytest.mark.parametrize("form", [as_query, as_form_field, as_json_field])
+async def test_an_unknown_parameter_is_refused_with_the_nearest_known_one(site, encode, form):
+    response = await site.client.post("/v1/predict", **form(encode(), "treshold", "0.5"))
+    assert_problem(response, 422, "invalid-parameter", "'treshold'", "did you mean 'threshold'?")
+
+
+async def test_a_misnamed_picture_is_an_unknown_parameter(site, encode):
+    response = await site.client.post("/v1/predict", files=[("image", encode()), ("images", encode())])
+    assert_problem(response, 422, "invalid-parameter", "'images'", "did you mean 'image'?")
+    content = {"images": [base64.b64encode(encode()).decode()], "image": "x"}
+    response = await site.client.post("/v1/predict", json=content)
+    assert_problem(response, 422, "invalid-parameter", "'image'", "did you mean 'images'?")
+
+
+@pytest.mark.parametrize(
+    ("query", "words"),
+    [
+        ("threshold=0.5&thresholds=0.5,0.5,0.5", ("threshold and thresholds",)),
+        ("threshold=0.5&max_disagreement=0.01", ("threshold and max_disagreement",)),
+        ("min_exit=3&max_exit=2", ("min_exit 3", "max_exit 2")),
+        ("threshold=0.5&threshold=0.6", ("'threshold' is given twice",)),
+        ("&".join(f"p{i}=1" for i in range(65)), ("more than 64",)),
+    ],
+)
+async def test_contradictions_are_refused(site, encode, query, words):
+    response = await site.client.post(f"/v1/predict?{query}", content=encode())
+    assert_problem(response, 422, "invalid-parameter", *words)
+
+
+async def test_a_parameter_in_query_and_body_is_given_twice(site, encode):
+    image = encode()
+    for form in (as_form_field, as_json_field):
+        response = await site.client.post("/v1/predict?threshold=0.5", **form(image, "threshold", "0.5"))
+        assert_problem(response, 422, "invalid-parameter", "'threshold' is given twice")
+    doubled = f'{{"images": ["{base64.b64encode(image).decode()}"], "top_k": 1, "top_k": 2}}'
+    response = await site.client.post("/v1/predict", content=doubled, headers={"Content-Type": "application/json"})
+    assert_problem(response, 422, "invalid-parameter", "'top_k' is given twice")
+
+
+async def test_max_disagreement_needs_a_certificate(site, encode):
+    response = await site.client.post("/v1/predict?max_disagreement=0.01", content=encode())
+    assert_problem(response, 422, "not-certified", "this bundle has no certificate yet")
+
+
+@pytest.mark.parametrize(
+    ("body", "word"),
+    [
+        (b"{", "not valid JSON"),
+        (b"\xff\xfe\xff", "not valid JSON"),
+        (b"[" * 100_000, "not valid JSON"),
+        (b"[1, 2]", "must be an object"),
+        (b'"text"', "must be an object"),
+    ],
+    ids=["cut", "binary", "deep", "list", "text"],
+)
+async def test_malformed_json_is_refused(site, body, word):
+    response = await site.client.post("/v1/predict", content=body, headers={"Content-Type": "application/json"})
+    assert_problem(response, 400, "malformed-body", word)
+
+
+@pytest.mark.parametrize(
+    ("content", "slug", "words"),
+    [
+        ({}, "invalid-image", ("no picture", "'images'")),
+        ({"images": []}, "invalid-image", ("no picture",)),
+        ({"images": "abc"}, "invalid-parameter", ("images must be a list",)),
+        ({"images": ["", "%%%"]}, "invalid-image", ("images[1]", "base64")),
+        ({"images": [5]}, "invalid-image", ("images[0]", "not a string")),
+        ({"images": ["Ä"]}, "invalid-image", ("images[0]", "base64")),
+        ({"images": [""]}, "invalid-image", ("image 0 is empty",)),
+    ],
+    ids=str,
+)
+async def test_pictures_in_json_must_be_base64(site, content, slug, words):
+    assert_problem(await site.client.post("/v1/predict", json=content), 422, slug, *words)
+
+
+FORM = {"Content-Type": "multipart/form-data; boundary=x"}
+
+
+@pytest.mark.parametrize(
+    ("headers", "body", "word"),
+    [
+        ({"Content-Type": "multipart/form-data"}, b"--x--", "no boundary"),
+        (FORM, b"noise", "malformed"),
+        (FORM, b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc', "cut off"),
+        (FORM, b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--\r\n", "no name"),
+        (FORM, b"--x\r\n\r\nabc\r\n--x--\r\n", "no name"),
+        (FORM, b"--x\r\nbad header\r\n\r\nabc\r\n--x--\r\n", "malformed"),
+    ],
+)
+async def test_malformed_multipart_is_refused(site, headers, body, word):
+    assert_problem(await site.client.post("/v1/predict", content=body, headers=headers), 400, "malformed-body", word)
+
+
+async def test_a_form_without_a_picture_is_refused(site):
+    body = b'--x\r\nContent-Disposition: form-data; name="threshold"\r\n\r\n0.5\r\n--x--\r\n'
+    response = await site.client.post("/v1/predict", content=body, headers=FORM)
+    assert_problem(response, 422, "invalid-image", "no picture", "'image'")
+
+
+@pytest.mark.parametrize("content_type", [None, "image/png", "application/json", "multipart/form-data; boundary=x"])
+async def test_an_empty_body_is_refused(site, content_type):
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = await site.client.post("/v1/predict", content=b"", headers=headers)
+    assert_problem(response, 422, "invalid-image", "the body is empty")
+
+
+@pytest.mark.parametrize(
+    ("content_type", "body", "word"),
+    [
+        ("text/plain", b"hello", "text/plain"),
+        ("image/tiff", b"II*\x00", "image/tiff"),
+        (None, b"hello", "missing"),
+        ("application/x-www-form-urlencoded", b"a=b", "no picture"),
+        ("image/jpeg", b"this is a text named .jpg", "image 0 is not a JPEG"),
+        ("application/octet-stream", b"BM is how this text begins", "image 0 is not"),
+        ("image/png", b"\x00" * 100, "image 0 is not"),
+    ],
+)
+async def test_what_is_no_supported_picture_is_refused_with_what_is(site, content_type, body, word):
+    headers = {"Content-Type": content_type} if content_type else {}
+    response = await site.client.post("/v1/predict", content=body, headers=headers)
+    problem = assert_problem(response, 415, "unsupported-media-type", word)
+    assert "image/webp" in problem["accepted"]
+
+
+async def test_a_picture_of_another_format_than_declared_is_refused(site, encode):
+    response = await site.client.post("/v1/predict", content=encode(9, "JPEG"), headers=PNG)
+    assert_problem(response, 415, "unsupported-media-type", "JPEG", "image/png")
+
+
+async def test_an_encoded_body_is_refused(site, encode):
+    response = await site.client.post("/v1/predict", content=encode(), headers={"Content-Encoding": "gzip"})
+    assert_problem(response, 415, "unsupported-media-type", "gzip")
+
+
+@pytest.mark.parametrize("format", ["JPEG", "PNG", "WEBP", "BMP", "GIF"])
+async def test_a_truncated_picture_is_refused_by_its_index(site, encode, format):
+    whole = encode(200, format)
+    images = [base64.b64encode(data).decode() for data in (whole, whole[: len(whole) // 2])]
+    response = await site.client.post("/v1/predict", json={"images": images})
+    problem = assert_problem(response, 422, "invalid-image", "image 1", "truncated or corrupt")
+    assert problem["image"] == 1
+
+
+def png_header(width: int, height: int) -> bytes:
+    header = b"IHDR" + struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)
+    chunk = struct.pack(">I", 13) + header + struct.pack(">I", zlib.crc32(header))
+    return b"\x89PNG\r\n\x1a\n" + chunk + struct.pack(">I", 0) + b"IDAT"
+
+
+@pytest.mark.parametrize("size", [(20_000, 20_000), (8_000, 8_000), (100_000, 501)])
+async def test_a_huge_picture_is_refused_by_its_header(site, size):
+    response = await site.client.post("/v1/predict", content=png_header(*size), headers=PNG)
+    problem = assert_problem(response, 413, "too-many-pixels", "50 megapixels")
+    assert problem["limit_pixels"] == 50_000_000
+
+
+async def test_a_picture_without_pixels_is_corrupt(site):
+    response = await site.client.post("/v1/predict", content=png_header(0, 5), headers=PNG)
+    assert_problem(response, 422, "invalid-image")
+
+
+async def test_a_body_over_the_limit_is_refused_at_its_announcement(site):
+    async def never_read():
+        raise AssertionError("the body was read")
+        yield b""
+
+    headers = {"Content-Type": "image/png", "Content-Length": str(16 * MIB + 1)}
+    response = await site.client.post("/v1/predict", content=never_read(), headers=headers)
+    problem = assert_problem(response, 413, "body-too-large", str(16 * MIB))
+    assert problem["limit_bytes"] == 16 * MIB
+
+
+async def test_a_body_of_unknown_length_is_refused_once_it_passes_the_limit(site):
+    sent = []
+
+    async def chunks():
+        for _ in range(40):
+            sent.append(1)
+            yield b"x" * MIB
+
+    response = await site.client.post("/v1/predict", content=chunks(), headers=PNG)
+    assert_problem(response, 413, "body-too-large")
+    assert len(sent) <= 18
+
+
+async def test_a_body_of_exactly_the_limit_is_read(serve, encode):
+    image = encode()
+    async with serve(settings=Settings(max_body_mib=len(image) / MIB)) as site:
+        assert (await site.client.post("/v1/predict", content=image)).status_code == 200
+        assert (await site.client.post("/v1/predict", content=image + b"x")).status_code == 413
+
+
+async def test_more_pictures_than_allowed_are_refused(serve, encode):
+    async with serve(settings=Settings(max_images=2)) as site:
+        content = {"images": [base64.b64encode(encode()).decode()] * 3}
+        problem = assert_problem(await site.client.post("/v1/predict", json=content), 413, "too-many-images", "3", "2")
+        assert problem["limit_images"] == 2
+        response = await site.client.post("/v1/predict", files=[("image", encode())] * 3)
+        assert_problem(response, 413, "too-many-images")
+        response = await site.client.post("/v1/predict", files=[("image", encode())] * 2)
+        assert response.status_code == 200
+        response = await site.client.post("/v1/predict", files=[("image", b"")] * 500)
+        assert_problem(response, 413, "too-many-images")
+
+
+async def test_unknown_models_and_versions_are_refused_with_what_there_is(site, encode):
+    for path in ("/v1/models/none/predict", "/v1/models/none"):
+        method = "POST" if path.endswith("predict") else "GET"
+        assert_problem(await site.client.request(method, path), 404, "unknown-model", "'none'", "tiny")
+    response = await site.client.post("/v1/predict?version=7", content=encode())
+    assert_problem(response, 404, "unknown-model", "'7'", "there is 1")
+    assert_problem(await site.client.get("/v1/models/tiny?version=7"), 404, "unknown-model", "'7'")
+
+
+async def test_unknown_paths_and_methods_are_problems_too(site):
+    assert_problem(await site.client.get("/nothing"), 404, "not-found", "/nothing")
+    assert_problem(await site.client.post("/v1/predict/"), 404, "not-found")
+    response = await site.client.get("/v1/predict")
+    assert_problem(response, 405, "method-not-allowed", "POST")
+    assert response.headers["Allow"] == "POST"
+
+
+@pytest.mark.parametrize(
+    ("refusal", "slug", "wait"),
+    [(Overloaded(2.3), "overloaded", "3"), (Overloaded(0.1), "overloaded", "1"), (EngineStopped(""), "not-ready", "1")],
+)
+async def test_a_full_engine_refuses_at_once_and_says_when_to_return(serve, encode, refusal, slug, wait):
+    async with serve(refusal=refusal) as site:
+        response = await site.client.post("/v1/predict", content=encode())
+        assert_problem(response, 503, slug)
+        assert response.headers["Retry-After"] == wait
+
+
+async def test_pictures_beyond_the_queue_are_refused_before_they_are_decoded(serve, encode):
+    async with serve(settings=Settings(max_queue=2, max_images=2), holds=True) as site:
+        site.engine.submit([], None)
+        site.engine.waiting = [object()]
+        images = [base64.b64encode(b"not even a picture").decode()] * 2
+        response = await site.client.post("/v1/predict", json={"images": images})
+        site.engine.waiting = []
+        assert_problem(response, 503, "overloaded")
+
+
+async def test_a_passed_deadline_is_a_504_that_names_the_picture(serve, encode):
+    async with serve(failures={7: DeadlineExceeded("too late")}) as site:
+        files = [("image", encode(8)), ("image", encode(7))]
+        problem = assert_problem(await site.client.post("/v1/predict", files=files), 504, "deadline-exceeded")
+        assert problem["image"] == 1
+
+
+async def test_a_failed_inference_is_a_500_without_its_inside(serve, encode):
+    async with serve(failures={7: InferenceFailed("secret inside")}) as site:
+        response = await site.client.post("/v1/predict", content=encode(7))
+        assert_problem(response, 500, "internal-error")
+        assert "secret" not in response.text
+        assert (await site.client.post("/v1/predict", content=encode(8))).status_code == 200
+
+
+async def test_a_bug_is_a_500_with_a_request_id_and_no_traceback(serve, encode, caplog):
+    async with serve(failures={7: ZeroDivisionError("secret inside")}) as site:
+        response = await site.client.post("/v1/predict", content=encode(7), headers={"X-Request-Id": "find-me"})
+        assert_problem(response, 500, "internal-error")
+        assert response.headers["X-Request-Id"] == "find-me"
+        assert "secret" not in response.text
+        assert "Traceback" not in response.text
+        assert "find-me" in caplog.text
+        assert site.metric("offramp_requests_total", model="tiny", code="500") == 1
+        assert (await site.client.post("/v1/predict", content=encode(8))).status_code == 200

@@ -1,0 +1,159 @@
+"""The `offramp` command as a user types it."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+import offramp
+from benchmarks.options import BenchOptions
+from server.settings import Settings
+from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
+
+ROOT = Path(__file__).resolve().parent.parent
+COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench")
+
+
+@pytest.fixture
+def call():
+    def call(*arguments: object, code: int = 0) -> str:
+        result = CliRunner().invoke(offramp.app, [str(argument) for argument in arguments])
+        assert result.exit_code == code, result.output
+        return result.output
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def pictures(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two classes that differ in colour: a folder as a user has it."""
+    root = tmp_path_factory.mktemp("pictures")
+    rng = np.random.default_rng(0)
+    for name, channel in (("cherry", 0), ("lime", 1)):
+        (root / name).mkdir()
+        for index in range(24):
+            pixels = rng.integers(0, 90, (20, 24, 3), dtype=np.uint8)
+            pixels[..., channel] += 150
+            Image.fromarray(pixels).save(root / name / f"{index}.png")
+    return root
+
+
+@pytest.fixture(scope="module")
+def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run's folder, trained by the command line."""
+    output = tmp_path_factory.mktemp("run") / "out"
+    arguments = ["train", str(pictures), "--output", str(output), "--width", "4", "--input-size", "16"]
+    arguments += ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--name", "fruit"]
+    result = CliRunner().invoke(offramp.app, arguments)
+    assert result.exit_code == 0, result.output
+    return output
+
+
+def test_every_command_explains_itself_with_an_example(call):
+    for name in COMMANDS:
+        text = call(name, "--help")
+        assert f"offramp {name}" in text
+        assert "--" in text
+
+
+def test_completion_can_be_installed(call):
+    assert "--install-completion" in call("--help")
+
+
+def test_a_run_leaves_checkpoint_log_evaluation_and_bundle(trained: Path):
+    log = [json.loads(line) for line in (trained / "log.jsonl").read_text().splitlines()]
+    assert [line["epoch"] for line in log] == [1, 2]
+    assert (trained / "checkpoint.pt").is_file()
+    assert {path.name for path in (trained / "bundle").iterdir()} == {"model.json", "model.safetensors", "README.md"}
+    evaluation = json.loads((trained / "evaluation.json").read_text())
+    assert len(evaluation["exits"]) == 4
+    assert (trained / "evaluation.png").stat().st_size > 10_000
+
+
+def test_a_run_is_not_overwritten(call, trained: Path, pictures: Path):
+    before = (trained / "checkpoint.pt").read_bytes()
+    text = call("train", pictures, "--output", trained, "--width", "4", "--input-size", "16", code=1)
+    assert "--resume" in text
+    assert (trained / "checkpoint.pt").read_bytes() == before
+
+
+def test_resuming_as_another_run_is_refused_by_name(call, trained: Path, pictures: Path):
+    arguments = ["train", pictures, "--output", trained, "--width", "4", "--input-size", "16", "--resume"]
+    text = call(*arguments, "--epochs", "2", "--batch-size", "8", "--seed", "5", "--device", "cpu", code=1)
+    assert "seed 0, not 5" in " ".join(text.split())
+
+
+def test_evaluate_reports_what_the_run_reported(call, trained: Path, pictures: Path, tmp_path: Path):
+    call("evaluate", trained / "bundle", pictures, "--output", tmp_path, "--device", "cpu")
+    ours = json.loads((tmp_path / "evaluation.json").read_text())
+    assert ours == json.loads((trained / "evaluation.json").read_text())
+
+
+def test_evaluate_refuses_another_data_set(call, trained: Path, pictures: Path, tmp_path: Path):
+    other = tmp_path / "other"
+    for name in ("plum", "pear"):
+        (other / name).mkdir(parents=True)
+        for source in sorted((pictures / "lime").iterdir()):
+            (other / name / source.name).write_bytes(source.read_bytes())
+    assert "plum" in call("evaluate", trained / "bundle", other, "--device", "cpu", code=1)
+
+
+def test_calibrate_rewrites_the_bundle_in_place(call, trained: Path, pictures: Path, tmp_path: Path):
+    bundle = tmp_path / "bundle"
+    bundle.mkdir()
+    for source in (trained / "bundle").iterdir():
+        (bundle / source.name).write_bytes(source.read_bytes())
+    text = call("calibrate", bundle, pictures, "--tolerance", "1", "--device", "cpu")
+    assert json.loads((bundle / "model.json").read_text())["threshold"] == 0.0
+    assert "default threshold 0" in text
+
+
+def test_predict_prints_label_exit_and_cost(call, trained: Path, pictures: Path):
+    picture = pictures / "lime" / "3.png"
+    text = call("predict", picture, "--model", trained / "bundle", "--threshold", "0", "--device", "cpu")
+    assert re.search(r"(lime|cherry) [\d.]+%, .*; exit 1 of 4 \(confident\), \d+% of the full network's cost", text)
+    document = json.loads(call("predict", picture, "--model", trained / "bundle", "--threshold", "1", "--json"))
+    assert document["exit"] == 4
+    assert document["exit_reason"] == "final"
+    assert document["compute"] == 1.0
+
+
+def test_predict_names_a_file_that_is_no_picture(call, trained: Path, tmp_path: Path):
+    (tmp_path / "notes.jpg").write_text("not a picture")
+    assert "notes.jpg" in call("predict", tmp_path / "notes.jpg", "--model", trained / "bundle", code=1)
+
+
+def test_a_folder_that_is_no_bundle_is_named(call, tmp_path: Path):
+    assert "model.json" in call("predict", "x.png", "--model", tmp_path, code=1)
+
+
+def test_options_also_come_from_the_environment(trained: Path, pictures: Path):
+    environment = {**os.environ, "OFFRAMP_THRESHOLD": "0", "OFFRAMP_DEVICE": "cpu", "COLUMNS": "200"}
+    command = [sys.executable, "-m", "offramp", "predict", str(pictures / "lime" / "3.png")]
+    command += ["--model", str(trained / "bundle"), "--json"]
+    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    assert json.loads(result.stdout)["exit"] == 1
+
+
+def test_an_option_out_of_range_is_refused(call, trained: Path, pictures: Path):
+    text = call("predict", pictures / "lime" / "3.png", "--model", trained / "bundle", "--threshold", "1.5", code=2)
+    assert "0<=x<=1" in text
+
+
+def test_the_command_line_reference_is_what_the_declarations_say():
+    written = (ROOT / "docs" / "cli.md").read_text()
+    for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, BenchOptions, offramp.PredictOptions):
+        for field in fields(options):
+            assert f"OFFRAMP_{field.name.upper()}" in written or f"{field.name.upper()}" in written.upper(), field.name
+    command = [sys.executable, "-m", "typer", "offramp.py", "utils", "docs", "--name", "offramp"]
+    environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100"}
+    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    assert written.strip() == made.strip(), "docs/cli.md is stale: run make docs"
