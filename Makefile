@@ -18,7 +18,7 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
-.PHONY: help venv serve test check format wheels image clean
+.PHONY: help venv serve test check format docs wheels image clean
 
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -49,6 +49,11 @@ check: $(STAMP) ## Check format, lint, types and import directions
 format: $(STAMP) ## Format the code and repair what lint can
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
+
+docs: $(STAMP) ## Rebuild the command line reference and the tables of docs/performance.md
+	COLUMNS=100 TERMINAL_WIDTH=100 $(BIN)/python -m typer offramp.py utils docs --name offramp > docs/cli.md.new
+	mv docs/cli.md.new docs/cli.md
+	$(BIN)/python -m benchmarks.tables
 
 wheels: ## Collect the pinned runtime wheels in wheels/, for image builds without a network (PYTHON: the image's version)
 	$(PYTHON) -m pip wheel --quiet $(INDEX) -c constraints.txt --wheel-dir wheels "$$(grep '^torch==' constraints.txt)"

@@ -11,13 +11,14 @@ import json
 import shlex
 import sys
 from collections.abc import Callable
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
+from typing import TYPE_CHECKING, Any, get_type_hints
 
 import typer
-from benchmarks.options import BenchOptions
 
+from benchmarks.options import BenchOptions
+from server.predict_options import PredictOptions
 from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 
@@ -30,23 +31,6 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-
-
-@dataclass(frozen=True)
-class PredictOptions:
-    """Options of `offramp predict`."""
-
-    images: Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE…")]
-    model: Annotated[
-        Path | None,
-        typer.Option(help="The bundle's folder; default: the embedded model.", envvar="OFFRAMP_PREDICT_MODEL"),
-    ] = None
-    threshold: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Answer at the first exit this confident; default: the bundle's.")
-    ] = None
-    top_k: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
-    as_json: Annotated[bool, typer.Option("--json", help="One JSON document a picture.")] = False
 
 
 def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:

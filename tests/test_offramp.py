@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 
 import offramp
 from benchmarks.options import BenchOptions
+from server.predict_options import PredictOptions
 from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 
@@ -150,7 +151,7 @@ def test_an_option_out_of_range_is_refused(call, trained: Path, pictures: Path):
 
 def test_the_command_line_reference_is_what_the_declarations_say():
     written = (ROOT / "docs" / "cli.md").read_text()
-    for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, BenchOptions, offramp.PredictOptions):
+    for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, BenchOptions, PredictOptions):
         for field in fields(options):
             assert f"OFFRAMP_{field.name.upper()}" in written or f"{field.name.upper()}" in written.upper(), field.name
     command = [sys.executable, "-m", "typer", "offramp.py", "utils", "docs", "--name", "offramp"]
