@@ -172,7 +172,7 @@ def serve(settings: Settings) -> None:
     """
     from server.serve import run
 
-    run(settings)
+    raise typer.Exit(run(settings))
 
 
 @command(PredictOptions)
@@ -185,8 +185,8 @@ def predict(options: PredictOptions) -> None:
     from models.cost import count_cost
     from models.exit_policy import ExitRule
     from server.engine.runners.torch_runner import TorchRunner
-    from server.predict import open_picture
-    from server.predict import predict as run
+    from server.offline import open_picture
+    from server.offline import predict as run
     from training.run import resolve_device
 
     bundle = load_bundle(options.model or EMBEDDED)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import tempfile
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ import typer
 from prometheus_client.parser import text_string_to_metric_families
 
 from benchmarks.command_line import command_line
-from benchmarks.load import Record, run_load
+from benchmarks.load import LoadResult, Record, run_load
 from benchmarks.machine import provenance
 from benchmarks.options import AccuracyOptions, parse_thresholds
 from benchmarks.pictures import Pictures, export_test_pictures
@@ -54,12 +54,21 @@ def run(options: AccuracyOptions) -> int:
     return 0 if document["agrees"] else 1
 
 
-def compare(options: AccuracyOptions, server: Server, pictures: Pictures, reference: Reference) -> dict[str, Any]:
-    """Ask for everything, thresholds mixed, and put answers, evaluation and counters side by side."""
+def compare(
+    options: AccuracyOptions,
+    server: Server,
+    pictures: Pictures,
+    reference: Reference,
+    load: Callable[[Job], LoadResult] = run_load,
+) -> dict[str, Any]:
+    """Ask for everything, thresholds mixed, and put answers, evaluation and counters side by side.
+
+    load: runs a job of the load generator. Raises BenchmarkError when a request failed.
+    """
     head = {"benchmark": "accuracy", **provenance()}
     thresholds = parse_thresholds(options.thresholds)
     before = exit_counters(server.get("/metrics"))
-    result = run_load(Job(server.url, str(pictures.folder), thresholds, options.connections))
+    result = load(Job(server.url, str(pictures.folder), thresholds, options.connections))
     counted = exit_counters(server.get("/metrics"))
     counted.subtract(before)
     answered = Counter(record.exit for record in result.records if record.exit is not None)

@@ -186,6 +186,15 @@ def read_answer(raw: _Raw) -> Record:
     return Record(**asked, status=raw.status, **told)
 
 
+def perform(job: Job) -> LoadResult:
+    """Run the job in this process."""
+    # select() waits to the microsecond; epoll, and uvloop's timers, round up to whole milliseconds.
+    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
+        raw, cpu_s = runner.run(generate(job))
+    served, num_exits = _served(raw)
+    return LoadResult(job, tuple(read_answer(answer) for answer in raw), cpu_s, served, num_exits)
+
+
 def _served(raw: list[_Raw]) -> tuple[str, int]:
     for answer in raw:
         if answer.status == 200:
@@ -197,15 +206,10 @@ def _served(raw: list[_Raw]) -> tuple[str, int]:
 def main() -> None:
     """Read a job from stdin, run it, write the result to stdout."""
     given = json.load(sys.stdin)
-    job = Job(**{**given, "thresholds": tuple(given["thresholds"])})
     # A collection over all kept answers would stop the clock for milliseconds, and the run is short.
     gc.disable()
-    # select() waits to the microsecond; epoll, and uvloop's timers, round up to whole milliseconds.
-    with asyncio.Runner(loop_factory=lambda: asyncio.SelectorEventLoop(selectors.SelectSelector())) as runner:
-        raw, cpu_s = runner.run(generate(job))
-    served, num_exits = _served(raw)
-    records = [vars(read_answer(answer)) for answer in raw]
-    json.dump({"records": records, "cpu_s": cpu_s, "served": served, "num_exits": num_exits}, sys.stdout)
+    result = perform(Job(**{**given, "thresholds": tuple(given["thresholds"])}))
+    json.dump({**vars(result), "job": given, "records": [vars(record) for record in result.records]}, sys.stdout)
 
 
 if __name__ == "__main__":

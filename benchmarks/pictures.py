@@ -6,6 +6,8 @@ import json
 from dataclasses import dataclass
 from pathlib import Path
 
+from benchmarks.errors import BenchmarkError
+
 LABELS = "labels.json"
 
 
@@ -29,8 +31,11 @@ def write_pictures(png: list[bytes], labels: list[str], folder: Path) -> Picture
 
 
 def read_pictures(folder: Path) -> list[bytes]:
-    """The files' contents, in order."""
-    return [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+    """The files' contents, in order. Raises BenchmarkError where there are none."""
+    pictures = [path.read_bytes() for path in sorted(folder.glob("*.png"))]
+    if not pictures:
+        raise BenchmarkError(f"{folder}: no pictures to send; a load needs at least one 00000.png")
+    return pictures
 
 
 def export_test_pictures(dataset: str, data_root: Path, limit: int, folder: Path) -> Pictures:

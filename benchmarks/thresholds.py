@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,6 +44,46 @@ class Cell:
     load_cpu_ms: float
 
 
+@dataclass(frozen=True)
+class Experiment:
+    """What is measured with what. load: runs a job of the load generator."""
+
+    options: BenchOptions
+    server: Server
+    pictures: Pictures
+    load: Callable[[Job], LoadResult] = run_load
+
+    def answer_all(self, threshold: float) -> LoadResult:
+        """Every picture once."""
+        return self.load(self._job(threshold))
+
+    def measure(self, round: int, threshold: float, rate: float | None = None) -> Cell:
+        """One threshold in one round: a closed loop, or an open one at `rate` a second.
+
+        Raises BenchmarkError when nothing was answered.
+        """
+        timed = {"warmup_s": self.options.warmup_seconds, "duration_s": self.options.seconds, "rate": rate}
+        before_s = self.server.cpu_s()
+        # Within a round all thresholds meet the same pictures at the same times.
+        result = self.load(self._job(threshold, seed=round, **timed))
+        after_s = self.server.cpu_s()
+        measured, count = measure(result), max(1, len(result.records))
+        if not measured.requests:
+            raise BenchmarkError(
+                f"threshold {threshold:g}: none of {len(result.records)} requests was answered in the measured "
+                f"{self.options.seconds:g} s; give more --seconds, or a lower --rate"
+            )
+        server_cpu_ms = None if before_s is None or after_s is None else 1e3 * (after_s - before_s) / count
+        cell = Cell(round, threshold, measured, server_cpu_ms, 1e3 * result.cpu_s / count)
+        _report(cell, rate)
+        return cell
+
+    def _job(self, threshold: float, rate: float | None = None, **timing: Any) -> Job:
+        connections = self.options.connections if rate is None else OPEN_LOOP_CONNECTIONS
+        folder = str(self.pictures.folder)
+        return Job(self.server.url, folder, (threshold,), connections, rate=rate, **timing)
+
+
 def run(options: BenchOptions) -> int:
     """Measure a server by threshold, print the table, write the JSON file.
 
@@ -51,7 +91,7 @@ def run(options: BenchOptions) -> int:
     """
     with tempfile.TemporaryDirectory() as folder, server_under_test(options) as server:
         pictures = export_test_pictures(options.dataset, options.data_root, options.pictures, Path(folder))
-        document = bench(options, server, pictures)
+        document = bench(Experiment(options, server, pictures))
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     typer.echo(f"\n{thresholds_section(document)}\n\nwritten to {options.output}")
@@ -59,16 +99,17 @@ def run(options: BenchOptions) -> int:
     return 0
 
 
-def bench(options: BenchOptions, server: Server, pictures: Pictures) -> dict[str, Any]:
+def bench(experiment: Experiment) -> dict[str, Any]:
     """All measurements, as the document of the result file."""
+    options, server, pictures = experiment.options, experiment.server, experiment.pictures
     head = {"benchmark": "thresholds", **provenance()}
     thresholds = parse_thresholds(options.thresholds)
-    once = {t: answer_all(options, server, pictures, t) for t in thresholds}
+    once = {t: experiment.answer_all(t) for t in thresholds}
     quality = {t: judge(result.records, pictures.labels, result.num_exits) for t, result in once.items()}
-    closed = [_cell(options, server, pictures, *turn) for turn in interleaved(thresholds, options.rounds)]
+    closed = [experiment.measure(*turn) for turn in interleaved(thresholds, options.rounds)]
     capacity = spread([cell.measured.throughput for cell in closed if cell.threshold == EXITS_OFF]).median
     rate = options.rate or OPEN_LOOP_SHARE * capacity
-    opened = [_cell(options, server, pictures, *turn, rate) for turn in interleaved(thresholds, options.rounds)]
+    opened = [experiment.measure(*turn, rate) for turn in interleaved(thresholds, options.rounds)]
     rows = [row(t, quality[t], closed, opened) for t in thresholds]
     return {
         **head,
@@ -93,40 +134,6 @@ def interleaved(thresholds: Sequence[float], rounds: int) -> Iterator[tuple[int,
         first = index % len(thresholds)
         for threshold in (*thresholds[first:], *thresholds[:first]):
             yield index, threshold
-
-
-def answer_all(options: BenchOptions, server: Server, pictures: Pictures, threshold: float) -> LoadResult:
-    """Every picture once."""
-    return run_load(Job(server.url, str(pictures.folder), (threshold,), options.connections))
-
-
-def _cell(
-    options: BenchOptions, server: Server, pictures: Pictures, round: int, threshold: float, rate: float | None = None
-) -> Cell:
-    job = Job(
-        url=server.url,
-        pictures_folder=str(pictures.folder),
-        thresholds=(threshold,),
-        connections=options.connections if rate is None else OPEN_LOOP_CONNECTIONS,
-        # Within a round all thresholds meet the same pictures at the same times.
-        seed=round,
-        warmup_s=options.warmup_seconds,
-        duration_s=options.seconds,
-        rate=rate,
-    )
-    before_s = server.cpu_s()
-    result = run_load(job)
-    after_s = server.cpu_s()
-    count = max(1, len(result.records))
-    cpu_ms = None if before_s is None or after_s is None else 1e3 * (after_s - before_s) / count
-    cell = Cell(round, threshold, measure(result), cpu_ms, 1e3 * result.cpu_s / count)
-    if not cell.measured.requests:
-        raise BenchmarkError(
-            f"threshold {threshold:g}: none of {len(result.records)} requests was answered in the measured "
-            f"{options.seconds:g} s; give more --seconds, or a lower --rate"
-        )
-    _report(cell, rate)
-    return cell
 
 
 def _report(cell: Cell, rate: float | None) -> None:

@@ -15,6 +15,9 @@ from server.images import MEDIA_TYPES
 from server.parameters import Terms
 from server.registry import Registry, ServedModel
 
+# Made once: json.dumps makes a new encoder on each call that has options.
+encode = json.JSONEncoder(allow_nan=False).encode
+
 
 def prediction_response(
     served: ServedModel, terms: Terms, answers: Sequence[Answer], decode_s: float, started_s: float
@@ -45,7 +48,7 @@ def prediction_response(
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
     """application/json; NaN, which JSON does not have, is a bug and raises ValueError."""
-    return Response(json.dumps(content, allow_nan=False), 200, headers, "application/json")
+    return Response(encode(content), 200, headers, "application/json")
 
 
 def model_summary(served: ServedModel) -> dict[str, Any]:

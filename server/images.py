@@ -43,9 +43,15 @@ DECODING_ERRORS = (
     RuntimeError,
     struct.error,
     zlib.error,
+    # Of a damaged EXIF block Pillow only warns; an operator may have made warnings errors.
+    Warning,
 )
 
 MOST_THREADS = 8
+
+# Below these, decoding takes less than handing the picture to another thread and back.
+INLINE_BYTES = 16 * 1024
+INLINE_PIXELS = 128 * 128
 
 
 def image_format(data: bytes) -> str | None:
@@ -63,11 +69,11 @@ def image_format(data: bytes) -> str | None:
     return None
 
 
-def decode(data: bytes, index: int, preprocessing: Preprocessing, max_pixels: int) -> Picture:
-    """One encoded picture as the network's uint8 (size, size, 3) input.
+def open_picture(data: bytes, index: int, max_pixels: int) -> Image.Image:
+    """One encoded picture, its header read and its pixels not yet decoded.
 
     index: its place in the request, for messages. Raises Problem: 415 for what is no picture of a supported
-    format, 413 for more than `max_pixels`, read from the header, 422 for truncated or corrupt data.
+    format, 413 for more than `max_pixels`, 422 for no data or a header that makes no sense.
     """
     if not data:
         raise Problem(INVALID_IMAGE, f"image {index} is empty: send the picture's bytes", image=index)
@@ -76,18 +82,27 @@ def decode(data: bytes, index: int, preprocessing: Preprocessing, max_pixels: in
         detail = f"image {index} is not a JPEG, PNG, WebP, BMP or GIF picture: convert it to one of these"
         raise Problem(UNSUPPORTED_MEDIA_TYPE, detail, image=index, accepted=list(MEDIA_TYPES))
     try:
-        with Image.open(BytesIO(data), formats=(kind,)) as image:
-            width, height = image.size
-            if width * height > max_pixels:
-                raise _too_many_pixels(index, max_pixels, width, height)
-            return preprocessing.apply(image)
+        image = Image.open(BytesIO(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Raised by Pillow before it tells the size; a warning only where the operator made warnings errors.
         raise _too_many_pixels(index, max_pixels) from error
     except UnidentifiedImageError as error:
-        raise Problem(INVALID_IMAGE, _corrupt(index, kind, "its header makes no sense"), image=index) from error
+        raise _corrupt(index, kind, "its header makes no sense") from error
     except DECODING_ERRORS as error:
-        raise Problem(INVALID_IMAGE, _corrupt(index, kind, str(error) or type(error).__name__), image=index) from error
+        raise _corrupt(index, kind, error) from error
+    width, height = image.size
+    if width * height > max_pixels:
+        raise _too_many_pixels(index, max_pixels, width, height)
+    return image
+
+
+def decode(image: Image.Image, index: int, preprocessing: Preprocessing) -> Picture:
+    """An opened picture as the network's uint8 (size, size, 3) input. Raises Problem: 422 for corrupt data."""
+    try:
+        with image:
+            return preprocessing.apply(image)
+    except DECODING_ERRORS as error:
+        raise _corrupt(index, image.format, error) from error
 
 
 class Decoder:
@@ -104,10 +119,14 @@ class Decoder:
 
     async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing) -> list[Picture]:
         """All pictures of a request, in order. Raises the Problem of the first that cannot be decoded."""
+        if len(images) == 1 and len(images[0]) <= INLINE_BYTES:
+            image = open_picture(images[0], 0, self._max_pixels)
+            if image.width * image.height <= INLINE_PIXELS:
+                return [decode(image, 0, preprocessing)]
         loop = asyncio.get_running_loop()
         self.pending += len(images)
         jobs = [
-            loop.run_in_executor(self.pool, decode, data, index, preprocessing, self._max_pixels)
+            loop.run_in_executor(self.pool, self._decode_one, data, index, preprocessing)
             for index, data in enumerate(images)
         ]
         try:
@@ -125,6 +144,9 @@ class Decoder:
         """End the threads."""
         self.pool.shutdown(wait=True, cancel_futures=True)
 
+    def _decode_one(self, data: bytes, index: int, preprocessing: Preprocessing) -> Picture:
+        return decode(open_picture(data, index, self._max_pixels), index, preprocessing)
+
 
 def _too_many_pixels(index: int, max_pixels: int, width: int = 0, height: int = 0) -> Problem:
     size = f"{width} × {height} pixels" if width else "far more pixels"
@@ -132,5 +154,7 @@ def _too_many_pixels(index: int, max_pixels: int, width: int = 0, height: int = 
     return Problem(TOO_MANY_PIXELS, detail, image=index, limit_pixels=max_pixels)
 
 
-def _corrupt(index: int, kind: str, cause: str) -> str:
-    return f"image {index} is a {kind} picture that is truncated or corrupt: {cause[:200]}"
+def _corrupt(index: int, kind: str | None, cause: Exception | str) -> Problem:
+    reason = str(cause)[:200] or type(cause).__name__
+    detail = f"image {index} is a {kind} picture that is truncated or corrupt: {reason}"
+    return Problem(INVALID_IMAGE, detail, image=index)

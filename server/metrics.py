@@ -119,12 +119,13 @@ class Metrics:
         self.inflight.labels(model).set_function(lambda: sum(engine.inflight_samples for engine in engines))
 
     def record(self, exchange: Exchange, duration_s: float) -> None:
-        """A request is over."""
+        """A request is over; only predictions are counted, not probes and other paths."""
+        if exchange.model is None:
+            return
+        self.requests.labels(exchange.model, str(exchange.status)).inc()
+        self.request_duration.labels(exchange.model).observe(duration_s)
         if exchange.rejection is not None:
             self.rejections.labels(exchange.rejection).inc()
-        if exchange.model is not None:
-            self.requests.labels(exchange.model, str(exchange.status)).inc()
-            self.request_duration.labels(exchange.model).observe(duration_s)
 
     def expose(self) -> bytes:
         """The text format."""

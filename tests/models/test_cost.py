@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import pytest
 import torch
 
@@ -44,7 +46,8 @@ def test_totals_are_sums_over_stages_and_heads() -> None:
     everything = sum(cost.stage_multiply_adds) + sum(cost.head_multiply_adds)
     assert cost.sequential_multiply_adds[-1] == everything
     assert cost.backbone_multiply_adds == everything - sum(cost.head_multiply_adds[:-1])
-    steps = [after - before for before, after in zip((0, *cost.sequential_multiply_adds), cost.sequential_multiply_adds)]  # noqa: B905 - one longer on purpose
+    sequential = (0, *cost.sequential_multiply_adds)
+    steps = [after - before for before, after in pairwise(sequential)]
     assert steps == [s + h for s, h in zip(cost.stage_multiply_adds, cost.head_multiply_adds, strict=True)]
     assert cost.compute == tuple(spent / everything for spent in cost.sequential_multiply_adds)
     assert cost.compute[-1] == 1.0

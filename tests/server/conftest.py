@@ -1,12 +1,13 @@
-"""A server under test: the real application before an engine of our own, whose answers follow from the picture alone."""
+"""A server under test: the real application, and an engine whose answers follow from the picture alone."""
 
 from __future__ import annotations
 
 import asyncio
 import io
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
+from functools import cache
 
 import httpx
 import numpy as np
@@ -35,7 +36,7 @@ EXITS = 4
 
 @dataclass
 class BrightnessEngine:
-    """Sees only the first pixel's red value r: its class is r % 10, its confidence at exit k is 0.1 + 0.9 (r / 255) k / 4.
+    """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
     holds: keep every answer back. refusal: raised by submit. failures: by red value, what its future delivers.
     """
@@ -47,6 +48,7 @@ class BrightnessEngine:
     alive: bool = False
     contracts: list[Contract] = field(default_factory=list)
     waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
+    asked: dict[asyncio.Future[Answer], tuple[int, Contract]] = field(default_factory=dict)
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -71,19 +73,20 @@ class BrightnessEngine:
 
     def release(self) -> None:
         for future in list(self.waiting):
-            self._resolve(future)
+            self.resolve(future)
 
     def _take(self, red: int, contract: Contract) -> asyncio.Future[Answer]:
         future: asyncio.Future[Answer] = self.loop.create_future()
-        future.red, future.contract = red, contract  # type: ignore[attr-defined]
         self.waiting.append(future)
+        self.asked[future] = red, contract
         future.add_done_callback(self._done)
         if not self.holds:
-            self._resolve(future)
+            self.resolve(future)
         return future
 
-    def _resolve(self, future: asyncio.Future) -> None:
-        red, rule = future.red, future.contract.rule
+    def resolve(self, future: asyncio.Future[Answer]) -> None:
+        red, contract = self.asked[future]
+        rule = contract.rule
         if red in self.failures:
             future.set_exception(self.failures[red])
             return
@@ -143,13 +146,27 @@ def bundle() -> Bundle:
     return make_bundle()
 
 
+cost_of = cache(count_cost)
+
+
 def assemble(bundles: Sequence[Bundle], metrics: Metrics, **engine_options) -> Registry:
     served = []
     for bundle in bundles:
-        cost = count_cost(bundle.config)
+        cost = cost_of(bundle.config)
         engine = BrightnessEngine(metrics.add_model(bundle, cost, "cpu"), **engine_options)
         served.append(ServedModel(bundle, cost, "cpu", engine, lambda: None))
     return Registry(served)
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    while not condition():  # noqa: ASYNC110 - what changes here knows nothing of events
+        await asyncio.sleep(0)
+
+
+@pytest.fixture(scope="session")
+def until():
+    """`await until(condition)`: let everything else run until the condition holds."""
+    return wait_until
 
 
 @pytest.fixture
@@ -168,9 +185,10 @@ def serve(bundle: Bundle):
             app.router.lifespan_context(app),
             httpx.AsyncClient(transport=transport, base_url="http://offramp") as client,
         ):
-            while registry.why_not_ready():
-                await asyncio.sleep(0)
-            yield Site(app, client, registry, metrics, registry.served[0].engine)
+            await wait_until(lambda: registry.why_not_ready() is None)
+            engine = registry.served[0].engine
+            assert isinstance(engine, BrightnessEngine)
+            yield Site(app, client, registry, metrics, engine)
 
     return serve
 

@@ -1,5 +1,6 @@
 """Pictures from strangers: whatever the bytes, never our fault."""
 
+import asyncio
 import io
 
 import numpy as np
@@ -9,12 +10,17 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from models.preprocess import Preprocessing
-from server.images import Decoder, decode, image_format
+from server import images
+from server.images import Decoder, image_format
 from server.problems import Problem
 
 PREPROCESSING = Preprocessing(32)
 MAX_PIXELS = 1_000_000
 FORMATS = ("JPEG", "PNG", "WEBP", "BMP", "GIF")
+
+
+def decode(data: bytes, index: int = 0, max_pixels: int = MAX_PIXELS) -> np.ndarray:
+    return images.decode(images.open_picture(data, index, max_pixels), index, PREPROCESSING)
 
 
 def encoded(format: str, mode: str = "RGB", **options) -> bytes:
@@ -35,7 +41,9 @@ WHOLE = [encoded(format) for format in FORMATS] + [
     encoded("JPEG", "L"),
     encoded("JPEG", "CMYK"),
     encoded("JPEG", progressive=True),
-    encoded("JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00"),
+    encoded(
+        "JPEG", exif=b"Exif\x00\x00II*\x00\x08\x00\x00\x00\x01\x00\x12\x01\x03\x00\x01" + b"\x00\x00\x00\x06" + bytes(7)
+    ),
     encoded("PNG", "P"),
     encoded("PNG", "1"),
     encoded("PNG", "RGBA"),
@@ -52,25 +60,25 @@ WHOLE = [encoded(format) for format in FORMATS] + [
 
 @pytest.mark.parametrize("data", WHOLE, ids=lambda data: image_format(data))
 def test_every_mode_is_handled(data):
-    picture = decode(data, 0, PREPROCESSING, MAX_PIXELS)
-    assert (picture.shape, picture.dtype) == ((32, 32, 3), np.uint8)
+    picture = decode(data)
+    assert picture.shape == (32, 32, 3)
+    assert picture.dtype == np.uint8
 
 
 def test_decoding_is_the_preprocessing_of_evaluation():
     data = encoded("PNG")
     expected = PREPROCESSING.apply(Image.open(io.BytesIO(data)))
-    assert (decode(data, 0, PREPROCESSING, MAX_PIXELS) == expected).all()
+    assert (decode(data) == expected).all()
 
 
 def test_an_animation_shows_its_first_frame():
-    assert decode(animation("PNG"), 0, PREPROCESSING, MAX_PIXELS)[0, 0].tolist() == [255, 0, 0]
+    assert decode(animation("PNG"))[0, 0].tolist() == [255, 0, 0]
 
 
 def status_of(data: bytes) -> int:
     try:
-        decode(data, 0, PREPROCESSING, MAX_PIXELS)
+        decode(data)
     except Problem as problem:
-        assert problem.fields["image"] == 0
         return problem.kind.status
     return 200
 
@@ -105,9 +113,9 @@ def test_noise_is_not_our_fault(data):
 
 def test_one_pixel_more_than_allowed_is_too_many():
     data = encoded("PNG")
-    assert decode(data, 0, PREPROCESSING, 24 * 40).shape == (32, 32, 3)
+    assert decode(data, max_pixels=24 * 40).shape == (32, 32, 3)
     with pytest.raises(Problem) as caught:
-        decode(data, 3, PREPROCESSING, 24 * 40 - 1)
+        decode(data, 3, 24 * 40 - 1)
     assert caught.value.kind.status == 413
     assert "image 3 has 40 × 24 pixels" in caught.value.detail
 
@@ -118,4 +126,27 @@ async def test_of_several_bad_pictures_the_first_is_named():
         await decoder.decode([encoded("PNG"), b"noise", b"noise"], PREPROCESSING)
     assert caught.value.fields["image"] == 1
     assert decoder.pending == 0
+    decoder.close()
+
+
+@pytest.mark.parametrize("size", [(32, 32), (500, 400)], ids=["small", "large"])
+async def test_a_picture_decodes_the_same_alone_and_among_others(size):
+    buffer = io.BytesIO()
+    Image.effect_noise(size, 80).convert("RGB").save(buffer, "PNG")
+    decoder = Decoder(1, MAX_PIXELS)
+    [alone] = await decoder.decode([buffer.getvalue()], PREPROCESSING)
+    among = await decoder.decode([buffer.getvalue()] * 3, PREPROCESSING)
+    decoder.close()
+    assert all((alone == one).all() for one in among)
+
+
+async def test_a_few_bytes_that_claim_many_pixels_are_not_decoded_on_the_event_loop():
+    buffer = io.BytesIO()
+    Image.new("L", (1000, 1000)).save(buffer, "PNG")
+    assert len(buffer.getvalue()) < images.INLINE_BYTES
+    decoder = Decoder(1, MAX_PIXELS)
+    asked = asyncio.create_task(decoder.decode([buffer.getvalue()], PREPROCESSING))
+    await asyncio.sleep(0)
+    assert decoder.pending == 1
+    await asked
     decoder.close()

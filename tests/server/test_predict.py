@@ -1,7 +1,9 @@
 """Prediction requests that are answered: the three forms of body, parameters, and what the answer says."""
 
+import asyncio
 import base64
 import json
+from dataclasses import replace
 
 import httpx
 import pytest
@@ -167,8 +169,6 @@ async def test_a_body_larger_than_what_is_parsed_inline_is_answered_the_same(sit
 
 
 async def test_models_and_versions_are_addressed_by_name(serve, bundle, encode):
-    from dataclasses import replace
-
     bundles = [bundle, replace(bundle, version="2"), replace(bundle, name="other", threshold=0.9)]
     async with serve(bundles=bundles) as site:
 
@@ -208,8 +208,6 @@ async def test_a_model_tells_what_its_bundle_holds(site, bundle):
 
 
 async def test_many_clients_each_get_the_answer_to_their_own_picture(site, encode):
-    import asyncio
-
     async def ask(red: int) -> None:
         response = await site.client.post(f"/v1/predict?threshold={red / 255:.3f}", content=encode(red))
         answer = response.json()

@@ -334,13 +334,14 @@ def test_calibration_comes_out_of_train_never_out_of_test(tmp_path: Path) -> Non
     assert pixels[2] == {image_HWC.tobytes() for image_HWC in pictures(2, 100)[0]}
 
 
-def test_another_input_size_resizes_as_serving_does(tmp_path: Path) -> None:
+@pytest.mark.parametrize("size", [8, 32])
+def test_another_size_or_crop_is_applied_as_serving_does(tmp_path: Path, size: int) -> None:
     write_mosaics(tmp_path / "cifar100")
-    preprocessing = Preprocessing(size=8, crop_fraction=0.5)
-    needed_bytes = 2 * COUNT * 8 * 8 * 3
+    preprocessing = Preprocessing(size=size, crop_fraction=0.5)
+    needed_bytes = 2 * COUNT * size * size * 3
     splits = load_splits("cifar100", tmp_path, preprocessing, calibration_size=200, memory_limit_bytes=needed_bytes)
     assert isinstance(splits.test, ImageSet)
     served = [preprocessing.apply(Image.fromarray(image_HWC)) for image_HWC in pictures(2, 100)[0]]
     np.testing.assert_array_equal(splits.test.images_NHWC, served)
-    with pytest.raises(DataError, match=r"at 8×8 pixels .* choose a smaller size"):
+    with pytest.raises(DataError, match=r"pixels the pictures take .* choose a smaller size"):
         load_splits("cifar100", tmp_path, preprocessing, calibration_size=200, memory_limit_bytes=needed_bytes - 1)

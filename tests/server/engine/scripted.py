@@ -1,11 +1,11 @@
-"""Small real stand-ins handed to the engine: a runner that follows a script, a clock that is set, a loop on that clock."""
+"""Small real stand-ins for the engine's tests: a runner that follows a script, a clock that is set, a loop on it."""
 
 from __future__ import annotations
 
 import asyncio
 import queue
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -72,7 +72,7 @@ class ScriptedRunner:
     it likes. step_s: how far a step moves the clock.
     """
 
-    script: dict[int, Sequence[float]] = field(default_factory=dict)
+    script: Mapping[int, Sequence[float]] = field(default_factory=dict)
     clock: Clock = field(default_factory=Clock)
     gated: bool = False
     faults: Callable[[int, list[int]], object] = lambda stage, names: None
@@ -140,6 +140,7 @@ class Recorder:
     steps: list[StepStats] = field(default_factory=list)
     samples: list[SampleStats] = field(default_factory=list)
     cancels: list[CancelStats] = field(default_factory=list)
+    told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def step(self, stats: StepStats) -> None:
         self.steps.append(stats)
@@ -149,6 +150,12 @@ class Recorder:
 
     def cancelled(self, stats: CancelStats) -> None:
         self.cancels.append(stats)
+        self.told.set()
+
+    async def until_cancelled(self, number: int) -> None:
+        while len(self.cancels) < number:
+            self.told.clear()
+            await self.told.wait()
 
 
 @asynccontextmanager

@@ -87,6 +87,7 @@ def test_a_sample_without_finite_probabilities_fails_alone(loop, broken):
 def test_times_add_up_over_the_stages(loop):
     one = sample(loop)
     decide(1, [one], output(0.6), start_s=11.0, end_s=11.5)
+    assert one.progress is not None
     assert (one.progress.queue_s, one.progress.inference_s) == (1.0, 0.5)
     [(_, answer)] = decide(2, [one], output(0.95), start_s=13.5, end_s=13.75).answers
     assert (answer.queue_s, answer.inference_s, answer.latency_s) == (3.0, 0.75, 3.75)

@@ -6,11 +6,11 @@ import asyncio
 from collections.abc import Iterator
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from server.engine.request import Sample
-from server.engine.scheduler import PATIENCE, Scheduler
+from server.engine.scheduler import PATIENCE, Batch, Scheduler
 from tests.server.engine.scripted import NUM_STAGES, contract
 
 
@@ -23,6 +23,12 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 def waiting(loop: asyncio.AbstractEventLoop, name: int = 0, deadline_s: float | None = None) -> Sample:
     return Sample(name, contract(deadline_s=deadline_s), loop.create_future(), 0.0, 0.0)
+
+
+def scheduled(scheduler: Scheduler, now_s: float = 0.0) -> Batch:
+    batch = scheduler.schedule(now_s)
+    assert batch is not None
+    return batch
 
 
 def several(loop: asyncio.AbstractEventLoop, number: int) -> list[Sample]:
@@ -50,14 +56,14 @@ def test_the_deepest_goes_first_where_no_batch_is_full(loop):
     scheduler = Scheduler(NUM_STAGES, 4)
     for stage in (2, 4, 1, 3):
         scheduler.enqueue(stage, several(loop, 1))
-    assert [scheduler.schedule(0.0).stage for _ in range(4)] == [4, 3, 2, 1]
+    assert [scheduled(scheduler).stage for _ in range(4)] == [4, 3, 2, 1]
 
 
 def test_the_deepest_goes_first_where_several_are_full(loop):
     scheduler = Scheduler(NUM_STAGES, 2)
     for stage in (1, 3, 2):
         scheduler.enqueue(stage, several(loop, 2))
-    assert [scheduler.schedule(0.0).stage for _ in range(3)] == [3, 2, 1]
+    assert [scheduled(scheduler).stage for _ in range(3)] == [3, 2, 1]
 
 
 def test_survivors_of_different_batches_go_on_as_one(loop):
@@ -65,11 +71,11 @@ def test_survivors_of_different_batches_go_on_as_one(loop):
     scheduler.enqueue(1, several(loop, 8))
     survivors = []
     for _ in range(2):
-        batch = scheduler.schedule(0.0)
+        batch = scheduled(scheduler)
         assert (batch.stage, len(batch.samples)) == (1, 4)
         survivors.append(batch.samples[0])
         scheduler.enqueue(2, batch.samples[:1])
-    assert scheduler.schedule(0.0).samples == survivors
+    assert scheduled(scheduler).samples == survivors
 
 
 def test_new_samples_overtake_a_deeper_one_a_bounded_number_of_times(loop):
@@ -78,7 +84,7 @@ def test_new_samples_overtake_a_deeper_one_a_bounded_number_of_times(loop):
     stages = []
     for _ in range(PATIENCE + 1):
         scheduler.enqueue(1, several(loop, 2))
-        stages.append(scheduler.schedule(0.0).stage)
+        stages.append(scheduled(scheduler).stage)
     assert stages == [1] * PATIENCE + [2]
 
 
@@ -87,16 +93,16 @@ def test_patience_begins_anew_after_a_step(loop):
     scheduler.enqueue(1, several(loop, 20))
     for _ in range(2):
         scheduler.enqueue(2, several(loop, 1))
-        assert [scheduler.schedule(0.0).stage for _ in range(PATIENCE + 1)] == [1] * PATIENCE + [2]
+        assert [scheduled(scheduler).stage for _ in range(PATIENCE + 1)] == [1] * PATIENCE + [2]
 
 
 def test_a_sample_expires_at_its_deadline_and_not_before(loop):
     scheduler = Scheduler(NUM_STAGES, 4)
     sample = waiting(loop, deadline_s=5.0)
     scheduler.enqueue(2, [sample])
-    assert scheduler.schedule(4.999).samples == [sample]
+    assert scheduled(scheduler, 4.999).samples == [sample]
     scheduler.enqueue(2, [sample])
-    assert scheduler.schedule(5.0).dropped == [sample]
+    assert scheduled(scheduler, 5.0).dropped == [sample]
 
 
 def test_samples_that_are_over_leave_their_place_in_the_batch_to_others(loop):
@@ -104,7 +110,7 @@ def test_samples_that_are_over_leave_their_place_in_the_batch_to_others(loop):
     gone, first, late, second = waiting(loop), waiting(loop), waiting(loop, deadline_s=1.0), waiting(loop)
     gone.future.cancel()
     scheduler.enqueue(1, [gone, first, late, second])
-    batch = scheduler.schedule(2.0)
+    batch = scheduled(scheduler, 2.0)
     assert (batch.samples, batch.dropped) == ([first, second], [gone, late])
     assert scheduler.schedule(2.0) is None
 
@@ -171,6 +177,7 @@ class History:
         assert sorted(s.state for s in everywhere) == [s.state for s in self.all]
 
 
+@settings(deadline=None)
 @given(operations=operations, max_batch_size=st.integers(1, 5))
 def test_any_history_conserves_samples_in_order_and_comes_to_an_end(loop, operations, max_batch_size):
     history = History(loop, max_batch_size)
@@ -184,6 +191,7 @@ def test_any_history_conserves_samples_in_order_and_comes_to_an_end(loop, operat
     assert len(history.ended) == len(history.all)
 
 
+@settings(deadline=None)
 @given(
     arrivals=st.lists(st.integers(0, 9), min_size=1, max_size=30),
     max_batch_size=st.integers(1, 4),

@@ -1,0 +1,283 @@
+"""Bundles: what is saved comes back, what is broken is refused by file and cause, what was there is not lost."""
+
+from __future__ import annotations
+
+import json
+import pickle
+import resource
+import stat
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
+from models.preprocess import Preprocessing
+
+
+def outputs(bundle: Bundle) -> list[torch.Tensor]:
+    x_BCHW = torch.randn(2, 3, 32, 32, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        logits: list[torch.Tensor] = bundle.net(x_BCHW).logits
+    return logits
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(path.relative_to(folder)): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def test_a_bundle_comes_back_as_it_was_saved(tiny_bundle: Bundle, saved_bundle: Path) -> None:
+    loaded = load_bundle(saved_bundle)
+    assert replace(loaded, net=tiny_bundle.net) == tiny_bundle
+    assert not loaded.net.training
+    assert {p.dtype for p in loaded.net.parameters()} == {torch.float32}
+    assert (saved_bundle / CARD).read_text(encoding="utf-8") == "# the card\n"
+    assert sorted(path.name for path in saved_bundle.iterdir()) == sorted([DESCRIPTION, WEIGHTS, CARD])
+
+
+def test_a_loaded_network_answers_to_the_bit_as_its_rounded_self(tiny_bundle: Bundle, saved_bundle: Path) -> None:
+    expected = outputs(replace(tiny_bundle, net=rounded(tiny_bundle.net)))
+    assert all(map(torch.equal, outputs(load_bundle(saved_bundle)), expected))
+    assert not torch.equal(outputs(tiny_bundle)[0], expected[0])
+
+
+def test_saving_again_changes_no_weight(saved_bundle: Path, tmp_path: Path) -> None:
+    save_bundle(load_bundle(saved_bundle), tmp_path / "again", "# the card\n")
+    assert contents(tmp_path / "again") == contents(saved_bundle)
+
+
+def test_kernels_are_stored_in_half_and_statistics_in_full_precision(saved_bundle: Path) -> None:
+    stored = load_file(saved_bundle / WEIGHTS)
+    assert all(t.dtype == (torch.float16 if t.ndim > 1 else torch.float32) for t in stored.values())
+    assert not any(name.endswith("num_batches_tracked") for name in stored)
+
+
+def test_every_file_can_be_read_by_whoever_the_umask_lets(saved_bundle: Path) -> None:
+    modes = {stat.S_IMODE(path.stat().st_mode) for path in saved_bundle.iterdir()}
+    probe = saved_bundle.parent / "probe"
+    probe.touch()
+    assert modes == {stat.S_IMODE(probe.stat().st_mode)}
+
+
+def test_an_existing_bundle_is_replaced_whole(tiny_bundle: Bundle, saved_bundle: Path) -> None:
+    (saved_bundle / "stale.txt").touch()
+    save_bundle(replace(tiny_bundle, version="2", labels=("a", "b", "c")), saved_bundle, "new card")
+    assert load_bundle(saved_bundle).labels == ("a", "b", "c")
+    assert sorted(path.name for path in saved_bundle.iterdir()) == sorted([DESCRIPTION, WEIGHTS, CARD])
+    assert [path.name for path in saved_bundle.parent.iterdir()] == [saved_bundle.name]
+
+
+def test_a_bundle_is_made_in_a_folder_that_is_not_there_yet(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    save_bundle(tiny_bundle, tmp_path / "a" / "b" / "bundle", "card")
+    assert load_bundle(tmp_path / "a" / "b" / "bundle").name == "tiny"
+
+
+@contextmanager
+def files_no_larger_than(size_bytes: int) -> Iterator[None]:
+    """The kernel refuses longer files, as a full disk does."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (size_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+@pytest.mark.parametrize("size_bytes", [100, 20_000])
+def test_a_disk_that_takes_no_more_leaves_the_old_bundle(
+    size_bytes: int, tiny_bundle: Bundle, saved_bundle: Path
+) -> None:
+    before = contents(saved_bundle.parent)
+    with files_no_larger_than(size_bytes), pytest.raises(BundleError, match=r"bundle: the bundle could not be written"):
+        save_bundle(replace(tiny_bundle, version="2"), saved_bundle, "card")
+    assert contents(saved_bundle.parent) == before
+    assert [path.name for path in saved_bundle.parent.iterdir()] == [saved_bundle.name]
+
+
+def test_a_file_where_a_folder_should_be_is_refused_and_kept(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    with pytest.raises(BundleError, match=r"could not be written .*; free disk space or choose another path"):
+        save_bundle(tiny_bundle, tmp_path / "file" / "bundle", "card")
+    with pytest.raises(BundleError, match=r"is there already and is not a bundle; choose another path"):
+        save_bundle(tiny_bundle, tmp_path / "file", "card")
+    assert contents(tmp_path) == {"file": b"mine"}
+
+
+def test_a_folder_of_other_things_is_never_replaced(tiny_bundle: Bundle, tmp_path: Path) -> None:
+    photos = tmp_path / "photos"
+    photos.mkdir()
+    (photos / "holiday.jpg").write_text("mine")
+    with pytest.raises(BundleError, match=r"photos: is there already and is not a bundle"):
+        save_bundle(tiny_bundle, photos, "card")
+    assert contents(tmp_path) == {"photos/holiday.jpg": b"mine"}
+
+
+def refused(folder: Path, file: str, cause: str) -> None:
+    with pytest.raises(BundleError) as caught:
+        load_bundle(folder)
+    message = str(caught.value)
+    assert message.startswith(str(folder / file) + ":"), message
+    assert cause in message, message
+
+
+def edit(folder: Path, **fields: Any) -> None:
+    path = folder / DESCRIPTION
+    path.write_text(json.dumps(json.loads(path.read_text()) | fields))
+
+
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+    tensors = load_file(folder / WEIGHTS)
+    change(tensors)
+    save_file(tensors, folder / WEIGHTS)
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_refused(kept: float, saved_bundle: Path) -> None:
+    path = saved_bundle / WEIGHTS
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    refused(saved_bundle, WEIGHTS, "not a whole safetensors file")
+
+
+@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
+def test_truncated_description_is_refused(kept: float, saved_bundle: Path) -> None:
+    path = saved_bundle / DESCRIPTION
+    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    refused(saved_bundle, DESCRIPTION, "not valid JSON")
+
+
+@pytest.mark.parametrize("text", [b"\xff\xfe\x00", b"[" * 200_000, b"not json"])
+def test_a_description_that_is_no_json_is_refused(text: bytes, saved_bundle: Path) -> None:
+    (saved_bundle / DESCRIPTION).write_bytes(text)
+    refused(saved_bundle, DESCRIPTION, "not valid JSON")
+
+
+@pytest.mark.parametrize(("text", "kind"), [("[1]", "list"), ("null", "NoneType"), ('"x"', "str"), ("3", "int")])
+def test_json_that_is_no_object_is_refused(text: str, kind: str, saved_bundle: Path) -> None:
+    (saved_bundle / DESCRIPTION).write_text(text)
+    refused(saved_bundle, DESCRIPTION, f"holds a {kind}, not an object")
+
+
+@pytest.mark.parametrize("version", [0, 2, "1", None])
+def test_an_unknown_format_version_is_refused(version: object, saved_bundle: Path) -> None:
+    edit(saved_bundle, format_version=version)
+    refused(saved_bundle, DESCRIPTION, f"format version {version!r} is unknown; this Offramp reads version 1")
+
+
+def test_every_field_is_needed(saved_bundle: Path) -> None:
+    path = saved_bundle / DESCRIPTION
+    whole = json.loads(path.read_text())
+    for name in whole.keys() - {"format_version"}:
+        path.write_text(json.dumps({field: value for field, value in whole.items() if field != name}))
+        refused(saved_bundle, DESCRIPTION, f"the field {name!r} is missing")
+
+
+@pytest.mark.parametrize(
+    ("field", "value", "cause"),
+    [
+        ("labels", ["a", "b"], "2 labels for 3 classes"),
+        ("labels", "abc", "labels is not a list of strings"),
+        ("labels", [1, 2, 3], "labels is not a list of strings"),
+        ("labels", None, "labels is not a list of strings"),
+        ("name", "../up", "name '../up' is not usable"),
+        ("name", 7, "expected string"),
+        ("version", "", "version '' is not usable"),
+        ("threshold", 1.5, "threshold 1.5 is out of range"),
+        ("threshold", float("nan"), "threshold nan is out of range"),
+        ("threshold", "high", "could not convert"),
+        ("calibration", {"temperatures": [1, 1, 1], "carries": [0, 0, 0]}, "calibration for 3 exits"),
+        ("calibration", {"temperatures": [1, 1, 1, 0], "carries": [0, 0, 0, 0]}, "temperatures (1, 1, 1, 0) are out"),
+        ("calibration", [1, 2], "has no attribute"),
+        ("preprocessing", {"size": 64}, "makes pictures of 64 pixels, the network takes 32"),
+        ("preprocessing", {"size": 32, "mean": ["a", "b", "c"]}, "must be real number"),
+        ("preprocessing", {"size": 32, "shear": 1}, "unexpected keyword argument 'shear'"),
+        ("config", {"architecture": "resnet81", "num_classes": 3}, "did you mean 'resnet18'?"),
+        ("config", {"architecture": 18, "num_classes": 3}, ""),
+        ("config", {"architecture": "resnet18", "num_classes": 10**15}, "3 labels for 1000000000000000 classes"),
+        ("config", [], "must be a mapping"),
+        ("exits", None, "not iterable"),
+        ("training", 3, "not iterable"),
+    ],
+)
+def test_a_field_that_makes_no_sense_is_refused(field: str, value: object, cause: str, saved_bundle: Path) -> None:
+    edit(saved_bundle, **{field: value})
+    refused(saved_bundle, DESCRIPTION, cause)
+
+
+def test_a_missing_tensor_is_refused(saved_bundle: Path) -> None:
+    rewrite(saved_bundle, lambda tensors: tensors.__delitem__("stages.1.0.conv1.weight"))
+    refused(saved_bundle, WEIGHTS, "1 tensors are missing, such as 'stages.1.0.conv1.weight'")
+
+
+def test_an_extra_tensor_is_refused(saved_bundle: Path) -> None:
+    rewrite(saved_bundle, lambda tensors: tensors.update(stowaway=torch.zeros(1)))
+    refused(saved_bundle, WEIGHTS, "1 tensors too many, such as 'stowaway'")
+
+
+def test_a_tensor_of_another_shape_is_refused(saved_bundle: Path) -> None:
+    rewrite(saved_bundle, lambda tensors: tensors.update({"heads.3.classifier.bias": torch.zeros(4)}))
+    refused(saved_bundle, WEIGHTS, "tensor 'heads.3.classifier.bias' has shape [4], the network needs [3]")
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_weights_that_are_no_numbers_are_refused(value: float, saved_bundle: Path) -> None:
+    rewrite(saved_bundle, lambda tensors: tensors["heads.0.classifier.weight"][1, 2].fill_(value))
+    refused(saved_bundle, WEIGHTS, "tensor 'heads.0.classifier.weight' holds values that are not finite numbers")
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float64])
+def test_tensors_of_another_type_are_refused(dtype: torch.dtype, saved_bundle: Path) -> None:
+    rewrite(saved_bundle, lambda tensors: tensors.update({"heads.3.classifier.bias": torch.zeros(3).to(dtype)}))
+    refused(saved_bundle, WEIGHTS, f"tensor 'heads.3.classifier.bias' is of type {dtype}")
+
+
+class Trap:
+    """Creates a file when it is unpickled."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.path,)
+
+
+def test_a_pickle_in_place_of_the_weights_is_refused_and_never_executed(saved_bundle: Path, tmp_path: Path) -> None:
+    sprung = tmp_path / "sprung"
+    for payload in (pickle.dumps(Trap(sprung)), b""):
+        (saved_bundle / WEIGHTS).write_bytes(payload)
+        refused(saved_bundle, WEIGHTS, "not a whole safetensors file")
+    torch.save(Trap(sprung), saved_bundle / WEIGHTS)
+    refused(saved_bundle, WEIGHTS, "not a whole safetensors file")
+    assert not sprung.exists()
+    pickle.loads(pickle.dumps(Trap(sprung)))
+    assert sprung.exists()
+
+
+def test_missing_files_are_named(saved_bundle: Path, tmp_path: Path) -> None:
+    refused(
+        tmp_path / "nowhere", DESCRIPTION, "no such file; a bundle is a folder with model.json and model.safetensors"
+    )
+    (saved_bundle / WEIGHTS).unlink()
+    refused(saved_bundle, WEIGHTS, "no such file")
+    (saved_bundle / DESCRIPTION).unlink()
+    refused(saved_bundle, DESCRIPTION, "no such file")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"name": "two words"}, "name 'two words' is not usable: give up to 64 letters"),
+        ({"name": "x" * 65}, "is not usable"),
+        ({"version": "-1"}, "version '-1' is not usable"),
+        ({"labels": ("a", "b")}, "2 labels for 3 classes: give one a class"),
+        ({"threshold": -0.01}, r"threshold -0.01 is out of range: give a number in \[0, 1\]"),
+        ({"preprocessing": Preprocessing(64)}, "makes pictures of 64 pixels, the network takes 32"),
+    ],
+)
+def test_a_bundle_that_makes_no_sense_cannot_be_built(changes: dict, message: str, tiny_bundle: Bundle) -> None:
+    with pytest.raises(ValueError, match=message):
+        replace(tiny_bundle, **changes)

@@ -1,0 +1,245 @@
+"""TorchRunner, alone and in the engine, against the whole forward pass and the exit policy of each picture alone."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+import torch
+
+from models.bundle import Bundle
+from models.config import ModelConfig
+from models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing, normalize
+from server.engine.engine import Engine
+from server.engine.request import Contract
+from server.engine.runners.torch_runner import TorchRunner
+from server.offline import predict
+from tests.server.engine.scripted import Recorder
+
+SIZE, CLASSES, EXITS, PICTURES = 16, 10, 4, 48
+TOLERANCE = 1e-5
+CARRIES = (0.0, 0.5, 1.0, 0.7)
+CUDA = pytest.param(
+    "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
+)
+
+
+@dataclass(frozen=True)
+class Reference:
+    """Calibrated probabilities (K, N, classes) of each picture alone, whole forward pass, no runner, no engine."""
+
+    probabilities_KNC: np.ndarray
+
+    @property
+    def confidence_NK(self) -> np.ndarray:
+        return self.probabilities_KNC.max(axis=2).T
+
+    def exit_of(self, number: int, rule: ExitRule) -> int:
+        return int(exits_taken(self.confidence_NK[number : number + 1], rule)[0])
+
+    def threshold(self, quantile: float) -> float:
+        """Near this quantile of all confidences, and as far as can be from any: rounding decides nothing."""
+        sorted_confidence = np.sort(self.confidence_NK, axis=None)
+        at = round(quantile * (sorted_confidence.size - 1))
+        near = slice(max(0, at - 5), at + 6)
+        gap = int(np.diff(sorted_confidence[near]).argmax()) + near.start
+        assert sorted_confidence[gap + 1] - sorted_confidence[gap] > 10 * TOLERANCE
+        return float(sorted_confidence[gap : gap + 2].mean())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """The steps are tiny: more threads would only wait for each other."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[np.ndarray]:
+    generator = np.random.default_rng(0)
+    slope = np.linspace(-1, 1, SIZE)
+
+    def draw() -> np.ndarray:
+        down, across = generator.uniform(-120, 120, (2, 3))
+        plane = slope[:, None, None] * down + slope[None, :, None] * across
+        noise = generator.normal(0, generator.uniform(5, 60), (SIZE, SIZE, 3))
+        return np.clip(generator.uniform(0, 255, 3) + plane + noise, 0, 255).astype(np.uint8)
+
+    return [draw() for _ in range(PICTURES)]
+
+
+@pytest.fixture(scope="module")
+def bundle(pictures: list[np.ndarray]) -> Bundle:
+    """A tiny random network, scaled so that classes and confidences differ from picture to picture at every exit."""
+    torch.manual_seed(0)
+    config, preprocessing = ModelConfig("resnet18", CLASSES, width=8, input_size=SIZE), Preprocessing(SIZE)
+    net = MultiExitNet(config).train()
+    x_BCHW = normalize(torch.from_numpy(np.stack(pictures)), preprocessing)
+    with torch.no_grad():
+        for convolution in (module for module in net.modules() if isinstance(module, torch.nn.Conv2d)):
+            convolution.weight.mul_(convolution.groups**0.5)
+        for _ in range(5):
+            net(x_BCHW)
+        net.eval()
+        for head, logits_BC in zip(net.heads, net(x_BCHW).logits, strict=True):
+            *_, linear = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
+            centre_C, spread = logits_BC.mean(dim=0), (logits_BC - logits_BC.mean(dim=0)).std()
+            linear.bias.copy_((linear.bias - centre_C) / spread)
+            linear.weight.copy_(linear.weight / spread)
+    calibration = Calibration((0.6, 0.5, 0.7, 0.6), CARRIES)
+    return Bundle("tiny", "1", config, preprocessing, tuple("abcdefghij"), calibration, 0.5, net)
+
+
+@pytest.fixture(scope="module")
+def reference(bundle: Bundle, pictures: list[np.ndarray]) -> Reference:
+    def alone(picture: np.ndarray) -> np.ndarray:
+        x_BCHW = normalize(torch.from_numpy(picture[None]), bundle.preprocessing)
+        with torch.no_grad():
+            logits = [logits_BC[0].double().numpy() for logits_BC in bundle.net.cpu()(x_BCHW).logits]
+        accumulated, probabilities = np.zeros(CLASSES), []
+        for logits_C, carry, temperature in zip(logits, CARRIES, bundle.calibration.temperatures, strict=True):
+            accumulated = carry * accumulated + logits_C
+            powers = np.exp((accumulated - accumulated.max()) / temperature)
+            probabilities.append(powers / powers.sum())
+        return np.stack(probabilities)
+
+    return Reference(np.stack([alone(picture) for picture in pictures], axis=1).astype(np.float32))
+
+
+@pytest.fixture(params=["cpu", CUDA])
+def runner(request: pytest.FixtureRequest, bundle: Bundle, reference: Reference) -> TorchRunner:
+    return TorchRunner(bundle, torch.device(request.param))
+
+
+def through_all_stages(runner: TorchRunner, pictures: Sequence[np.ndarray]) -> np.ndarray:
+    """Probabilities (K, B, classes) of one batch that stays together."""
+    states, probabilities = pictures, []
+    for stage in range(1, runner.num_stages + 1):
+        output = runner.run(stage, states)
+        states = list(output.states)
+        probabilities.append(output.probabilities_BC)
+    return np.stack(probabilities)
+
+
+def test_the_pictures_tell_exits_and_classes_apart(reference):
+    """Guards the tests below: with a network that answers everything alike they would prove nothing."""
+    taken = exits_taken(reference.confidence_NK, ExitRule.uniform(reference.threshold(0.5), EXITS))
+    assert set(taken) == {1, 2, 3, 4}
+    assert all(len(set(labels_N)) >= 5 for labels_N in reference.probabilities_KNC.argmax(axis=2))
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 17, 32])
+def test_batch_mates_change_neither_exit_nor_label_and_probabilities_by_rounding_only(
+    runner, reference, pictures, batch_size
+):
+    batches = [pictures[at : at + batch_size] for at in range(0, PICTURES, batch_size)]
+    probabilities_KNC = np.concatenate([through_all_stages(runner, batch) for batch in batches], axis=1)
+    np.testing.assert_allclose(probabilities_KNC, reference.probabilities_KNC, rtol=0, atol=TOLERANCE)
+    assert (probabilities_KNC.argmax(axis=2) == reference.probabilities_KNC.argmax(axis=2)).all()
+    for quantile in (0.1, 0.5, 0.9):
+        rule = ExitRule.uniform(reference.threshold(quantile), EXITS)
+        confidence_NK = probabilities_KNC.max(axis=2).T
+        assert (exits_taken(confidence_NK, rule) == exits_taken(reference.confidence_NK, rule)).all()
+
+
+def test_states_of_different_batches_merge_in_any_order(runner, reference, pictures):
+    carried = {n: runner.run(1, [pictures[n], pictures[n + 1]]).states[0] for n in range(0, 10, 2)}
+    order = [8, 0, 6, 2, 4]
+    output = runner.run(2, [carried[n] for n in order])
+    np.testing.assert_allclose(output.probabilities_BC, reference.probabilities_KNC[1, order], rtol=0, atol=TOLERANCE)
+
+
+class WatchedNet(torch.nn.Module):
+    """Passes everything on to the network and keeps what stages are given."""
+
+    def __init__(self, net: MultiExitNet) -> None:
+        super().__init__()
+        self.net, self.num_exits = net, net.num_exits
+        self.inputs: list[torch.Tensor] = []
+
+    def run_stage(self, stage: int, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        self.inputs.append(x_BCHW)
+        features_BCHW, logits_BC = self.net.run_stage(stage, x_BCHW)
+        return features_BCHW, logits_BC
+
+
+@pytest.mark.parametrize("batch_size", [1, 5])
+def test_channels_last_is_kept_between_stages(runner, pictures, batch_size):
+    runner.net = WatchedNet(runner.net)
+    through_all_stages(runner, pictures[:batch_size])
+    assert [x_BCHW.shape[0] for x_BCHW in runner.net.inputs] == [batch_size] * EXITS
+    assert all(x_BCHW.is_contiguous(memory_format=torch.channels_last) for x_BCHW in runner.net.inputs)
+
+
+def test_a_step_tracks_no_gradients_and_gives_float32_on_the_host(runner, pictures):
+    output = runner.run(1, pictures[:2])
+    assert output.probabilities_BC.dtype == np.float32
+    assert output.probabilities_BC.sum(axis=1) == pytest.approx([1.0, 1.0])
+    assert not output.states[0].features_HWC.requires_grad
+    assert [state.accumulated_C.shape for state in output.states[0:2]] == [(CLASSES,)] * 2
+
+
+def test_warming_up_leaves_answers_as_they_are(runner, reference, pictures):
+    runner.warm_up(3)
+    np.testing.assert_allclose(
+        through_all_stages(runner, pictures[:4]), reference.probabilities_KNC[:, :4], rtol=0, atol=TOLERANCE
+    )
+
+
+@pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 0.7, 1.0])
+def test_predict_takes_the_reference_exit(runner, reference, pictures, quantile):
+    rule = ExitRule.uniform(reference.threshold(quantile), EXITS)
+    for number in range(0, PICTURES, 4):
+        prediction = predict(runner, pictures[number], rule)
+        assert prediction.exit == reference.exit_of(number, rule)
+        wanted_C = reference.probabilities_KNC[prediction.exit - 1, number]
+        assert prediction.reason == rule.reason(prediction.exit, prediction.ranking[0][1])
+        class_ids, probabilities = zip(*prediction.ranking, strict=True)
+        assert class_ids[0] == wanted_C.argmax()
+        np.testing.assert_allclose(probabilities, wanted_C[list(class_ids)], rtol=0, atol=TOLERANCE)
+        assert list(probabilities) == sorted(probabilities, reverse=True)
+
+
+async def test_64_concurrent_submitters_with_mixed_contracts_get_what_each_picture_alone_gets(
+    runner, reference, pictures
+):
+    observer = Recorder()
+    engine = Engine(runner, observer, max_batch_size=16, max_wait_s=3600.0, clock=time.monotonic)
+    engine.start(asyncio.get_running_loop())
+    rules = [ExitRule.uniform(reference.threshold(quantile), EXITS) for quantile in (0.1, 0.3, 0.5, 0.7, 0.9)]
+    rules += [
+        ExitRule.uniform(0.0, EXITS),
+        ExitRule.uniform(1.0, EXITS),
+        ExitRule.uniform(reference.threshold(0.5), EXITS, min_exit=2, max_exit=3),
+        ExitRule((reference.threshold(0.2), reference.threshold(0.8), 1.0)),
+    ]
+
+    async def client(client_number: int) -> int:
+        draws = np.random.default_rng(client_number)
+        numbers = [int(n) for n in draws.integers(0, PICTURES, draws.integers(1, 5))]
+        rule = rules[client_number % len(rules)]
+        futures = engine.submit([pictures[n] for n in numbers], Contract(rule))
+        for number, answer in zip(numbers, await asyncio.gather(*futures), strict=True):
+            wanted_C = reference.probabilities_KNC[answer.exit - 1, number]
+            assert answer.exit == reference.exit_of(number, rule)
+            assert answer.class_id == wanted_C.argmax()
+            np.testing.assert_allclose(answer.probabilities_C, wanted_C, rtol=0, atol=TOLERANCE)
+            assert [visit.exit for visit in answer.visited] == list(range(1, answer.exit + 1))
+            assert answer.reason == rule.reason(answer.exit, answer.confidence)
+        return len(numbers)
+
+    try:
+        answered = sum(await asyncio.gather(*(client(number) for number in range(64))))
+    finally:
+        await engine.drain()
+    assert len(observer.samples) == answered
+    assert {stats.reason for stats in observer.samples} >= {ExitReason.CONFIDENT, ExitReason.FINAL}
+    assert max(stats.batch_size for stats in observer.steps if stats.stage > 1) > 1

@@ -1,0 +1,189 @@
+"""Readiness, draining, and clients that leave."""
+
+import asyncio
+import threading
+from typing import Any
+
+import pytest
+
+from models.cost import count_cost
+from server.app import create_app
+from server.metrics import Metrics
+from server.registry import Registry, ServedModel
+from server.settings import Settings
+
+
+async def test_a_ready_server_says_so(site):
+    assert (await site.client.get("/livez")).json() == {"status": "alive"}
+    assert (await site.client.get("/readyz")).json() == {"status": "ready"}
+
+
+async def test_a_draining_server_is_alive_but_takes_nothing_new(site, encode):
+    site.registry.draining = True
+    assert (await site.client.get("/livez")).status_code == 200
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["detail"]) == (503, "the server is shutting down")
+    response = await site.client.post("/v1/predict", content=encode())
+    assert (response.status_code, response.json()["type"]) == (503, "urn:offramp:problem:draining")
+    assert response.headers["Retry-After"] == "1"
+    # A probe is no refused request.
+    assert site.metric("offramp_rejections_total", reason="draining") == 1
+    site.registry.draining = False
+
+
+async def test_requests_in_flight_are_answered_while_the_server_drains(serve, encode):
+    async with serve(holds=True) as site:
+        asked = asyncio.create_task(site.client.post("/v1/predict", content=encode()))
+        await site.engine.submitted.wait()
+        site.registry.draining = True
+        site.engine.release()
+        assert (await asked).status_code == 200
+        site.registry.draining = False
+
+
+async def test_a_dead_engine_makes_the_server_not_ready(site, encode):
+    site.engine.alive = False
+    ready = await site.client.get("/readyz")
+    assert (ready.status_code, ready.json()["type"]) == (503, "urn:offramp:problem:not-ready")
+    assert "engine of tiny version 1 has ended" in ready.json()["detail"]
+    assert (await site.client.post("/v1/predict", content=encode())).status_code == 503
+    site.engine.alive = True
+
+
+class IdleEngine:
+    """Starts and ends, and is asked for nothing."""
+
+    alive = False
+    inflight_samples = 0
+
+    def start(self, loop):
+        self.alive = True
+
+    def submit(self, pictures, contract):
+        raise AssertionError("a server that is not ready asked the engine")
+
+    async def drain(self):
+        self.alive = False
+
+
+async def drive(app, path: str) -> int:
+    """GET over bare ASGI; the status."""
+    statuses = []
+
+    async def receive():
+        return {"type": "http.request", "body": b"", "more_body": False}
+
+    async def send(message):
+        statuses.append(message.get("status"))
+
+    scope: dict[str, Any] = {
+        "type": "http",
+        "method": "GET",
+        "path": path,
+        "query_string": b"",
+        "headers": [],
+        "root_path": "",
+        "client": None,
+    }
+    await app(scope, receive, send)
+    return statuses[0]
+
+
+async def test_a_server_that_warms_up_answers_probes_but_is_not_ready(bundle, until):
+    warm = threading.Event()
+
+    def wait_for_warmth() -> None:
+        warm.wait()
+
+    cost = count_cost(bundle.config)
+    registry = Registry([ServedModel(bundle, cost, "cpu", IdleEngine(), wait_for_warmth)])
+    app = create_app(registry, Settings(), Metrics())
+    async with app.router.lifespan_context(app):
+        assert await drive(app, "/livez") == 200
+        assert await drive(app, "/readyz") == 503
+        assert registry.why_not_ready() == "the models are warming up"
+        warm.set()
+        await until(lambda: registry.why_not_ready() is None)
+        assert await drive(app, "/readyz") == 200
+
+
+async def test_a_model_that_cannot_warm_up_says_why(bundle):
+    def fail() -> None:
+        raise RuntimeError("out of memory")
+
+    registry = Registry([ServedModel(bundle, count_cost(bundle.config), "cpu", IdleEngine(), fail)])
+    await registry.start()
+    assert registry.why_not_ready() == "warming up tiny version 1 failed: out of memory"
+
+
+def test_one_name_and_version_twice_is_refused(bundle):
+    served = [ServedModel(bundle, count_cost(bundle.config), "cpu", IdleEngine(), lambda: None) for _ in range(2)]
+    with pytest.raises(ValueError, match="'tiny' version '1' is given twice"):
+        Registry(served)
+    with pytest.raises(ValueError, match="at least one bundle"):
+        Registry([])
+
+
+class Client:
+    """Speaks bare ASGI, so that it can hang up in the middle of a request."""
+
+    def __init__(self, body: bytes, more: bool = False) -> None:
+        self.body, self.more = body, more
+        self.read = False
+        self.gone = asyncio.Event()
+        self.sent: list[dict[str, Any]] = []
+
+    async def receive(self):
+        if not self.read:
+            self.read = True
+            return {"type": "http.request", "body": self.body, "more_body": self.more}
+        await self.gone.wait()
+        return {"type": "http.disconnect"}
+
+    async def send(self, message):
+        self.sent.append(message)
+
+    def post(self, app) -> asyncio.Task:
+        scope = {
+            "type": "http",
+            "method": "POST",
+            "path": "/v1/predict",
+            "query_string": b"",
+            "headers": [(b"content-type", b"image/png")],
+            "root_path": "",
+            "client": ("192.0.2.1", 5),
+        }
+        return asyncio.create_task(app(scope, self.receive, self.send))
+
+
+async def test_a_client_that_leaves_while_waiting_takes_its_pictures_along(serve, encode):
+    async with serve(holds=True) as site:
+        client = Client(encode())
+        asked = client.post(site.app)
+        await site.engine.submitted.wait()
+        assert site.metric("offramp_inflight_samples", model="tiny") == 1
+        client.gone.set()
+        await asked
+        assert site.engine.waiting == []
+        assert site.metric("offramp_cancelled_total", phase="queued") == 1
+        assert site.metric("offramp_requests_total", model="tiny", code="499") == 1
+        assert site.metric("offramp_inflight_samples", model="tiny") == 0
+
+
+async def test_a_client_that_leaves_while_sending_is_counted(site, encode):
+    client = Client(encode(), more=True)
+    client.gone.set()
+    await client.post(site.app)
+    assert site.metric("offramp_cancelled_total", phase="upload") == 1
+    assert site.engine.contracts == []
+
+
+async def test_when_one_picture_fails_the_others_are_not_computed_in_vain(serve, encode):
+    async with serve(holds=True, failures={7: ZeroDivisionError()}) as site:
+        files = [("image", encode(red)) for red in (5, 7, 9)]
+        asked = asyncio.create_task(site.client.post("/v1/predict", files=files))
+        await site.engine.submitted.wait()
+        site.engine.resolve(site.engine.waiting[1])
+        assert (await asked).status_code == 500
+        assert site.engine.waiting == []
+        assert site.metric("offramp_cancelled_total", phase="queued") == 2

@@ -1,0 +1,143 @@
+"""Metrics: complete from the start, documented by name, exact in their counts."""
+
+import base64
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.cost import count_cost
+from models.exit_policy import ExitReason
+from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.metrics import Metrics
+
+DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
+ROW = re.compile(r"^\| `(offramp_\w+)` \| (\w+) \| (.*?) \|", re.MULTILINE)
+
+
+def families(metrics: Metrics) -> dict:
+    return {family.name: family for family in text_string_to_metric_families(metrics.expose().decode())}
+
+
+def documented() -> dict[str, tuple[str, frozenset[str]]]:
+    rows = ROW.findall(DOCUMENT.read_text())
+    return {name: (kind, frozenset(re.findall(r"`(\w+)`", labels))) for name, kind, labels in rows}
+
+
+@pytest.fixture
+def metrics(bundle):
+    metrics = Metrics()
+    metrics.add_model(bundle, count_cost(bundle.config), "cpu")
+    return metrics
+
+
+async def test_every_metric_is_documented_with_its_type_and_labels(site):
+    exposed = {}
+    for name, family in families(site.metrics).items():
+        if name.startswith("offramp_"):
+            full_name = f"{name}_total" if family.type == "counter" else name
+            assert family.samples, f"{full_name} has no series before the first request"
+            labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
+            exposed[full_name] = (family.type, labels)
+    assert exposed == documented()
+
+
+async def test_every_bounded_series_is_there_at_zero(site):
+    for exit in "1234":
+        for reason in ExitReason:
+            labels = {"model": "tiny", "version": "1", "exit": exit, "reason": reason.value}
+            assert site.metric("offramp_samples_total", **labels) == 0
+        assert site.metric("offramp_sample_latency_seconds_count", model="tiny", exit=exit) == 0
+        assert site.metric("offramp_stage_queue_depth", model="tiny", stage=exit) == 0
+    for code in ("200", "400", "404", "413", "415", "422", "429", "499", "500", "503", "504"):
+        assert site.metric("offramp_requests_total", model="tiny", code=code) == 0
+    for refusal in ("overloaded", "draining", "not_ready", "client_limit"):
+        assert site.metric("offramp_rejections_total", reason=refusal) == 0
+    for phase in ("upload", "queued", "running"):
+        assert site.metric("offramp_cancelled_total", phase=phase) == 0
+    assert site.metric("offramp_inflight_samples", model="tiny") == 0
+
+
+async def test_requests_samples_and_compute_add_up(site, encode, bundle):
+    spent = count_cost(bundle.config).sequential_multiply_adds
+    images = [base64.b64encode(encode(red)).decode() for red in (255, 255, 10)]
+    await site.client.post("/v1/predict?threshold=0.3", json={"images": images})
+    await site.client.post("/v1/predict?threshold=nan", content=encode())
+    await site.client.post("/v1/models/none/predict", content=encode())
+    await site.client.get("/v1/models/none")
+
+    def answered(exit: str, reason: str) -> float | None:
+        return site.metric("offramp_samples_total", model="tiny", version="1", exit=exit, reason=reason)
+
+    # Confidence at exit 1 of red 255: 0.1 + 0.9 / 4 = 0.325.
+    assert answered("1", "confident") == 2
+    assert answered("4", "final") == 1
+    assert site.metric("offramp_requests_total", model="tiny", code="200") == 1
+    assert site.metric("offramp_requests_total", model="tiny", code="422") == 1
+    assert site.metric("offramp_requests_total", model="(none)", code="404") == 1
+    assert site.metric("offramp_request_duration_seconds_count", model="tiny") == 2
+    assert site.metric("offramp_decode_duration_seconds_count", model="tiny") == 1
+    assert site.metric("offramp_compute_multiply_adds_total", model="tiny") == 2 * spent[0] + spent[3]
+    assert site.metric("offramp_compute_saved_multiply_adds_total", model="tiny") == 2 * (spent[3] - spent[0])
+    assert site.metric("offramp_exit_confidence_sum", model="tiny", exit="1") == pytest.approx(0.65)
+
+
+def test_what_the_engine_reports_becomes_series(metrics, bundle):
+    observer = metrics.add_model(replace(bundle, version="2"), count_cost(bundle.config), "cpu")
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics._collectors.get_sample_value(name, {"model": "tiny", **labels})
+
+    observer.step(StepStats(2, 8, 0.004, (5, 1, 0, 0), 14))
+    observer.step(StepStats(1, 5, 0.002, (0, 3, 0, 0), 8))
+    observer.sample(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
+    observer.cancelled(CancelStats("running"))
+    assert value("offramp_stage_batch_size_sum", stage="2") == 8
+    assert value("offramp_stage_duration_seconds_sum", stage="1") == 0.002
+    assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [0, 3, 0, 0]
+    assert value("offramp_samples_total", version="2", exit="2", reason="deadline") == 1
+    assert value("offramp_samples_total", version="1", exit="2", reason="deadline") == 0
+    assert value("offramp_sample_latency_seconds_sum", exit="2") == 0.02
+    assert value("offramp_queue_duration_seconds_sum") == 0.01
+    assert metrics._collectors.get_sample_value("offramp_cancelled_total", {"phase": "running"}) == 1
+
+
+@pytest.fixture
+def promtool() -> str:
+    """Prometheus's own checker; without it a test is skipped, and under CI it fails."""
+    path = shutil.which("promtool")
+    if path is None:
+        if os.environ.get("CI", "").lower() == "true":
+            pytest.fail("promtool is not installed")
+        pytest.skip("promtool is not installed")
+    return path
+
+
+def run_promtool(promtool: str, what: str, text: bytes) -> subprocess.CompletedProcess:
+    return subprocess.run([promtool, "check", what], input=text, capture_output=True, check=False)
+
+
+async def test_the_exposition_satisfies_promtool(site, encode, promtool):
+    await site.client.post("/v1/predict", content=encode())
+    response = await site.client.get("/metrics")
+    assert response.headers["Content-Type"].startswith("text/plain; version=")
+    result = run_promtool(promtool, "metrics", response.content)
+    assert (result.returncode, result.stdout, result.stderr) == (0, b"", b"")
+
+
+def test_every_query_of_the_document_parses(promtool, tmp_path):
+    blocks = re.findall(r"(?:^    .*\n)+", DOCUMENT.read_text(), re.MULTILINE)
+    queries = [query for block in blocks for query in re.split(r"\n(?=    \S)", block.rstrip("\n"))]
+    assert len(queries) > 15
+    # promtool checks queries as the rules of a file; JSON is YAML.
+    rules = [{"record": f"documented:query:{number}", "expr": query} for number, query in enumerate(queries)]
+    file = tmp_path / "rules.yml"
+    file.write_text(json.dumps({"groups": [{"name": "documented", "rules": rules}]}))
+    result = subprocess.run([promtool, "check", "rules", file], capture_output=True, text=True, check=False)
+    assert result.returncode == 0, result.stderr

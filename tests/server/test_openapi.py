@@ -1,0 +1,74 @@
+"""The OpenAPI document tells the whole contract."""
+
+import re
+from pathlib import Path
+
+from server.metrics import CODES
+from server.parameters import ALLOWED, Parameters
+from server.problems import KINDS
+from server.settings import Settings
+
+API_DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+
+
+def references(node) -> set[str]:
+    if isinstance(node, dict):
+        found = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return found.union(*(references(value) for value in node.values()))
+    if isinstance(node, list):
+        return set().union(*(references(value) for value in node))
+    return set()
+
+
+async def test_both_predict_paths_describe_bodies_parameters_and_errors(site):
+    document = (await site.client.get("/openapi.json")).json()
+    for path in ("/v1/predict", "/v1/models/{model}/predict"):
+        operation = document["paths"][path]["post"]
+        assert operation["requestBody"]["content"].keys() == {
+            "image/jpeg",
+            "image/png",
+            "image/webp",
+            "image/bmp",
+            "image/gif",
+            "application/octet-stream",
+            "multipart/form-data",
+            "application/json",
+        }
+        in_query = {parameter["name"] for parameter in operation["parameters"] if parameter["in"] == "query"}
+        assert in_query == set(Parameters.model_fields)
+        for form, images in (("multipart/form-data", "image"), ("application/json", "images")):
+            schema = operation["requestBody"]["content"][form]["schema"]
+            assert schema["properties"].keys() == {images, *Parameters.model_fields}
+            assert schema["required"] == [images]
+        errors = {code for code in operation["responses"] if code != "200"}
+        assert errors == {"400", "401", "403", "404", "413", "415", "422", "429", "500", "503", "504"}
+        for code in errors:
+            assert operation["responses"][code]["content"].keys() == {"application/problem+json"}
+    names = {reference.rpartition("/")[2] for reference in references(document)}
+    assert names <= document["components"]["schemas"].keys()
+    assert "HTTPValidationError" not in names
+
+
+async def test_the_interactive_docs_are_there(site):
+    response = await site.client.get("/docs")
+    assert (response.status_code, "/openapi.json" in response.text) == (200, True)
+
+
+async def test_keys_are_described_where_they_are_needed(serve, site):
+    assert "securitySchemes" not in site.app.openapi()["components"]
+    async with serve(settings=Settings(api_keys="k")) as guarded:
+        paths = guarded.app.openapi()["paths"]
+        assert paths["/v1/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]
+        assert "security" not in paths["/livez"]["get"]
+
+
+def test_every_parameter_says_what_is_allowed():
+    assert ALLOWED.keys() == Parameters.model_fields.keys()
+
+
+def test_every_error_and_parameter_is_documented():
+    text = API_DOCUMENT.read_text()
+    in_table = set(re.findall(r"^\| (\d{3}) \| `([a-z-]+)` \|", text, re.MULTILINE))
+    assert in_table == {(str(kind.status), kind.slug) for kind in KINDS}
+    assert set(re.findall(r"^\| `(\w+)` \|", text, re.MULTILINE)) >= set(Parameters.model_fields)
+    assert {str(kind.status) for kind in KINDS} < set(CODES)

@@ -1,0 +1,73 @@
+"""Options of the server: one declaration each, ranges that hold from Python too."""
+
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+from typing import get_args, get_type_hints
+
+import pytest
+from typer.models import OptionInfo
+
+from server.settings import Settings
+
+PROJECT = Path(__file__).resolve().parents[2]
+
+
+def test_every_option_has_a_help_text_and_a_default():
+    hints = get_type_hints(Settings, include_extras=True)
+    settings = Settings()
+    for option in fields(Settings):
+        declared = get_args(hints[option.name])[1]
+        assert isinstance(declared, OptionInfo)
+        assert declared.help
+        assert declared.help.endswith(".")
+        assert hasattr(settings, option.name)
+
+
+@pytest.mark.parametrize(
+    ("option", "value", "allowed"),
+    [
+        ("port", 70_000, "from 0 to 65535"),
+        ("max_body_mib", 0, "from 0.001 to 4096"),
+        ("max_wait_s", float("nan"), "from 0.001 to 3600"),
+        ("client_max_inflight", -1, "at least 0"),
+        ("log_level", "loud", "debug, info, warning, error"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_with_the_range(option, value, allowed):
+    with pytest.raises(ValueError, match=rf"{option} .*{allowed}"):
+        Settings(**{option: value})
+
+
+def test_a_queue_too_small_for_one_request_is_refused():
+    with pytest.raises(ValueError, match="max_queue 10 is below max_images 64"):
+        Settings(max_queue=10)
+
+
+def test_sizes_are_given_in_mib_and_megapixels():
+    settings = Settings(max_body_mib=0.5, max_pixels_mp=0.25)
+    assert (settings.max_body_bytes, settings.max_pixels) == (524_288, 250_000)
+
+
+def test_keys_come_from_the_option_and_the_file(tmp_path):
+    file = tmp_path / "keys"
+    file.write_text("# the partners\n  first \n\nsecond\n")
+    assert Settings().read_api_keys() == frozenset()
+    assert Settings(api_keys=" a, b,,").read_api_keys() == {"a", "b"}
+    assert Settings(api_keys="a", api_keys_file=file).read_api_keys() == {"a", "first", "second"}
+
+
+@pytest.mark.parametrize("content", [None, "", "# none yet\n"])
+def test_a_keys_file_that_gives_no_key_never_opens_the_server(tmp_path, content):
+    file = tmp_path / "keys"
+    if content is not None:
+        file.write_text(content)
+    with pytest.raises(ValueError, match=str(file)):
+        Settings(api_keys_file=file).read_api_keys()
+
+
+def test_the_options_load_nothing_heavy():
+    code = "import sys, server.settings; print(*sys.modules)"
+    result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
+    assert {"torch", "fastapi", "pydantic", "numpy"} & set(result.stdout.split()) == set()

@@ -1,0 +1,158 @@
+"""Evaluation: its figures against plain loops and sums by hand."""
+
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from models.config import ModelConfig
+from models.cost import NetworkCost
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing, normalize
+from training.data import Batches, ImageSet
+from training.evaluate import (
+    SWEEP,
+    Answers,
+    ExitLogits,
+    calibrated,
+    collect_logits,
+    evaluate,
+    expected_calibration_error,
+    operating_point,
+)
+
+# Sequential: 10, 30, 60.
+COST = NetworkCost((8, 15, 25), (2, 5, 5), (1, 1, 1), (1, 1, 1))
+CALIBRATION = Calibration((1.5, 0.8, 1.1), (0.0, 0.5, 0.7))
+
+
+@pytest.fixture
+def outputs() -> ExitLogits:
+    """60 pictures of 4 classes; deeper exits know more."""
+    generator = torch.Generator().manual_seed(0)
+    labels_N = torch.randint(4, (60,), generator=generator)
+    truth_NC = torch.nn.functional.one_hot(labels_N, 4).float()
+    logits_KNC = torch.stack([torch.randn(60, 4, generator=generator) + k * truth_NC for k in (1.0, 2.0, 3.0)])
+    return ExitLogits(logits_KNC, labels_N)
+
+
+def answers_of(outputs: ExitLogits, calibration: Calibration = CALIBRATION) -> Answers:
+    confidence_KN, class_id_KN = calibrated(outputs, calibration).max(dim=2)
+    return Answers(confidence_KN.T.numpy(), class_id_KN.T.numpy(), outputs.labels_N.numpy())
+
+
+def test_logits_are_those_of_the_network_picture_by_picture(toy_set: ImageSet) -> None:
+    torch.manual_seed(0)
+    net, preprocessing = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16)), Preprocessing(16)
+    batches = Batches(toy_set, 7, torch.device("cpu"), shuffle=False, drop_last=False)
+    outputs = collect_logits(net.train(), batches, preprocessing)
+    assert outputs.logits_KNC.shape == (4, 24, 3)
+    assert outputs.num_exits == 4
+    assert outputs.labels_N.tolist() == toy_set.labels_N.tolist()
+    assert not net.training
+    with torch.no_grad():
+        for index in (0, 6, 7, 23):
+            images_BHWC = torch.from_numpy(toy_set.images_NHWC[index : index + 1])
+            alone = torch.stack(net(normalize(images_BHWC, preprocessing)).logits)[:, 0]
+            torch.testing.assert_close(outputs.logits_KNC[:, index], alone)
+
+
+def test_bfloat16_logits_come_back_in_float32(toy_set: ImageSet) -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
+    batches = Batches(toy_set, 24, torch.device("cpu"), shuffle=False, drop_last=False)
+    assert collect_logits(net, batches, Preprocessing(16), torch.bfloat16).logits_KNC.dtype == torch.float32
+
+
+def test_calibrated_probabilities_carry_the_exits_visited(outputs: ExitLogits) -> None:
+    z1, z2, z3 = outputs.logits_KNC
+    a2 = 0.5 * z1 + z2
+    a3 = 0.7 * a2 + z3
+    expected = torch.stack([(z1 / 1.5).softmax(1), (a2 / 0.8).softmax(1), (a3 / 1.1).softmax(1)])
+    torch.testing.assert_close(calibrated(outputs, CALIBRATION), expected)
+
+
+def test_every_operating_point_equals_a_plain_loop_over_pictures(outputs: ExitLogits) -> None:
+    answers = answers_of(outputs)
+    for threshold in (0.0, 0.3, 0.5, 0.72, 0.95, 1.0):
+        right = differs = spent = 0
+        mix = [0, 0, 0]
+        for picture in range(60):
+            exit = 0
+            while exit < 2 and (threshold >= 1.0 or answers.confidence_NK[picture, exit] < np.float32(threshold)):
+                exit += 1
+            served = answers.class_id_NK[picture, exit]
+            right += served == answers.labels_N[picture]
+            differs += served != answers.class_id_NK[picture, 2]
+            spent += (10, 30, 60)[exit]
+            mix[exit] += 1
+        point = operating_point(answers, COST, threshold)
+        assert point.threshold == threshold
+        assert point.accuracy == pytest.approx(right / 60)
+        assert point.disagreement == pytest.approx(differs / 60)
+        assert point.mean_multiply_adds == pytest.approx(spent / 60)
+        assert point.compute == pytest.approx(spent / 60 / 60)
+        assert point.exit_mix == pytest.approx([count / 60 for count in mix])
+
+
+def test_thresholds_0_and_1_are_the_first_and_the_last_exit(outputs: ExitLogits) -> None:
+    evaluation = evaluate(outputs, CALIBRATION, COST)
+    first, last = evaluation.operating_points[0], evaluation.operating_points[-1]
+    assert (first.threshold, first.exit_mix, first.mean_multiply_adds) == (0.0, (1.0, 0.0, 0.0), 10)
+    assert (last.threshold, last.exit_mix, last.mean_multiply_adds) == (1.0, (0.0, 0.0, 1.0), 60)
+    assert first.accuracy == pytest.approx(evaluation.exits[0].ensemble_accuracy)
+    assert last.accuracy == pytest.approx(evaluation.exits[2].ensemble_accuracy)
+    assert (last.compute, last.disagreement) == (1.0, 0.0)
+
+
+def test_threshold_1_is_full_depth_even_for_pictures_that_are_certain() -> None:
+    sure = ExitLogits(torch.tensor([[[100.0, 0.0]], [[100.0, 0.0]], [[0.0, 100.0]]]), torch.tensor([1]))
+    answers = answers_of(sure, Calibration.neutral(3))
+    assert answers.confidence_NK[0, 0] == 1.0
+    assert operating_point(answers, COST, 1.0).exit_mix == (0.0, 0.0, 1.0)
+
+
+def test_cost_never_falls_as_the_threshold_rises(outputs: ExitLogits) -> None:
+    costs = [point.mean_multiply_adds for point in evaluate(outputs, CALIBRATION, COST).operating_points]
+    assert costs == sorted(costs)
+    assert costs[0] < costs[len(costs) // 2] < costs[-1]
+
+
+def test_exits_are_judged_alone_and_as_served(outputs: ExitLogits) -> None:
+    evaluation = evaluate(outputs, CALIBRATION, COST)
+    labels_N = outputs.labels_N.numpy()
+    z1, z2, z3 = outputs.logits_KNC.numpy()
+    a2 = 0.5 * z1 + z2
+    for quality, alone, served in zip(evaluation.exits, (z1, z2, z3), (z1, a2, 0.7 * a2 + z3), strict=True):
+        assert quality.accuracy == pytest.approx((alone.argmax(1) == labels_N).mean())
+        assert quality.ensemble_accuracy == pytest.approx((served.argmax(1) == labels_N).mean())
+    assert evaluation.ensemble_accuracy == pytest.approx(((z1 + z2 + z3).argmax(1) == labels_N).mean())
+    assert evaluation.pictures == 60
+    assert [quality.exit for quality in evaluation.exits] == [1, 2, 3]
+    assert [quality.multiply_adds for quality in evaluation.exits] == [10, 30, 60]
+    assert [quality.compute for quality in evaluation.exits] == pytest.approx([1 / 6, 1 / 2, 1.0])
+
+
+def test_an_evaluation_is_plain_json(outputs: ExitLogits) -> None:
+    evaluation = evaluate(outputs, CALIBRATION, COST)
+    read = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    assert [point["threshold"] for point in read["operating_points"]] == list(SWEEP)
+    assert read["exits"][2]["accuracy"] == evaluation.exits[2].accuracy
+
+
+def test_calibration_error_by_hand() -> None:
+    confidence_N = np.array([0.05, 0.55, 0.58, 0.95, 1.0], dtype=np.float32)
+    right_N = np.array([False, True, False, True, True])
+    # Ten bins: |0.05 - 0| + |0.55 + 0.58 - 1| + |0.95 + 1.0 - 2|, over five pictures.
+    assert expected_calibration_error(confidence_N, right_N, bins=10) == pytest.approx(
+        (0.05 + 0.13 + 0.05) / 5, rel=1e-5
+    )
+
+
+def test_calibration_error_is_0_for_the_calibrated_and_1_for_the_surely_wrong() -> None:
+    half_N = np.full(10, 0.5, dtype=np.float32)
+    assert expected_calibration_error(half_N, np.arange(10) % 2 == 0) == pytest.approx(0.0)
+    assert expected_calibration_error(np.ones(4, np.float32), np.zeros(4, np.bool_)) == pytest.approx(1.0)

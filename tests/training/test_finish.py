@@ -1,0 +1,154 @@
+"""From a folder of pictures to a bundle, end to end; test pictures decide nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
+from models.cost import count_cost
+from models.preprocess import normalize
+from training.calibrate import calibrate
+from training.data import Batches
+from training.evaluate import Evaluation, collect_logits
+from training.finish import TOLERANCE, card, finish, recalibrated
+from training.options import TrainOptions
+from training.run import Run, prepare, train
+
+CPU = torch.device("cpu")
+
+
+def trained(options: TrainOptions) -> Run:
+    run = prepare(options)
+    train(run)
+    return run
+
+
+def test_a_folder_of_pictures_becomes_a_bundle_that_answers(tree_options: TrainOptions) -> None:
+    run = trained(replace(tree_options, epochs=6))
+    bundle, evaluation = finish(run, "offramp train colours")
+    loaded = load_bundle(tree_options.output / "bundle")
+
+    assert loaded.labels == ("blue", "green", "red")
+    assert (loaded.name, loaded.version) == ("colours-resnet18", "1")
+    assert (loaded.calibration, loaded.threshold) == (bundle.calibration, bundle.threshold)
+    assert loaded.preprocessing == run.preprocessing
+    expected = rounded(run.trainer.net).state_dict()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.net.state_dict().items())
+
+    # Picture files through the loaded bundle: the very answers that were reported.
+    right = [0] * 4
+    paths = sorted(Path(tree_options.dataset).glob("test/*/*.png"))
+    with torch.no_grad():
+        for path in paths:
+            pixels_HWC = loaded.preprocessing.apply(Image.open(path))
+            x_BCHW = normalize(torch.from_numpy(np.array(pixels_HWC))[None], loaded.preprocessing)
+            for exit, logits_BC in enumerate(loaded.net(x_BCHW).logits):
+                right[exit] += loaded.labels[int(logits_BC.argmax())] == path.parent.name
+    assert [count / len(paths) for count in right] == pytest.approx([exit.accuracy for exit in evaluation.exits])
+
+
+def test_the_bundle_tells_how_it_was_made(tree_options: TrainOptions) -> None:
+    bundle, evaluation = finish(trained(replace(tree_options, seed=5)), "offramp train colours --seed 5")
+    facts = load_bundle(tree_options.output / "bundle").training
+    assert (facts["train_pictures"], facts["calibration_pictures"], facts["test_pictures"]) == (27, 3, 12)
+    assert (facts["seed"], facts["precision"], facts["command"]) == (5, "float32", "offramp train colours --seed 5")
+    assert facts["recipe"]["epochs"] == 1
+    assert "colours" in facts["data"]
+    assert facts["hours"] >= 0.0
+    text = (tree_options.output / "bundle" / CARD).read_text(encoding="utf-8")
+    for said in (
+        "# colours-resnet18, version 1",
+        "resnet18, width 4, cifar stem, 16x16 pixels, 3 classes",
+        f"{evaluation.exits[0].accuracy:.2%}",
+        f"default threshold is {bundle.threshold:g}",
+        "`offramp train colours --seed 5`",
+        "27 trained on, 3 for calibration",
+        "12 test pictures",
+    ):
+        assert said in text
+    description = json.loads((tree_options.output / "bundle" / DESCRIPTION).read_text())
+    assert description["exits"] == json.loads(json.dumps([asdict(exit) for exit in evaluation.exits]))
+    assert len(description["operating_points"]) == len(evaluation.operating_points)
+
+
+def test_calibration_is_fitted_to_the_rounded_weights_on_the_held_out_pictures(tree_options: TrainOptions) -> None:
+    run = trained(tree_options)
+    bundle, _ = finish(run, "")
+    net = rounded(run.trainer.net)
+    held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
+    logits = collect_logits(net, held_out, run.preprocessing)
+    calibration, point = calibrate(logits, count_cost(net.config), TOLERANCE)
+    assert (bundle.calibration, bundle.threshold) == (calibration, point.threshold)
+
+
+def test_no_test_picture_influences_a_bundle(
+    tree_options: TrainOptions, write_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    def made_with(test_seed: int, place: str) -> tuple[Bundle, Evaluation, dict, bytes]:
+        tree = write_tree(tmp_path / place / "colours", test_seed=test_seed)
+        if test_seed:
+            # Not only other pixels but classes exchanged: accuracy on test must fall.
+            (tree / "test" / "red").rename(tree / "test" / "swap")
+            (tree / "test" / "blue").rename(tree / "test" / "red")
+            (tree / "test" / "swap").rename(tree / "test" / "blue")
+        options = replace(tree_options, dataset=str(tree), output=tmp_path / place / "run", epochs=6)
+        bundle, evaluation = finish(trained(options), "the command")
+        folder = options.output / "bundle"
+        description = json.loads((folder / DESCRIPTION).read_text())
+        return bundle, evaluation, description, (folder / WEIGHTS).read_bytes()
+
+    bundle, evaluation, description, weights = made_with(0, "a")
+    other_bundle, other_evaluation, other_description, other_weights = made_with(1, "b")
+
+    assert evaluation != other_evaluation
+    assert weights == other_weights
+    assert bundle.calibration == other_bundle.calibration
+    assert bundle.threshold == other_bundle.threshold
+    assert bundle.preprocessing == other_bundle.preprocessing
+    for reported in ("exits", "operating_points"):
+        assert description.pop(reported) != other_description.pop(reported)
+    for measured in (description, other_description):
+        measured["training"].pop("hours")
+    assert description == other_description
+
+
+def test_finishing_again_replaces_the_bundle_with_the_same(tree_options: TrainOptions) -> None:
+    finish(trained(tree_options), "the command")
+    folder = tree_options.output / "bundle"
+    before = {path.name: path.read_bytes() for path in folder.iterdir()}
+    finish(trained(replace(tree_options, resume=True)), "the command")
+    assert {path.name: path.read_bytes() for path in folder.iterdir()} == before
+
+
+def test_a_bundle_that_cannot_be_written_is_named(tree_options: TrainOptions) -> None:
+    run = trained(tree_options)
+    (tree_options.output / "bundle").write_text("mine")
+    with pytest.raises(BundleError, match=r"bundle: is there already and is not a bundle"):
+        finish(run, "")
+    assert (tree_options.output / "bundle").read_text() == "mine"
+
+
+def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptions) -> None:
+    run = trained(tree_options)
+    bundle, evaluation = finish(run, "the command")
+    test = Batches(run.splits.test, 256, CPU, shuffle=False, drop_last=False)
+    held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
+    same, same_evaluation = recalibrated(bundle, held_out, test, TOLERANCE)
+    assert (same.calibration, same.threshold, same.exits) == (bundle.calibration, bundle.threshold, bundle.exits)
+    assert same_evaluation == evaluation
+
+    before = (tree_options.output / "bundle" / WEIGHTS).read_bytes()
+    loose, loose_evaluation = recalibrated(bundle, test, test, 1.0)
+    assert loose.threshold == 0.0
+    assert loose.training == bundle.training
+    text = card(loose, loose_evaluation, count_cost(loose.config))
+    save_bundle(loose, tree_options.output / "bundle", text)
+    assert (tree_options.output / "bundle" / WEIGHTS).read_bytes() == before

@@ -1,0 +1,215 @@
+"""A run from its options: data, network, recipe, log, and what is refused before any training."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models.preprocess import Preprocessing
+from training.checkpoint import CheckpointError
+from training.data import FolderSet, ImageSet
+from training.options import TrainOptions
+from training.recipes import journal, short
+from training.run import (
+    build_recipe,
+    bundle_name,
+    channel_statistics,
+    check_labels,
+    check_precision,
+    hardware,
+    prepare,
+    resolve_device,
+    train,
+)
+from training.trainer import EpochReport, Progress
+
+
+class Stop(Exception):
+    """Ends a run where a signal would."""
+
+
+def log_of(options: TrainOptions) -> list[dict]:
+    return [json.loads(line) for line in (options.output / "log.jsonl").read_text().splitlines()]
+
+
+def test_options_become_network_recipe_and_data(tree_options: TrainOptions) -> None:
+    run = prepare(replace(tree_options, alpha=0.1, beta=0.0, learning_rate=0.02))
+    config, recipe = run.trainer.net.config, run.trainer.recipe
+    assert (config.architecture, config.width, config.input_size, config.num_classes) == ("resnet18", 4, 16, 3)
+    assert (recipe.name, recipe.epochs, recipe.batch_size) == ("short", 1, 8)
+    assert (recipe.alpha, recipe.beta, recipe.learning_rate) == (0.1, 0.0, 0.02)
+    assert recipe.augmentation.mean_colour == tuple(round(255 * mean) for mean in run.preprocessing.mean)
+    assert run.splits.class_names == ("blue", "green", "red")
+    assert (len(run.splits.train), len(run.splits.calibration), len(run.splits.test)) == (27, 3, 12)
+    assert run.trainer.train.dataset is run.splits.train
+    assert run.trainer.validation.dataset is run.splits.calibration
+    assert run.trainer.identity["data"] == run.splits.train.fingerprint()
+
+
+def test_a_seed_gives_the_same_weights_every_time(tree_options: TrainOptions) -> None:
+    first, second = prepare(tree_options).trainer.net, prepare(tree_options).trainer.net
+    other = prepare(replace(tree_options, seed=1)).trainer.net
+    assert all(map(torch.equal, first.parameters(), second.parameters()))
+    assert not torch.equal(next(first.parameters()), next(other.parameters()))
+
+
+def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: TrainOptions) -> None:
+    options = replace(tree_options, epochs=3)
+
+    def stop_in_the_third(progress: Progress) -> None:
+        if progress.epoch == 3:
+            raise Stop
+
+    with pytest.raises(Stop):
+        train(prepare(options), on_step=stop_in_the_third)
+    assert [line["epoch"] for line in log_of(options)] == [1, 2]
+    # Killed after the checkpoint, before the line was written.
+    (options.output / "log.jsonl").write_text(json.dumps(log_of(options)[0]) + "\n")
+    told: list[EpochReport] = []
+    run = prepare(replace(options, resume=True))
+    train(run, on_epoch=told.append)
+    assert [report.epoch for report in told] == [3]
+    assert log_of(options) == json.loads(json.dumps([asdict(report) for report in run.trainer.history]))
+    assert [line["epoch"] for line in log_of(options)] == [1, 2, 3]
+
+
+def test_a_finished_run_resumes_to_nothing_left(tree_options: TrainOptions) -> None:
+    train(prepare(tree_options))
+    before = (tree_options.output / "log.jsonl").read_bytes()
+    told: list[EpochReport] = []
+    train(prepare(replace(tree_options, resume=True)), on_epoch=told.append)
+    assert told == []
+    assert (tree_options.output / "log.jsonl").read_bytes() == before
+
+
+def test_a_run_is_never_overwritten_by_accident(tree_options: TrainOptions) -> None:
+    train(prepare(tree_options))
+    with pytest.raises(ValueError, match=r"run holds a run already: add --resume to continue it, or give another"):
+        prepare(tree_options)
+
+
+def test_resuming_what_was_not_begun_is_refused(tree_options: TrainOptions) -> None:
+    with pytest.raises(CheckpointError, match=r"checkpoint.pt: no checkpoint to resume from"):
+        prepare(replace(tree_options, resume=True))
+
+
+@pytest.mark.parametrize(
+    ("changes", "field"), [({"seed": 1}, "seed"), ({"width": 5}, "model"), ({"epochs": 2}, "recipe")]
+)
+def test_resuming_with_other_options_is_refused(tree_options: TrainOptions, changes: dict, field: str) -> None:
+    prepare(tree_options).trainer.save()
+    with pytest.raises(CheckpointError, match=f"was trained with {field} "):
+        prepare(replace(tree_options, resume=True, **changes))
+
+
+def test_resuming_on_other_pictures_is_refused(tree_options: TrainOptions, write_tree: Callable[..., Path]) -> None:
+    prepare(tree_options).trainer.save()
+    write_tree(Path(tree_options.dataset), train_seed=7)
+    with pytest.raises(CheckpointError, match="was trained with data "):
+        prepare(replace(tree_options, resume=True))
+
+
+def test_an_output_that_is_a_file_is_refused_before_any_work(tree_options: TrainOptions) -> None:
+    tree_options.output.write_text("mine")
+    with pytest.raises(ValueError, match="run is a file: give a folder as --output"):
+        prepare(tree_options)
+
+
+@pytest.mark.parametrize("name", ["two words", "-dash", "", "x" * 65])
+def test_a_name_that_no_bundle_takes_is_refused_before_any_work(tree_options: TrainOptions, name: str) -> None:
+    with pytest.raises(ValueError, match="is not usable: give up to 64 letters"):
+        prepare(replace(tree_options, dataset="/no/such/folder", name=name))
+
+
+@pytest.mark.parametrize(
+    ("dataset", "expected"),
+    [
+        ("cifar100", "cifar100-resnet18"),
+        ("data/my_photos/", "my_photos-resnet18"),
+        ("data/two words (new)", "two-words-new-resnet18"),
+        ("data/.hidden", "hidden-resnet18"),
+        ("data/写真", "resnet18"),
+        ("data/" + "x" * 100, "x" * 40 + "-resnet18"),
+    ],
+)
+def test_a_model_is_named_after_its_data(tree_options: TrainOptions, dataset: str, expected: str) -> None:
+    assert bundle_name(replace(tree_options, dataset=dataset)) == expected
+
+
+def test_a_folder_given_as_a_dot_has_a_name_too(
+    tree_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "pets").mkdir()
+    monkeypatch.chdir(tmp_path / "pets")
+    assert bundle_name(replace(tree_options, dataset=".")) == "pets-resnet18"
+    assert bundle_name(replace(tree_options, dataset=".", name="given")) == "given"
+
+
+def test_recipes_are_changed_by_the_options_given_alone(tree_options: TrainOptions) -> None:
+    preprocessing = Preprocessing(16, mean=(0.1, 0.2, 0.3))
+    plain = replace(tree_options, epochs=None, batch_size=None)
+    recipe = build_recipe(plain, preprocessing)
+    assert recipe.augmentation.mean_colour == (26, 51, 76)
+    assert replace(recipe, augmentation=short().augmentation) == short()
+    longer = build_recipe(replace(plain, recipe="journal", epochs=9), preprocessing)
+    assert replace(longer, augmentation=journal().augmentation) == journal(9)
+    assert build_recipe(replace(plain, alpha=0.0, beta=0.0), preprocessing).alpha == 0.0
+
+
+def test_an_unknown_recipe_is_refused(tree_options: TrainOptions) -> None:
+    with pytest.raises(ValueError, match="recipe 'long' is unknown: choose one of journal, short"):
+        build_recipe(replace(tree_options, recipe="long"), Preprocessing(16))
+
+
+def test_channel_statistics_are_those_of_the_training_pixels(toy_set: ImageSet) -> None:
+    scaled = toy_set.images_NHWC.reshape(-1, 3) / 255.0
+    preprocessing = channel_statistics(toy_set)
+    assert preprocessing.size == 16
+    assert preprocessing.mean == pytest.approx(scaled.mean(axis=0), abs=5.1e-5)
+    assert preprocessing.std == pytest.approx(scaled.std(axis=0), abs=5.1e-5)
+
+
+def test_channel_statistics_of_files_equal_those_in_memory(tree_options: TrainOptions) -> None:
+    root = Path(tree_options.dataset)
+    names = sorted(str(path.relative_to(root)) for path in root.glob("train/*/*.png"))
+    labels_N = np.zeros(len(names), dtype=np.int64)
+    files = FolderSet(root, tuple(names), labels_N, ("a",), Preprocessing(16))
+    held = ImageSet(np.stack([files[index][0] for index in range(len(names))]), labels_N, ("a",))
+    assert channel_statistics(files) == channel_statistics(held)
+
+
+def test_pictures_of_one_colour_still_have_a_spread_to_divide_by() -> None:
+    grey = ImageSet(np.full((3, 16, 16, 3), 51, np.uint8), np.zeros(3, np.int64), ("grey",))
+    assert channel_statistics(grey) == Preprocessing(16, mean=(0.2, 0.2, 0.2), std=(0.01, 0.01, 0.01))
+
+
+def test_devices_and_precisions_that_are_not_there_are_refused() -> None:
+    assert resolve_device("cpu") == torch.device("cpu")
+    assert resolve_device("auto").type == ("cuda" if torch.cuda.is_available() else "cpu")
+    for name in ("gpu", "meta", "", "cpu:x"):
+        with pytest.raises(ValueError, match=f"device '{name}' is unknown: give auto, cpu, cuda or cuda:N"):
+            resolve_device(name)
+    with pytest.raises(ValueError, match="device 'cuda:99' is not there"):
+        resolve_device("cuda:99")
+    assert check_precision("bf16") == "bf16"
+    with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, fp32, bf16"):
+        check_precision("fp8")
+
+
+def test_classes_must_be_the_bundles_in_their_order() -> None:
+    check_labels(("a", "b"), ("a", "b"))
+    with pytest.raises(ValueError, match=r"has 3 classes, the bundle 2; they differ in c: give the data set"):
+        check_labels(("a", "b"), ("a", "b", "c"))
+    with pytest.raises(ValueError, match="they differ in their order"):
+        check_labels(("a", "b"), ("b", "a"))
+
+
+def test_hardware_names_machine_and_versions() -> None:
+    assert f"torch {torch.__version__}" in hardware()
+    assert not hardware().startswith(",")
