@@ -97,7 +97,8 @@ def train(options: TrainOptions) -> None:
     except KeyboardInterrupt:
         typer.echo(f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True)
         raise
-    bundle, evaluation = finish(run, shlex.join(["offramp", *sys.argv[1:]]))
+    command_line = [argument for argument in sys.argv[1:] if argument != "--resume"]
+    bundle, evaluation = finish(run, shlex.join(["offramp", *command_line]))
     _print_evaluation(evaluation)
     folder = options.output / "bundle"
     _write_evaluation(evaluation, bundle.name, options.output)

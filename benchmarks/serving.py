@@ -13,12 +13,13 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.load import ROOT
 from benchmarks.options import AccuracyOptions, BenchOptions
 
-READY_TIMEOUT_S = 120.0
+READY_TIMEOUT_S = 300.0
 STOP_TIMEOUT_S = 60.0
 POLL_S = 0.05
 
@@ -79,9 +80,7 @@ def own_server(command: Sequence[str], port: int) -> Iterator[Server]:
             deadline_s = time.monotonic() + READY_TIMEOUT_S
             while not _ready(server):
                 if process.poll() is not None or time.monotonic() > deadline_s:
-                    log.seek(0)
-                    words = log.read().decode("utf-8", "replace")[-2000:].strip()
-                    raise BenchmarkError(f"the server did not become ready (exit status {process.poll()}): {words}")
+                    raise BenchmarkError(_why_not_ready(process.poll(), log))
                 time.sleep(POLL_S)
             yield server
         finally:
@@ -91,6 +90,14 @@ def own_server(command: Sequence[str], port: int) -> Iterator[Server]:
             except subprocess.TimeoutExpired:
                 process.kill()
                 process.wait()
+
+
+def _why_not_ready(exit_status: int | None, log: BinaryIO) -> str:
+    log.seek(0)
+    words = log.read().decode("utf-8", "replace")[-2000:].strip()
+    if exit_status is None:
+        return f"the server was not ready after {READY_TIMEOUT_S:g} s; is the machine busy? Its words: {words}"
+    return f"the server ended before it was ready (exit status {exit_status}): {words}"
 
 
 def _ready(server: Server) -> bool:

@@ -205,7 +205,8 @@ class Trainer:
             ) from error
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
-        for key, ours in self.identity.items():
+        # The recipe last: other data change it too (its mean colour), and are the cause to name.
+        for key, ours in reversed(self.identity.items()):
             theirs = identity.get(key)
             if theirs != ours:
                 raise CheckpointError(

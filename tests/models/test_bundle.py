@@ -16,7 +16,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
+from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, _swap, load_bundle, rounded, save_bundle
 from models.preprocess import Preprocessing
 
 
@@ -99,6 +99,13 @@ def test_a_disk_that_takes_no_more_leaves_the_old_bundle(
     assert [path.name for path in saved_bundle.parent.iterdir()] == [saved_bundle.name]
 
 
+def test_the_old_bundle_comes_back_when_the_new_one_cannot_be_moved_in(saved_bundle: Path, tmp_path: Path) -> None:
+    before = contents(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        _swap(tmp_path / "never written", saved_bundle, tmp_path / "previous")
+    assert contents(tmp_path) == before
+
+
 def test_a_file_where_a_folder_should_be_is_refused_and_kept(tiny_bundle: Bundle, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     with pytest.raises(BundleError, match=r"could not be written .*; free disk space or choose another path"):
@@ -130,7 +137,7 @@ def edit(folder: Path, **fields: Any) -> None:
     path.write_text(json.dumps(json.loads(path.read_text()) | fields))
 
 
-def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], None]) -> None:
+def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
     tensors = load_file(folder / WEIGHTS)
     change(tensors)
     save_file(tensors, folder / WEIGHTS)

@@ -66,7 +66,7 @@ def test_reason_at_max_exit_agrees_with_the_decision_to_the_last_bit(threshold: 
     free, bounded = ExitRule.uniform(threshold, 3), ExitRule.uniform(threshold, 3, max_exit=1)
     edge = np.float32(threshold)
     for confidence in (np.nextafter(edge, np.float32(0)), edge, np.nextafter(edge, np.float32(1))):
-        confident = bool(leaves(confidence, free.limits[0]))
+        confident = bool(leaves(np.array([confidence]), free.limits[:1])[0])
         assert (bounded.reason(1, float(confidence)) is ExitReason.CONFIDENT) == confident
 
 

@@ -11,7 +11,8 @@ import torch
 
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
-STATE = {"epoch": 3, "weights": torch.arange(3000.0), "identity": {"seed": 1}}
+WEIGHTS = torch.arange(3000.0)
+STATE = {"epoch": 3, "weights": WEIGHTS, "identity": {"seed": 1}}
 
 
 class Trap:
@@ -30,7 +31,7 @@ def test_a_checkpoint_comes_back_and_leaves_nothing_beside_it(tmp_path: Path) ->
     loaded = load_checkpoint(tmp_path / "run.pt")
     assert loaded["epoch"] == 2
     assert loaded["identity"] == {"seed": 1}
-    assert torch.equal(loaded["weights"], STATE["weights"])
+    assert torch.equal(loaded["weights"], WEIGHTS)
     assert [path.name for path in tmp_path.iterdir()] == ["run.pt"]
 
 

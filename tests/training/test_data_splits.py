@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from models.preprocess import Preprocessing
@@ -45,6 +45,7 @@ def test_the_default_holdout_of_cifar100_never_changes() -> None:
     assert int(held.sum()) == 126_487_500
 
 
+@settings(deadline=None)
 @given(
     sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8),
     share=st.floats(0, 1),
