@@ -8,6 +8,7 @@ import signal
 import socket
 import sys
 import time
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -18,8 +19,6 @@ from server.loading import load_registry
 from server.metrics import Metrics
 from server.registry import Registry
 from server.settings import Settings
-
-logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
@@ -33,11 +32,19 @@ class Server(uvicorn.Server):
     SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once.
     """
 
-    def __init__(self, config: uvicorn.Config, registry: Registry, drain_delay_s: float, address: str) -> None:
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        registry: Registry,
+        drain_delay_s: float,
+        address: str,
+        announce: Callable[[str], None],
+    ) -> None:
         super().__init__(config)
         self._registry = registry
         self._drain_delay_s = drain_delay_s
         self._address = address
+        self._announce = announce
         self._announced = False
         self._close_at_s = float("inf")
 
@@ -53,7 +60,8 @@ class Server(uvicorn.Server):
         """Ten times a second: announce readiness, end when it is time or nothing can become ready."""
         if not self._announced and self._registry.why_not_ready() is None:
             self._announced = True
-            announce(self._registry, self._address)
+            for line in announcement(self._registry, self._address):
+                self._announce(line)
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -61,7 +69,6 @@ class Server(uvicorn.Server):
 
 def run(settings: Settings) -> int:
     """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise."""
-    logging.config.dictConfig(log_config(settings.log_level))
     metrics = Metrics()
     try:
         registry = load_registry(settings, metrics)
@@ -70,6 +77,7 @@ def run(settings: Settings) -> int:
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
+    logging.config.dictConfig(log_config(settings.log_level))
     config = uvicorn.Config(
         app,
         loop="uvloop",
@@ -82,7 +90,8 @@ def run(settings: Settings) -> int:
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
-    server = Server(config, registry, settings.drain_delay_s, url(listener))
+    say = logging.getLogger("server.announcement").info
+    server = Server(config, registry, settings.drain_delay_s, url(listener), say)
     server.run(sockets=[listener])
     if registry.failure is not None:
         print(f"offramp: {registry.failure}", file=sys.stderr)
@@ -108,11 +117,13 @@ def url(listener: socket.socket) -> str:
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
-def announce(registry: Registry, address: str) -> None:
-    """Two lines for whoever started the server: where it is, and how to ask it."""
+def announcement(registry: Registry, address: str) -> list[str]:
+    """For whoever started the server: where it is, and how to ask it."""
     names = ", ".join(f"{one.bundle.name} {one.bundle.version} on {one.device}" for one in registry.served)
-    print(f"Offramp serves {names} at {address} (docs: {address}/docs)")
-    print(f"  curl --data-binary @photo.jpg '{address}/v1/predict?threshold=0.8'", flush=True)
+    return [
+        f"Offramp serves {names} at {address} (docs: {address}/docs)",
+        f"  curl --data-binary @photo.jpg '{address}/v1/predict?threshold=0.8'",
+    ]
 
 
 def log_config(level: str) -> dict[str, Any]:
@@ -120,9 +131,14 @@ def log_config(level: str) -> dict[str, Any]:
     return {
         "version": 1,
         "disable_existing_loggers": False,
-        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}},
-        "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "line"}},
+        "formatters": {"line": {"format": "%(asctime)s %(levelname)s %(name)s: %(message)s"}, "plain": {}},
+        "handlers": {
+            "stderr": {"class": "logging.StreamHandler", "formatter": "line"},
+            "plain": {"class": "logging.StreamHandler", "formatter": "plain"},
+        },
         "loggers": {
+            # Said whatever the level is, and a closed pipe behind it ends nothing.
+            "server.announcement": {"level": "INFO", "handlers": ["plain"], "propagate": False},
             "server": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
             "uvicorn": {"level": "INFO" if level == "debug" else "WARNING", "handlers": ["stderr"], "propagate": False},
         },

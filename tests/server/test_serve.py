@@ -23,10 +23,10 @@ MIB = 2**20
 
 
 @asynccontextmanager
-async def listening(site, until, drain_delay_s: float = 0.0):
+async def listening(site, until, said: list[str], drain_delay_s: float = 0.0):
     listener = listen("127.0.0.1", 0)
     config = uvicorn.Config(site.app, lifespan="off", ws="none", log_config=None, access_log=False)
-    server = Server(config, site.registry, drain_delay_s, url(listener))
+    server = Server(config, site.registry, drain_delay_s, url(listener), said.append)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started)
     async with httpx.AsyncClient(base_url=url(listener)) as client:
@@ -37,9 +37,15 @@ async def listening(site, until, drain_delay_s: float = 0.0):
 
 
 @pytest.fixture
-def on_a_socket(until):
+def said() -> list[str]:
+    """The lines that servers announced."""
+    return []
+
+
+@pytest.fixture
+def on_a_socket(until, said):
     """`async with on_a_socket(site, drain_delay_s=…) as (server, serving, client)`."""
-    return partial(listening, until=until)
+    return partial(listening, until=until, said=said)
 
 
 async def test_a_signal_turns_the_server_unready_then_answers_what_is_in_flight_then_ends(
@@ -76,10 +82,10 @@ async def test_a_server_that_can_never_be_ready_ends(site, on_a_socket):
         await serving
 
 
-async def test_readiness_is_announced_with_the_address_and_a_line_to_try(site, on_a_socket, until, capsys):
-    async with on_a_socket(site) as (server, _, client):
-        await until(lambda: server._announced)
-        first, second = capsys.readouterr().out.splitlines()
+async def test_readiness_is_announced_with_the_address_and_a_line_to_try(site, on_a_socket, until, said):
+    async with on_a_socket(site) as (_, _, client):
+        await until(lambda: len(said) == 2)
+        first, second = said
         assert str(client.base_url) in first
         assert "tiny 1 on cpu" in first
         assert second.strip().startswith("curl --data-binary")
@@ -136,6 +142,7 @@ def test_what_cannot_be_served_is_one_sentence_and_exit_code_1(capsys, options, 
     assert word in line
 
 
+@pytest.mark.timeout(600)
 def test_sigterm_ends_the_process_with_code_0(bundle, tmp_path):
     save_bundle(bundle, tmp_path / "tiny", "card")
     code = (
@@ -143,11 +150,11 @@ def test_sigterm_ends_the_process_with_code_0(bundle, tmp_path):
         "sys.exit(run(Settings(model=[Path(sys.argv[1])], port=0, threads=1, drain_delay_s=0)))"
     )
     process = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "tiny"], cwd=PROJECT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code, tmp_path / "tiny"], cwd=PROJECT, stderr=subprocess.PIPE, text=True
     )
     with process:
-        assert process.stdout is not None
-        address = re.search(r"http://[\d.:]+", process.stdout.readline())
+        assert process.stderr is not None
+        address = re.search(r"http://[\d.:]+", process.stderr.readline())
         assert address is not None
         assert httpx.get(f"{address[0]}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)

@@ -76,6 +76,7 @@ def test_drop_last_leaves_out_the_short_batch_only() -> None:
     assert [len(labels) for labels, _ in walk(batches, seed=0)] == [5, 5, 5, 5]
     even = Batches(image_set(20), 5, CPU, shuffle=True, drop_last=True)
     assert len(even) == len(walk(even, seed=0)) == 4
+    assert len(Batches(image_set(20), 5, CPU, shuffle=True, drop_last=False)) == 4
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
