@@ -9,7 +9,6 @@ from __future__ import annotations
 import inspect
 import json
 import shlex
-import sys
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
@@ -40,7 +39,8 @@ def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[A
         def call(**values: Any) -> None:
             try:
                 run(options_type(**values))
-            except ValueError as error:
+            except (ValueError, OSError, ImportError) as error:
+                # A disk that is full, a file that is not there, an extra that is not installed: their texts say which.
                 typer.secho(f"offramp {run.__name__}: {error}", fg="red", err=True)
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
@@ -97,8 +97,7 @@ def train(options: TrainOptions) -> None:
     except KeyboardInterrupt:
         typer.echo(f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True)
         raise
-    command_line = [argument for argument in sys.argv[1:] if argument != "--resume"]
-    bundle, evaluation = finish(run, shlex.join(["offramp", *command_line]))
+    bundle, evaluation = finish(run, _command_line("train", options))
     _print_evaluation(evaluation)
     folder = options.output / "bundle"
     _write_evaluation(evaluation, bundle.name, options.output)
@@ -113,14 +112,15 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     from models.bundle import load_bundle
     from models.cost import count_cost
+    from models.device import choose_device
     from training.data import Batches, load_splits
     from training.evaluate import collect_logits
     from training.evaluate import evaluate as judge
-    from training.run import check_labels, check_precision, resolve_device
+    from training.run import check_labels, check_precision
     from training.trainer import resolve_precision
 
     bundle = load_bundle(options.bundle)
-    device = resolve_device(options.device)
+    device = choose_device(options.device)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
     batches = Batches(splits.test, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
@@ -139,21 +139,22 @@ def calibrate(options: CalibrateOptions) -> None:
     offramp calibrate runs/cifar100/bundle cifar100 --data-root data
     """
     from models.bundle import load_bundle, save_bundle
-    from models.cost import count_cost
+    from models.device import choose_device
     from training.data import Batches, load_splits
     from training.finish import card, recalibrated
-    from training.run import check_labels, resolve_device
+    from training.run import check_labels
 
     bundle = load_bundle(options.bundle)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
-    device = resolve_device(options.device)
+    device = choose_device(options.device)
 
     def batches(dataset: Any) -> Batches:
         return Batches(dataset, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
 
-    bundle, evaluation = recalibrated(bundle, batches(splits.calibration), batches(splits.test), options.tolerance)
-    save_bundle(bundle, options.bundle, card(bundle, evaluation, count_cost(bundle.config)))
+    held_out, test = batches(splits.calibration), batches(splits.test)
+    bundle, evaluation = recalibrated(bundle, held_out, test, options.tolerance, splits.source)
+    save_bundle(bundle, options.bundle, card(bundle, evaluation))
     _print_evaluation(evaluation)
     typer.echo(
         f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
@@ -184,19 +185,23 @@ def predict(options: PredictOptions) -> None:
     """
     from models.bundle import EMBEDDED, load_bundle
     from models.cost import count_cost
+    from models.device import choose_device
     from models.exit_policy import ExitRule
+    from server.engine.errors import InferenceFailed
     from server.engine.runners.torch_runner import TorchRunner
-    from server.offline import open_picture
     from server.offline import predict as run
-    from training.run import resolve_device
+    from server.offline import read_picture
 
     bundle = load_bundle(options.model or EMBEDDED)
     cost = count_cost(bundle.config)
-    runner = TorchRunner(bundle, resolve_device(options.device))
+    runner = TorchRunner(bundle, choose_device(options.device))
     threshold = bundle.threshold if options.threshold is None else options.threshold
     rule = ExitRule.uniform(threshold, runner.num_stages)
     for path in options.images:
-        answer = run(runner, bundle.preprocessing.apply(open_picture(str(path))), rule)
+        try:
+            answer = run(runner, read_picture(path, bundle.preprocessing), rule)
+        except InferenceFailed as error:
+            raise ValueError(f"{path}: {error}") from error
         top = [(bundle.labels[class_id], probability) for class_id, probability in answer.ranking[: options.top_k]]
         compute = cost.compute[answer.exit - 1]
         if options.as_json:
@@ -222,6 +227,21 @@ def bench(options: BenchOptions) -> None:
     run(options)
 
 
+def _command_line(name: str, options: Any) -> str:
+    """The command that makes it anew, wherever its options came from: all that differ from the defaults.
+
+    Without --data-root and --resume, which say where and how often something ran, not what was made.
+    """
+    words = ["offramp", name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.default is MISSING and field.name in ("dataset", "bundle"):
+            words.append(str(value))
+        elif field.name not in ("data_root", "resume") and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)
+
+
 def _print_evaluation(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
@@ -230,7 +250,10 @@ def _print_evaluation(evaluation: Evaluation) -> None:
 
     tables = f"{exits_table(evaluation)}\n\n{thresholds_table(evaluation)}"
     console = Console()
-    console.print(Markdown(tables) if console.is_terminal else tables)
+    if console.is_terminal:
+        console.print(Markdown(tables))
+    else:
+        typer.echo(tables)
 
 
 def _write_evaluation(evaluation: Evaluation, name: str, folder: Path) -> None:

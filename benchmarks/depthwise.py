@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch.utils.benchmark import Timer
 
-from training.run import hardware
+from models.device import hardware
 
 # (channels, side, stride) of the depthwise convolutions in ResNet-18's heads at width 32, batch 128, 32x32 pictures.
 SHAPES = ((32, 32, 2), (64, 16, 2), (128, 8, 2), (32, 16, 1), (64, 8, 1), (128, 4, 1))
@@ -73,7 +73,7 @@ def run(rounds: int) -> dict[str, Any]:
         "batch": BATCH,
         "rounds": rounds,
         "threads": torch.get_num_threads(),
-        "hardware": hardware(),
+        "hardware": hardware(torch.device("cpu")),
         "system": platform.platform(),
         "rows": rows,
     }

@@ -65,6 +65,10 @@ class Bundle:
             )
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold {self.threshold} is out of range: give a number in [0, 1]")
+        if len(self.exits) not in (0, self.net.num_exits):
+            raise ValueError(f"exits tells of {len(self.exits)} exits, the network has {self.net.num_exits}")
+        if not all(isinstance(facts, dict) for facts in (*self.exits, *self.operating_points)):
+            raise ValueError("exits and operating_points must be lists of objects")
         if self.preprocessing.size != self.config.input_size:
             raise ValueError(
                 f"preprocessing makes pictures of {self.preprocessing.size} pixels, "
@@ -100,7 +104,9 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / "bundle"
             partial.mkdir()
-            (partial / DESCRIPTION).write_text(json.dumps(description, indent=2) + "\n", encoding="utf-8")
+            (partial / DESCRIPTION).write_text(
+                json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8"
+            )
             (partial / CARD).write_text(card, encoding="utf-8")
             # Not save_file: it makes a file that only its owner can read, and servers run as another user.
             (partial / WEIGHTS).write_bytes(save(_stored(bundle.net)))
@@ -180,7 +186,7 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
         )
     try:
-        description = json.loads(path.read_text(encoding="utf-8"))
+        description = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); the file is truncated or was edited") from error
     except OSError as error:
@@ -194,6 +200,10 @@ def _read_description(path: Path) -> dict[str, Any]:
             "upgrade Offramp or train again"
         )
     return description
+
+
+def _refuse_constant(name: str) -> None:
+    raise ValueError(f"{name} is no JSON number")
 
 
 def _check_labels(labels: object, config: ModelConfig) -> None:

@@ -57,19 +57,22 @@ class MultiExitNet(nn.Module):
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 1..K on its input -> (features for the next stage (B, C, H', W'), logits of this exit (B, classes))."""
-        features_BCHW = self.stages[stage - 1](x)
-        _, logits_BC = self.heads[stage - 1](features_BCHW)
+        features_BCHW, _, logits_BC = self._step(stage, x)
         return features_BCHW, logits_BC
 
     def forward(self, x_BCHW: Tensor) -> ExitOutputs:
         """Run all stages, answering at every exit."""
         outputs = ExitOutputs([], [])
-        for stage, head in zip(self.stages, self.heads, strict=True):
-            x_BCHW = stage(x_BCHW)
-            embedding_BD, logits_BC = head(x_BCHW)
+        for stage in range(1, self.num_exits + 1):
+            x_BCHW, embedding_BD, logits_BC = self._step(stage, x_BCHW)
             outputs.logits.append(logits_BC)
             outputs.embeddings.append(embedding_BD)
         return outputs
+
+    def _step(self, stage: int, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        features_BCHW = self.stages[stage - 1](x_BCHW)
+        embedding_BD, logits_BC = self.heads[stage - 1](features_BCHW)
+        return features_BCHW, embedding_BD, logits_BC
 
 
 def _initialise(module: nn.Module) -> None:

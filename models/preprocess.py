@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from dataclasses import dataclass
 from math import isfinite
 
@@ -15,6 +17,24 @@ CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 Channels = tuple[float, float, float]
+
+# What Pillow raises on bytes that are no whole picture, while opening, decoding or converting them.
+DECODE_ERRORS = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    AttributeError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+    # Of a damaged EXIF block Pillow only warns; whoever runs this may have made warnings errors.
+    Warning,
+)
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
     app.include_router(model_routes(registry))
     app.include_router(operator_routes(registry, metrics))
     for one in registry.served:
-        metrics.watch_inflight(one.bundle.name, one.engine)
+        metrics.watch(one.bundle.name, one.engine)
     return app
 
 

@@ -125,6 +125,8 @@ def _parse_json(body: bytes, max_images: int) -> Submission:
         raise Problem(MALFORMED_BODY, f"the body is not valid JSON: {str(error)[:200]}") from error
     if not isinstance(content, _Pairs):
         raise Problem(MALFORMED_BODY, 'the JSON body must be an object, such as {"images": ["<base64>"]}')
+    if len(content) > MOST_PARAMETERS:
+        raise Problem(INVALID_PARAMETER, f"the JSON object has more than {MOST_PARAMETERS} names")
     names = [name for name, _ in content]
     parameters = {name: _plain(value) for name, value in content}
     refuse_repeated(names)
@@ -147,7 +149,7 @@ def _plain(value: Any) -> Any:
 def _decode_base64(text: Any, index: int) -> bytes:
     try:
         if not isinstance(text, str):
-            raise ValueError(f"it is {type(text).__name__}, not a string")
+            raise ValueError("it is not a string")
         return base64.b64decode(text, validate=True)
     except (ValueError, binascii.Error) as error:
         detail = f"images[{index}] is not valid base64: {error}; encode the file's bytes alone, without line breaks"

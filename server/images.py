@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import struct
-import zlib
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from io import BytesIO
@@ -14,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
-from models.preprocess import Preprocessing
+from models.preprocess import DECODE_ERRORS, Preprocessing
 from server.problems import INVALID_IMAGE, TOO_MANY_PIXELS, UNSUPPORTED_MEDIA_TYPE, Problem
 
 Picture = npt.NDArray[np.uint8]
@@ -29,23 +27,6 @@ MEDIA_TYPES = {
 
 # Sizes of the headers that may follow a BMP file's own: "BM" alone also begins many a text.
 BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
-
-# What Pillow's decoders are known to raise on bytes that are no whole picture. Not a bug of ours, so not a 500.
-DECODING_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    # Of a damaged EXIF block Pillow only warns; an operator may have made warnings errors.
-    Warning,
-)
 
 MOST_THREADS = 8
 
@@ -88,7 +69,7 @@ def open_picture(data: bytes, index: int, max_pixels: int) -> Image.Image:
         raise _too_many_pixels(index, max_pixels) from error
     except UnidentifiedImageError as error:
         raise _corrupt(index, kind, "its header makes no sense") from error
-    except DECODING_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _corrupt(index, kind, error) from error
     width, height = image.size
     if width * height > max_pixels:
@@ -101,7 +82,7 @@ def decode(image: Image.Image, index: int, preprocessing: Preprocessing) -> Pict
     try:
         with image:
             return preprocessing.apply(image)
-    except DECODING_ERRORS as error:
+    except DECODE_ERRORS as error:
         raise _corrupt(index, image.format, error) from error
 
 

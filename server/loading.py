@@ -8,6 +8,7 @@ import torch
 
 from models.bundle import EMBEDDED, load_bundle
 from models.cost import count_cost
+from models.device import choose_device
 from server.engine.engine import Engine
 from server.engine.runners.torch_runner import TorchRunner
 from server.metrics import Metrics
@@ -24,23 +25,6 @@ def load_registry(settings: Settings, metrics: Metrics) -> Registry:
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return Registry([_load(path, device, settings, metrics) for path in settings.model or [EMBEDDED]])
-
-
-def choose_device(name: str) -> torch.device:
-    """The torch device of a name; "auto" is the first GPU, else the CPU. Raises ValueError where it is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise ValueError(f"device {name!r} is unknown: choose auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(
-            f"device {name!r} is not there: torch sees {torch.cuda.device_count()} GPUs; choose cpu or auto"
-        )
-    if device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is not supported: choose auto, cpu, cuda or cuda:N")
-    return device
 
 
 def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import platform
 from collections.abc import Iterable
+from functools import partial
 from importlib.metadata import version
 
 from prometheus_client import (
@@ -93,7 +94,11 @@ class Metrics:
             "model",
         )
         self.rejections = counter("rejections_total", "Requests refused at once.", "reason")
-        self.cancelled = counter("cancelled_total", "Clients gone before their answer, by phase.", "phase")
+        self.cancelled = counter(
+            "cancelled_total",
+            "Uploads cut off (upload), and pictures given up because nobody waited any more (queued, running).",
+            "phase",
+        )
         self.model_info = gauge(
             "model_info",
             "A served model version; always 1.",
@@ -112,11 +117,13 @@ class Metrics:
         self.decode_duration.labels(bundle.name)
         return ModelObserver(self, bundle.name, bundle.version, cost.sequential_multiply_adds)
 
-    def watch_inflight(self, model: str, engine: EngineClient) -> None:
-        """Have the gauge ask the engine when it is read; the versions of a model are summed."""
+    def watch(self, model: str, engine: EngineClient) -> None:
+        """Have the gauges ask the engine when they are read; the versions of a model are summed."""
         engines = self._engines.setdefault(model, [])
         engines.append(engine)
         self.inflight.labels(model).set_function(lambda: sum(engine.inflight_samples for engine in engines))
+        for stage in range(1, len(engine.queue_depths) + 1):
+            self.stage_queue_depth.labels(model, str(stage)).set_function(partial(_waiting, engines, stage))
 
     def record(self, exchange: Exchange, duration_s: float) -> None:
         """A request is over; only predictions are counted, not probes and other paths."""
@@ -161,8 +168,6 @@ class ModelObserver:
         self._queue_duration = metrics.queue_duration.labels(model)
         self._stage_duration = [metrics.stage_duration.labels(model, str(stage)) for stage in exits]
         self._batch_size = [metrics.stage_batch_size.labels(model, str(stage)) for stage in exits]
-        self._depth = [metrics.stage_queue_depth.labels(model, str(stage)) for stage in exits]
-        self._last_depths = (0,) * len(self._depth)
         self._compute = metrics.compute.labels(model)
         self._compute_saved = metrics.compute_saved.labels(model)
         self._cancelled = {phase: metrics.cancelled.labels(phase) for phase in PHASES}
@@ -171,11 +176,6 @@ class ModelObserver:
         """One batch went through one stage."""
         self._stage_duration[stats.stage - 1].observe(stats.duration_s)
         self._batch_size[stats.stage - 1].observe(stats.batch_size)
-        # Differences, because the versions of a model share one gauge.
-        for gauge, now, before in zip(self._depth, stats.queue_depths, self._last_depths, strict=True):
-            if now != before:
-                gauge.inc(now - before)
-        self._last_depths = stats.queue_depths
 
     def sample(self, stats: SampleStats) -> None:
         """One picture was answered."""
@@ -188,5 +188,10 @@ class ModelObserver:
         self._compute_saved.inc(self._spent[-1] - self._spent[index])
 
     def cancelled(self, stats: CancelStats) -> None:
-        """One picture was dropped, because its client is gone."""
+        """One picture was dropped, because nobody waited for it any more."""
         self._cancelled[stats.phase].inc()
+
+
+def _waiting(engines: Iterable[EngineClient], stage: int) -> float:
+    """Pictures that wait for a stage; the versions of a model need not be of one depth."""
+    return float(sum(sum(engine.queue_depths[stage - 1 : stage]) for engine in engines))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 from PIL import Image
 
 from models.exit_policy import ExitReason, ExitRule, leaves
+from models.preprocess import DECODE_ERRORS, Preprocessing
 from server.engine.errors import InferenceFailed
 from server.engine.runners.runner import Runner
 
+Picture = npt.NDArray[np.uint8]
 Ranking = list[tuple[int, float]]
 
 
@@ -25,7 +29,7 @@ class Prediction:
     ranking: Ranking
 
 
-def predict(runner: Runner, picture_HWC: np.ndarray[Any, np.dtype[np.uint8]], rule: ExitRule) -> Prediction:
+def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
     """Run stages until the picture's confidence passes its limit; later stages are not run.
 
     Raises InferenceFailed, as the engine delivers it, when a stage gives no finite probabilities.
@@ -45,11 +49,10 @@ def predict(runner: Runner, picture_HWC: np.ndarray[Any, np.dtype[np.uint8]], ru
     return Prediction(exit, rule.reason(exit, float(confidence)), ranking)
 
 
-def open_picture(path: str) -> Image.Image:
-    """Open a picture file, wholly decoded. Raises ValueError naming the file when it is missing or no picture."""
+def read_picture(path: Path, preprocessing: Preprocessing) -> Picture:
+    """A picture file as the network's uint8 (size, size, 3) input. Raises ValueError naming a file that is none."""
     try:
         with Image.open(path) as image:
-            image.load()
-            return image
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
+            return preprocessing.apply(image)
+    except DECODE_ERRORS as error:
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
 from pydantic_core import ErrorDetails
 
 from models.exit_policy import ExitRule
@@ -15,7 +15,11 @@ from server.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
 from server.registry import ServedModel
 
 LONGEST_DEADLINE_MS = 3_600_000
+MOST_THRESHOLDS = 64
+
+# What a request may cost us to explain to it what is wrong.
 ECHOED_CHARACTERS = 60
+MOST_SENTENCES = 10
 
 
 def _not_boolean(value: Any) -> Any:
@@ -26,10 +30,12 @@ def _not_boolean(value: Any) -> Any:
 
 
 def _split(value: Any) -> Any:
-    return value.split(",") if isinstance(value, str) else value
+    # One more than is allowed, and what is left of an absurdly long text stays in one piece.
+    return value.split(",", MOST_THRESHOLDS) if isinstance(value, str) else value
 
 
-Number = Annotated[float, BeforeValidator(_not_boolean), Field(allow_inf_nan=False)]
+# NaN and the infinities need no rule of their own: they keep no bound.
+Number = Annotated[float, BeforeValidator(_not_boolean)]
 Integer = Annotated[int, BeforeValidator(_not_boolean)]
 Fraction = Annotated[Number, Field(ge=0, le=1)]
 
@@ -45,7 +51,9 @@ class Parameters(BaseModel):
         "1 never early. Default: the bundle's operating point.",
         examples=[0.8],
     )
-    thresholds: Annotated[list[Fraction], BeforeValidator(_split)] | None = Field(
+    thresholds: (
+        Annotated[list[Fraction], FailFast(), Field(max_length=MOST_THRESHOLDS), BeforeValidator(_split)] | None
+    ) = Field(
         default=None,
         description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
         examples=[[0.9, 0.8, 0.7]],
@@ -102,10 +110,12 @@ def parse_parameters(given: Mapping[str, Any], body_names: Iterable[str] = ()) -
     try:
         parameters = Parameters.model_validate(given)
     except ValidationError as error:
-        wrong = error.errors(include_url=False, include_context=False)
+        wrong: dict[str, ErrorDetails] = {}
+        for item in error.errors(include_url=False, include_context=False):
+            wrong.setdefault(str(item["loc"][0]), item)
+        names = list(wrong)[:MOST_SENTENCES]
         known = [*body_names, *Parameters.model_fields]
-        sentences = dict.fromkeys(_sentence(item, given, known) for item in wrong)
-        names = list(dict.fromkeys(str(item["loc"][0]) for item in wrong))
+        sentences = [_sentence(name, wrong[name], known) for name in names]
         raise Problem(INVALID_PARAMETER, "; ".join(sentences), parameters=_short(names)) from error
     _check_together(parameters)
     return parameters
@@ -182,22 +192,30 @@ def _within(name: str, value: int | None, limit: int, reason: str) -> None:
         raise Problem(INVALID_PARAMETER, detail, parameters=[name])
 
 
-def _sentence(error: ErrorDetails, given: Mapping[str, Any], known: list[str]) -> str:
-    name = str(error["loc"][0])
+def _sentence(name: str, error: ErrorDetails, known: list[str]) -> str:
     if error["type"] == "extra_forbidden":
         return f"{_quoted(name)} is unknown: {_nearest(name, known)}the parameters are {', '.join(known)}"
-    return f"{name} {_quoted(given[name])} is not allowed: give {ALLOWED[name]}"
+    if error["type"] == "too_long":
+        return f"{name} has more than {MOST_THRESHOLDS} numbers: give {ALLOWED[name]}"
+    place = "".join(f"[{part}]" for part in error["loc"][1:])
+    return f"{name}{place} {_quoted(error['input'])} is not allowed: give {ALLOWED[name]}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
-    near = get_close_matches(name, known, n=1, cutoff=0.5)
+    # Nothing known is nearly as long as what is not even echoed whole, and the search takes its time.
+    near = [] if len(name) > ECHOED_CHARACTERS else get_close_matches(name, known, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}? " if near else ""
 
 
 def _quoted(value: Any) -> str:
-    text = repr(value)
+    """A value to name in a message: of a container its kind alone, since what is in it may be deep or huge."""
+    if isinstance(value, Mapping):
+        return "given as an object"
+    if isinstance(value, list):
+        return "given as a list"
+    text = repr(value[: ECHOED_CHARACTERS + 1] if isinstance(value, str) else value)
     return text if len(text) <= ECHOED_CHARACTERS else text[:ECHOED_CHARACTERS] + "…"
 
 
 def _short(names: list[str]) -> list[str]:
-    return [name[:ECHOED_CHARACTERS] for name in names[:10]]
+    return [name[:ECHOED_CHARACTERS] for name in names]

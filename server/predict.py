@@ -14,7 +14,7 @@ from starlette.types import Receive
 
 from server.answers import prediction_response
 from server.bodies import Submission, parse_body, parse_query, read_body
-from server.engine.errors import EngineError, Overloaded
+from server.engine.errors import EngineError
 from server.engine.request import Answer, Contract
 from server.exchange import Exchange
 from server.images import Decoder, Picture
@@ -44,6 +44,7 @@ class Predictor:
         exchange.model = NO_MODEL
         exchange.model = self._registry.find(name or self._registry.default_name).bundle.name
         self._refuse_unless_ready()
+        self._refuse_while_overloaded(exchange.model)
         with self._place_for(exchange.client):
             submission = await self._receive(request)
             parameters = parse_parameters(submission.parameters, submission.body_names)
@@ -58,6 +59,13 @@ class Predictor:
         if reason is not None:
             kind = DRAINING if self._registry.draining else NOT_READY
             raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
+
+    def _refuse_while_overloaded(self, model: str) -> None:
+        """Before the upload, so that no client waits for its refusal; the body may yet name any version."""
+        engines = [served.engine for served in self._registry.versions(model).values()]
+        overloads = [overload for engine in engines if (overload := engine.overload(1 + self._decoder.pending))]
+        if len(overloads) == len(engines):
+            raise min(overloads, key=lambda overload: overload.retry_after_s)
 
     @contextmanager
     def _place_for(self, client: str) -> Iterator[None]:
@@ -88,9 +96,8 @@ class Predictor:
 
     async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
-        taken = served.engine.inflight_samples + self._decoder.pending
-        if taken + len(images) > self._settings.max_queue:
-            raise Overloaded(retry_after_s=1.0)
+        if overload := served.engine.overload(len(images) + self._decoder.pending):
+            raise overload
         start_s = time.monotonic()
         pictures = await self._decoder.decode(images, served.bundle.preprocessing)
         decode_s = time.monotonic() - start_s

@@ -91,7 +91,8 @@ def from_engine(error: EngineError, **fields: Any) -> Problem:
         case Overloaded():
             return Problem(OVERLOADED, f"{error}", retry_after(error.retry_after_s), **fields)
         case EngineStopped():
-            return Problem(NOT_READY, "the engine has stopped; ask another replica", retry_after(1), **fields)
+            kind = DRAINING if error.draining else NOT_READY
+            return Problem(kind, f"{error}; ask another replica", retry_after(1), **fields)
         case DeadlineExceeded():
             return Problem(DEADLINE_EXCEEDED, f"{error}; allow more time with deadline_ms", **fields)
         case _:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.bundle import Bundle
 from models.cost import NetworkCost
+from server.engine.errors import Overloaded
 from server.engine.request import Answer, Contract
 
 logger = logging.getLogger(__name__)
@@ -34,7 +35,12 @@ class EngineClient(Protocol):
     @property
     def inflight_samples(self) -> int: ...
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None: ...
+    @property
+    def queue_depths(self) -> tuple[int, ...]: ...
+
+    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> Awaitable[None]: ...
+
+    def overload(self, num_pictures: int) -> Overloaded | None: ...
 
     def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]: ...
 
@@ -45,8 +51,8 @@ class EngineClient(Protocol):
 class ServedModel:
     """One version of one model, and the engine that runs it.
 
-    warm_up: runs the network once, off the event loop, before the engine starts. compute: per exit, its share of
-    the full depth's multiply-adds.
+    warm_up: runs the network once; the engine's thread begins with it. compute: per exit, its share of the full
+    depth's multiply-adds.
     """
 
     bundle: Bundle
@@ -132,12 +138,12 @@ class Registry:
         """Warm up and start every engine; a failure is kept as the reason why the server is not ready."""
         for one in self.served:
             try:
-                await asyncio.to_thread(one.warm_up)
-            except (RuntimeError, MemoryError, OSError, ValueError) as error:
-                logger.exception("warming up %s failed", one.bundle.name)
+                await one.engine.start(asyncio.get_running_loop(), one.warm_up)
+            except Exception as error:
+                # Whatever it is: unnoticed, it would leave the server warming up for ever.
                 self.failure = f"warming up {one.bundle.name} version {one.bundle.version} failed: {error}"
+                logger.exception("%s version %s", one.bundle.name, one.bundle.version)
                 return
-            one.engine.start(asyncio.get_running_loop())
         self._warmed_up = True
 
     async def drain(self) -> None:

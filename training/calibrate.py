@@ -72,6 +72,8 @@ def choose_threshold(
 
 def calibrate(outputs: ExitLogits, cost: NetworkCost, tolerance: float) -> tuple[Calibration, OperatingPoint]:
     """Fit everything; the default operating point is judged on the same held-out pictures, never on test."""
+    if not 0.0 <= tolerance <= 1.0:
+        raise ValueError(f"tolerance {tolerance} is out of range: give a share of accuracy in [0, 1]")
     if len(torch.unique(outputs.labels_N)) < 2:
         raise ValueError("the calibration pictures are all of one class: hold out at least two classes")
     calibration = fit_calibration(outputs)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from dataclasses import asdict, replace
+from typing import Any
 
 from models.bundle import Bundle, rounded, save_bundle
-from models.cost import NetworkCost, count_cost
+from models.cost import count_cost
+from models.device import hardware
+from models.exit_policy import Calibration
 from training.calibrate import calibrate
 from training.data import Batches
 from training.evaluate import Evaluation, collect_logits, evaluate
 from training.report import exits_table, thresholds_table
-from training.run import Run, bundle_name, hardware
+from training.run import Run, bundle_name
 
 # Accuracy (0..1) that the default threshold may lose against full depth, on the calibration pictures.
 TOLERANCE = 0.005
@@ -26,25 +29,19 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
     trainer, splits = run.trainer, run.splits
     device = trainer.device
     net = rounded(trainer.net).to(device)
-    cost = count_cost(net.config)
 
     def batches(part: str) -> Batches:
         dataset = getattr(splits, part)
         return Batches(dataset, BATCH_SIZE, device, shuffle=False, drop_last=False, workers=run.options.workers)
 
-    held_out = collect_logits(net, batches("calibration"), run.preprocessing)
-    calibration, point = calibrate(held_out, cost, TOLERANCE)
-    evaluation = evaluate(collect_logits(net, batches("test"), run.preprocessing), calibration, cost)
-    facts = {
+    made = {
         "data": splits.source,
         "train_pictures": len(splits.train),
-        "calibration_pictures": len(splits.calibration),
-        "test_pictures": len(splits.test),
         "recipe": asdict(trainer.recipe),
         "seed": trainer.seed,
         "precision": str(trainer.dtype).removeprefix("torch."),
         "hours": round(sum(report.seconds for report in trainer.history) / 3600, 3),
-        "hardware": hardware(),
+        "hardware": hardware(device),
         "command": command,
     }
     bundle = Bundle(
@@ -53,29 +50,44 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
         config=net.config,
         preprocessing=run.preprocessing,
         labels=splits.class_names,
-        calibration=calibration,
-        threshold=point.threshold,
-        net=net.cpu(),
-        training=facts,
+        calibration=Calibration.neutral(net.num_exits),
+        threshold=1.0,
+        net=net,
+        training=made,
     )
-    bundle = reported(bundle, evaluation)
-    save_bundle(bundle, run.options.output / "bundle", card(bundle, evaluation, cost))
+    bundle, evaluation = recalibrated(bundle, batches("calibration"), batches("test"), TOLERANCE, splits.source)
+    save_bundle(bundle, run.options.output / "bundle", card(bundle, evaluation))
     return bundle, evaluation
 
 
-def reported(bundle: Bundle, evaluation: Evaluation) -> Bundle:
-    """The bundle with the evaluation's figures beside it."""
-    return replace(
+def recalibrated(
+    bundle: Bundle, held_out: Batches, test: Batches, tolerance: float, source: str
+) -> tuple[Bundle, Evaluation]:
+    """The bundle with calibration and default threshold fitted on `held_out`, and its report on `test`.
+
+    tolerance: accuracy (0..1) that the default threshold may lose. source: where the pictures come from, in words.
+    """
+    cost = count_cost(bundle.config)
+    net = bundle.net.to(held_out.device)
+    calibration, point = calibrate(collect_logits(net, held_out, bundle.preprocessing), cost, tolerance)
+    evaluation = evaluate(collect_logits(net, test, bundle.preprocessing), calibration, cost)
+    fitted_on = {"data": source, "pictures": len(held_out.dataset), "tolerance": tolerance}
+    fitted = replace(
         bundle,
+        calibration=calibration,
+        threshold=point.threshold,
+        net=net.cpu(),
         exits=tuple(asdict(exit) for exit in evaluation.exits),
         operating_points=tuple(asdict(point) for point in evaluation.operating_points),
+        training={**bundle.training, "calibration": fitted_on},
     )
+    return fitted, evaluation
 
 
-def card(bundle: Bundle, evaluation: Evaluation, cost: NetworkCost) -> str:
-    """The model card, Markdown."""
-    facts = bundle.training
-    config = bundle.config
+def card(bundle: Bundle, evaluation: Evaluation) -> str:
+    """The model card of a calibrated bundle, Markdown."""
+    config, cost = bundle.config, count_cost(bundle.config)
+    tolerance = bundle.training["calibration"]["tolerance"]
     return f"""# {bundle.name}, version {bundle.version}
 
 {config.architecture}, width {config.width}, {config.stem} stem, {config.input_size}x{config.input_size} pixels, \
@@ -92,27 +104,23 @@ exits visited before, which costs nothing.
 
 ## Thresholds
 
-The default threshold is {bundle.threshold:g}: the cheapest that lost at most {TOLERANCE:.1%} of accuracy on the
+The default threshold is {bundle.threshold:g}: the cheapest that lost at most {tolerance:.1%} of accuracy on the
 calibration pictures.
 
 {thresholds_table(evaluation)}
 
 ## How it was made
 
-- data: {facts["data"]}
-- pictures: {facts["train_pictures"]:,} trained on, {facts["calibration_pictures"]:,} for calibration
-- recipe: `{facts["recipe"]["name"]}`, {facts["recipe"]["epochs"]} epochs, seed {facts["seed"]}, {facts["precision"]}
-- time: {facts["hours"]:.2f} hours of training on {facts["hardware"]}
-- command: `{facts["command"]}`
-- calibration: temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}
+{_facts(bundle.training)}
+- temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
+- carries: {", ".join(map(str, bundle.calibration.carries))}
 """
 
 
-def recalibrated(bundle: Bundle, held_out: Batches, test: Batches, tolerance: float) -> tuple[Bundle, Evaluation]:
-    """The bundle with calibration and default threshold fitted anew on `held_out`, and its report on `test`."""
-    cost = count_cost(bundle.config)
-    net = bundle.net.to(held_out.device)
-    calibration, point = calibrate(collect_logits(net, held_out, bundle.preprocessing), cost, tolerance)
-    evaluation = evaluate(collect_logits(net, test, bundle.preprocessing), calibration, cost)
-    fitted = replace(bundle, calibration=calibration, threshold=point.threshold, net=net.cpu())
-    return reported(fitted, evaluation), evaluation
+def _facts(values: dict[str, Any]) -> str:
+    lines = []
+    for name, value in values.items():
+        if isinstance(value, dict):
+            value = ", ".join(f"{key} {part}" for key, part in value.items())
+        lines.append(f"- {name.replace('_', ' ')}: {value}")
+    return "\n".join(lines)

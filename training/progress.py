@@ -47,6 +47,8 @@ class Display:
             f"epoch {report.epoch:3}/{report.epochs}  loss {report.loss:7.3f}  exits {accuracy}  "
             f"{report.images_per_s:,.0f} images/s  {left_min:.0f} min left",
             highlight=False,
+            markup=False,
+            soft_wrap=True,
         )
         if self._board is not None:
             self._board.add_scalar("train/loss", report.loss, report.epoch)

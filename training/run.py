@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import platform
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,6 +14,7 @@ import torch
 
 from models.bundle import NAME
 from models.config import ModelConfig
+from models.device import choose_device
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from training.data import Batches, FolderSet, ImageSet, Splits, load_splits
@@ -24,23 +24,6 @@ from training.trainer import EpochReport, Precision, Progress, Trainer, resolve_
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
-
-
-def resolve_device(name: str) -> torch.device:
-    """ "auto" is the first GPU there is, else the CPU. Raises ValueError for a device that is not there."""
-    if name == "auto":
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device: torch.device | None = torch.device(name)
-    except RuntimeError:
-        device = None
-    if device is None or device.type not in ("cpu", "cuda"):
-        raise ValueError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N")
-    if device.type == "cuda" and not torch.cuda.is_available():
-        raise ValueError(f"device {name!r} is not there: this torch finds no GPU; give --device cpu")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ValueError(f"device {name!r} is not there: this torch finds {torch.cuda.device_count()} GPUs")
-    return device
 
 
 def check_precision(name: str) -> Precision:
@@ -102,7 +85,7 @@ def prepare(options: TrainOptions) -> Run:
     checkpoint = options.output / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
-    device = resolve_device(options.device)
+    device = choose_device(options.device)
     dtype = resolve_precision(check_precision(options.precision), device)
     cifar = options.dataset in ("cifar10", "cifar100")
     size = options.input_size or (32 if cifar else 64)
@@ -156,8 +139,13 @@ def train(
     with log.open("w") as lines:
 
         def write(report: EpochReport) -> None:
-            lines.write(json.dumps(asdict(report)) + "\n")
-            lines.flush()
+            try:
+                lines.write(json.dumps(asdict(report)) + "\n")
+                lines.flush()
+            except OSError as error:
+                raise ValueError(
+                    f"{log}: cannot be written ({error.strerror}); free disk space, then --resume"
+                ) from error
 
         def record(report: EpochReport) -> None:
             write(report)
@@ -177,18 +165,3 @@ def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
             f"the data set has {len(class_names)} classes, the bundle {len(labels)}; they differ in "
             f"{', '.join(strange[:5]) or 'their order'}: give the data set that the bundle was trained on"
         )
-
-
-def hardware() -> str:
-    """The machine in words, for cards and result files: processor or GPU, and versions."""
-    if torch.cuda.is_available():
-        device = torch.cuda.get_device_name()
-    else:
-        cpuinfo = Path("/proc/cpuinfo")
-        names = [line.split(":", 1)[1].strip() for line in _lines(cpuinfo) if line.startswith("model name")]
-        device = f"{len(names)} x {names[0]}" if names else platform.processor() or platform.machine()
-    return f"{device}, torch {torch.__version__}, Python {platform.python_version()}"
-
-
-def _lines(path: Path) -> list[str]:
-    return path.read_text().splitlines() if path.exists() else []

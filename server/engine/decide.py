@@ -60,9 +60,10 @@ def _further(
     sample: Sample, visit: Visit, probabilities_C: npt.NDArray[np.float32], start_s: float, end_s: float
 ) -> Progress:
     before = sample.progress
+    # Copied, because a row that is only a view keeps those of all batch-mates alive.
     return Progress(
         visited=(*(before.visited if before else ()), visit),
-        probabilities_C=probabilities_C,
+        probabilities_C=probabilities_C.copy(),
         queue_s=(before.queue_s if before else 0.0) + start_s - sample.enqueued_s,
         inference_s=(before.inference_s if before else 0.0) + end_s - start_s,
     )

@@ -8,14 +8,21 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from models.exit_policy import ExitReason
 from server.engine.decide import Decision, decide
-from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, InferenceFailed, Overloaded
+from server.engine.errors import (
+    DeadlineExceeded,
+    EngineError,
+    EngineStopped,
+    InferenceFailed,
+    Overloaded,
+    WarmUpFailed,
+)
 from server.engine.request import Answer, Contract, Sample
 from server.engine.runners.runner import Runner
 from server.engine.scheduler import Batch, Scheduler
@@ -76,10 +83,17 @@ class Engine:
 
     # ---- the event loop's side -----------------------------------------------------------------
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Start the thread; answers are delivered on `loop`."""
-        self._loop = loop
+    def start(
+        self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object] | None = None
+    ) -> asyncio.Future[None]:
+        """Start the thread; answers are delivered on `loop`.
+
+        warm_up: the thread's first work, since what a library builds up on first use may belong to the thread that
+        uses it. The future is done when the engine is warm, or delivers WarmUpFailed, whatever was raised.
+        """
+        self._loop, self._warm_up, self._warm = loop, warm_up, loop.create_future()
         self._thread.start()
+        return self._warm
 
     @property
     def alive(self) -> bool:
@@ -102,6 +116,16 @@ class Engine:
         """What a new sample would wait for those before it, at the present pace."""
         return len(self._inflight) * self._recent_work_s / self._recently_gone if self._recently_gone else 0.0
 
+    def overload(self, num_pictures: int) -> Overloaded | None:
+        """How `submit` would refuse so many pictures now; None where it has room for them.
+
+        For callers who have work to do before they can submit, and would rather refuse than do it in vain.
+        """
+        full = len(self._inflight) + num_pictures > self._max_samples
+        if full or self.predicted_wait_s > self._max_wait_s:
+            return Overloaded(retry_after_s=max(1.0, self.predicted_wait_s))
+        return None
+
     def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
         """Take in uint8 (H, W, 3) pictures under one contract, all or none; one future each, in order.
 
@@ -120,10 +144,9 @@ class Engine:
                 f"give {self._num_stages - 1} thresholds"
             )
         if self._draining or not self.alive:
-            raise EngineStopped("the engine takes no more samples")
-        full = len(self._inflight) + len(pictures) > self._max_samples
-        if full or self.predicted_wait_s > self._max_wait_s:
-            raise Overloaded(retry_after_s=max(1.0, self.predicted_wait_s))
+            raise EngineStopped(draining=self._draining)
+        if overload := self.overload(len(pictures)):
+            raise overload
         now_s = self.clock()
         samples = [Sample(picture, contract, self._loop.create_future(), now_s, now_s) for picture in pictures]
         for sample in samples:
@@ -175,12 +198,11 @@ class Engine:
                 cancelled.append(CancelStats("queued" if sample.progress is None else "running"))
             elif not sample.future.done() and (stats := self._resolve(sample, outcome or self._late(sample))):
                 answered.append(stats)
-        step = delivery.stats and replace(delivery.stats, inflight_samples=len(self._inflight))
-        self._learn_pace(step.duration_s if step else 0.0, len(outcomes))
+        self._learn_pace(delivery.stats.duration_s if delivery.stats else 0.0, len(outcomes))
         if not self._inflight:
             self._emptied.set()
-        if step:
-            self._observer.step(step)
+        if delivery.stats:
+            self._observer.step(delivery.stats)
         for sample_stats in answered:
             self._observer.sample(sample_stats)
         for cancel_stats in cancelled:
@@ -205,8 +227,15 @@ class Engine:
         self._recent_work_s = PACE_DECAY * self._recent_work_s + step_s
         self._recently_gone = PACE_DECAY * self._recently_gone + gone
 
-    def _fail_all(self) -> None:
+    def _on_warm(self) -> None:
+        if not self._warm.done():
+            self._warm.set_result(None)
+
+    def _fail_all(self, cause: BaseException) -> None:
         self._dead = True
+        if not self._warm.done():
+            # Not the cause itself: some exceptions would end the event loop instead of a wait.
+            self._warm.set_exception(WarmUpFailed(f"{type(cause).__name__}: {cause}"))
         failures: list[tuple[Sample, EngineError]] = [
             (sample, InferenceFailed("the engine died; the server's log says why")) for sample in self._inflight
         ]
@@ -216,13 +245,16 @@ class Engine:
 
     def _run_until_stopped(self) -> None:
         try:
+            if self._warm_up:
+                self._warm_up()
+            self._loop.call_soon_threadsafe(self._on_warm)
             while self._take_in():
                 self.step()
-        except BaseException:
+        except BaseException as cause:
             # A bug, not a bad sample: nobody may be left waiting for a thread that is gone.
             logger.critical("the engine died", exc_info=True)
             if not self._loop.is_closed():
-                self._loop.call_soon_threadsafe(self._fail_all)
+                self._loop.call_soon_threadsafe(self._fail_all, cause)
 
     def _take_in(self) -> bool:
         """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
@@ -245,7 +277,7 @@ class Engine:
         end_s = self.clock()
         if decision.survivors:
             self._scheduler.enqueue(batch.stage + 1, decision.survivors)
-        stats = self._stats(batch, end_s - start_s) if batch.samples else None
+        stats = StepStats(batch.stage, len(batch.samples), end_s - start_s) if batch.samples else None
         self._loop.call_soon_threadsafe(self._deliver, Delivery(decision, batch.dropped, stats))
 
     def _run(self, batch: Batch) -> Decision:
@@ -264,12 +296,3 @@ class Engine:
         start_s = self.clock()
         output = self._runner.run(stage, [sample.state for sample in samples])
         return decide(stage, samples, output, start_s, self.clock())
-
-    def _stats(self, batch: Batch, duration_s: float) -> StepStats:
-        return StepStats(
-            stage=batch.stage,
-            batch_size=len(batch.samples),
-            duration_s=duration_s,
-            queue_depths=self._scheduler.depths,
-            inflight_samples=0,  # filled in by the event loop, which keeps the count
-        )

@@ -2,7 +2,8 @@
 
 EngineError
 ├── Overloaded          the queue is full, or its predicted wait is too long: come back after `retry_after_s`
-├── EngineStopped       the engine is draining or has ended, takes nothing more
+├── EngineStopped       the engine is draining or has died, takes nothing more
+├── WarmUpFailed        the engine's start came to nothing
 ├── DeadlineExceeded    the deadline passed before exit 1 was computed
 └── InferenceFailed     this sample's step failed, even alone
 """
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 
 class EngineError(Exception):
-    """Base of all that `Engine.submit` can raise or deliver."""
+    """Base of all that an engine can raise or deliver."""
 
 
 class Overloaded(EngineError):
@@ -23,7 +24,15 @@ class Overloaded(EngineError):
 
 
 class EngineStopped(EngineError):
-    """The engine takes no more samples."""
+    """The engine takes no more samples. draining: it ends in good order; otherwise it has died."""
+
+    def __init__(self, *, draining: bool) -> None:
+        super().__init__("the engine is shutting down" if draining else "the engine has ended")
+        self.draining = draining
+
+
+class WarmUpFailed(EngineError):
+    """The engine could not warm up, and has ended."""
 
 
 class DeadlineExceeded(EngineError):

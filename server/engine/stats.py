@@ -10,13 +10,11 @@ from models.exit_policy import ExitReason
 
 @dataclass(frozen=True)
 class StepStats:
-    """One step is over: `batch_size` samples through `stage` in `duration_s`; what waits now, per stage."""
+    """One step is over: `batch_size` samples through `stage` in `duration_s`."""
 
     stage: int
     batch_size: int
     duration_s: float
-    queue_depths: tuple[int, ...]
-    inflight_samples: int
 
 
 @dataclass(frozen=True)
@@ -32,7 +30,10 @@ class SampleStats:
 
 @dataclass(frozen=True)
 class CancelStats:
-    """One sample was dropped because nobody waited for it: still queued before stage 1, or between stages."""
+    """One sample was dropped because nobody waited for it any more: before stage 1 was run for it, or later.
+
+    Its client is gone, or its request has failed by another picture: the engine cannot tell and need not.
+    """
 
     phase: Literal["queued", "running"]
 

@@ -23,7 +23,7 @@ from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from server.app import create_app
-from server.engine.errors import DeadlineExceeded, EngineError
+from server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.engine.request import Answer, Contract, Progress, Visit
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
 from server.metrics import Metrics
@@ -38,12 +38,15 @@ EXITS = 4
 class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
-    holds: keep every answer back. refusal: raised by submit. failures: by red value, what its future delivers.
+    holds: keep every answer back. stopped: raised by submit. overloaded: told to whoever asks for room.
+    failures: by red value, what its future delivers.
     """
 
     observer: Observer
     holds: bool = False
-    refusal: EngineError | None = None
+    stopped: EngineStopped | None = None
+    overloaded: Overloaded | None = None
+    max_samples: int = 1024
     failures: dict[int, Exception] = field(default_factory=dict)
     alive: bool = False
     contracts: list[Contract] = field(default_factory=list)
@@ -55,13 +58,22 @@ class BrightnessEngine:
     def inflight_samples(self) -> int:
         return len(self.waiting)
 
-    def start(self, loop: asyncio.AbstractEventLoop) -> None:
+    @property
+    def queue_depths(self) -> tuple[int, ...]:
+        return (len(self.waiting), *(0,) * (EXITS - 1))
+
+    async def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> None:
+        await asyncio.to_thread(warm_up)
         self.loop = loop
         self.alive = True
 
+    def overload(self, num_pictures: int) -> Overloaded | None:
+        full = len(self.waiting) + num_pictures > self.max_samples
+        return self.overloaded or (Overloaded(1.0) if full else None)
+
     def submit(self, pictures: Sequence[np.ndarray], contract: Contract) -> list[asyncio.Future[Answer]]:
-        if self.refusal is not None:
-            raise self.refusal
+        if refusal := self.stopped or self.overload(len(pictures)):
+            raise refusal
         self.contracts.append(contract)
         self.submitted.set()
         return [self._take(int(picture[0, 0, 0]), contract) for picture in pictures]
@@ -94,7 +106,7 @@ class BrightnessEngine:
         for exit, limit in enumerate(rule.limits, start=1):
             confidence = float(np.float32(0.1 + 0.9 * red / 255 * exit / len(rule.limits)))
             visited = (*visited, Visit(exit, red % CLASSES, confidence))
-            self.observer.step(StepStats(exit, 1, 0.001, (0,) * EXITS, self.inflight_samples))
+            self.observer.step(StepStats(exit, 1, 0.001))
             if confidence >= limit:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)

@@ -55,9 +55,14 @@ class IdleEngine:
 
     alive = False
     inflight_samples = 0
+    queue_depths = (0, 0, 0, 0)
 
-    def start(self, loop):
+    async def start(self, loop, warm_up):
+        await asyncio.to_thread(warm_up)
         self.alive = True
+
+    def overload(self, num_pictures):
+        raise AssertionError("a server that is not ready asked the engine")
 
     def submit(self, pictures, contract):
         raise AssertionError("a server that is not ready asked the engine")

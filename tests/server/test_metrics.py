@@ -94,18 +94,37 @@ def test_what_the_engine_reports_becomes_series(metrics, bundle):
     def value(name: str, **labels: str) -> float | None:
         return metrics._collectors.get_sample_value(name, {"model": "tiny", **labels})
 
-    observer.step(StepStats(2, 8, 0.004, (5, 1, 0, 0), 14))
-    observer.step(StepStats(1, 5, 0.002, (0, 3, 0, 0), 8))
+    observer.step(StepStats(2, 8, 0.004))
+    observer.step(StepStats(1, 5, 0.002))
     observer.sample(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
     observer.cancelled(CancelStats("running"))
     assert value("offramp_stage_batch_size_sum", stage="2") == 8
     assert value("offramp_stage_duration_seconds_sum", stage="1") == 0.002
-    assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [0, 3, 0, 0]
     assert value("offramp_samples_total", version="2", exit="2", reason="deadline") == 1
     assert value("offramp_samples_total", version="1", exit="2", reason="deadline") == 0
     assert value("offramp_sample_latency_seconds_sum", exit="2") == 0.02
     assert value("offramp_queue_duration_seconds_sum") == 0.01
     assert metrics._collectors.get_sample_value("offramp_cancelled_total", {"phase": "running"}) == 1
+
+
+class WaitingEngine:
+    """Has samples waiting, and nothing else."""
+
+    def __init__(self, *queue_depths: int) -> None:
+        self.queue_depths = queue_depths
+        self.inflight_samples = sum(queue_depths)
+
+
+def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
+    metrics.watch("tiny", WaitingEngine(5, 1, 0))
+    metrics.watch("tiny", WaitingEngine(1, 0, 0, 2))
+    metrics.watch("other", WaitingEngine(9, 9))
+
+    def value(name: str, **labels: str) -> float | None:
+        return metrics._collectors.get_sample_value(name, {"model": "tiny", **labels})
+
+    assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [6, 1, 0, 2]
+    assert value("offramp_inflight_samples") == 9
 
 
 @pytest.fixture

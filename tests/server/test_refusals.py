@@ -4,6 +4,7 @@ import base64
 import json
 import struct
 import zlib
+from dataclasses import replace
 
 import pytest
 
@@ -325,23 +326,44 @@ async def test_unknown_paths_and_methods_are_problems_too(site):
 
 @pytest.mark.parametrize(
     ("refusal", "slug", "wait"),
-    [(Overloaded(2.3), "overloaded", "3"), (Overloaded(0.1), "overloaded", "1"), (EngineStopped(""), "not-ready", "1")],
+    [
+        ({"overloaded": Overloaded(2.3)}, "overloaded", "3"),
+        ({"overloaded": Overloaded(0.1)}, "overloaded", "1"),
+        ({"stopped": EngineStopped(draining=False)}, "not-ready", "1"),
+        ({"stopped": EngineStopped(draining=True)}, "draining", "1"),
+    ],
+    ids=str,
 )
-async def test_a_full_engine_refuses_at_once_and_says_when_to_return(serve, encode, refusal, slug, wait):
-    async with serve(refusal=refusal) as site:
+async def test_an_engine_that_takes_nothing_refuses_at_once_and_says_when_to_return(serve, encode, refusal, slug, wait):
+    async with serve(**refusal) as site:
         response = await site.client.post("/v1/predict", content=encode())
         assert_problem(response, 503, slug)
         assert response.headers["Retry-After"] == wait
 
 
 async def test_pictures_beyond_the_queue_are_refused_before_they_are_decoded(serve, encode):
-    async with serve(settings=Settings(max_queue=2, max_images=2), holds=True) as site:
-        site.engine.submit([], None)
-        site.engine.waiting = [object()]
-        images = [base64.b64encode(b"not even a picture").decode()] * 2
-        response = await site.client.post("/v1/predict", json={"images": images})
-        site.engine.waiting = []
-        assert_problem(response, 503, "overloaded")
+    async with serve(max_samples=2) as site:
+        images = [base64.b64encode(b"not even a picture").decode()] * 3
+        assert_problem(await site.client.post("/v1/predict", json={"images": images}), 503, "overloaded")
+        response = await site.client.post("/v1/predict", json={"images": images[:2]})
+        assert_problem(response, 415, "unsupported-media-type")
+
+
+async def test_an_overloaded_server_refuses_before_the_upload(serve):
+    async def never_read():
+        raise AssertionError("the body was read")
+        yield b""
+
+    async with serve(overloaded=Overloaded(1.0)) as site:
+        assert_problem(await site.client.post("/v1/predict", content=never_read(), headers=PNG), 503, "overloaded")
+        assert site.metric("offramp_rejections_total", reason="overloaded") == 1
+
+
+async def test_one_overloaded_version_does_not_refuse_for_the_other(serve, bundle, encode):
+    async with serve(bundles=[bundle, replace(bundle, version="2")]) as site:
+        site.engine.overloaded = Overloaded(1.0)
+        assert_problem(await site.client.post("/v1/predict", content=encode()), 503, "overloaded")
+        assert (await site.client.post("/v1/predict?version=2", content=encode())).status_code == 200
 
 
 async def test_a_passed_deadline_is_a_504_that_names_the_picture(serve, encode):

@@ -7,9 +7,7 @@ from torch import Tensor
 from training.augment import Augmentation, Policy, cutout, random_crop, random_flip
 from training.augment_policies import auto_augment, trivial_augment
 
-SHAPES = pytest.mark.parametrize(
-    "shape", [(0, 3, 8, 6), (1, 3, 8, 6), (5, 3, 32, 32), (4, 1, 7, 12), (2, 3, 1, 1)]
-)
+SHAPES = pytest.mark.parametrize("shape", [(0, 3, 8, 6), (1, 3, 8, 6), (5, 3, 32, 32), (4, 1, 7, 12), (2, 3, 1, 1)])
 LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 
 
@@ -54,9 +52,7 @@ def test_each_image_is_cropped_from_itself() -> None:
 def test_a_reflecting_crop_mirrors_the_border() -> None:
     image = noise(1)
     padded = torch.nn.functional.pad(image.float(), (3, 3, 3, 3), mode="reflect").to(torch.uint8)[0]
-    possible = {
-        padded[:, y : y + 12, x : x + 17].contiguous().numpy().tobytes() for y in range(7) for x in range(7)
-    }
+    possible = {padded[:, y : y + 12, x : x + 17].contiguous().numpy().tobytes() for y in range(7) for x in range(7)}
     cropped = random_crop(image.repeat(1500, 1, 1, 1), 3, seeded(0), "reflect")
     assert {one.contiguous().numpy().tobytes() for one in cropped} == possible
 

@@ -88,9 +88,7 @@ def test_auto_contrast_truncates_as_pillow_for_every_range() -> None:
     spans = [(low, high) for low in range(0, 250, 7) for high in range(low, 256, 5)]
     ramps = [np.linspace(low, high, 64).astype(np.uint8).reshape(1, 8, 8).repeat(3, 0) for low, high in spans]
     images = torch.from_numpy(np.stack(ramps))
-    assert torch.equal(
-        ops.auto_contrast(images), by_pillow(images, lambda image, _: ImageOps.autocontrast(image))
-    )
+    assert torch.equal(ops.auto_contrast(images), by_pillow(images, lambda image, _: ImageOps.autocontrast(image)))
 
 
 def test_equalize_clips_where_the_step_is_small() -> None:
@@ -105,9 +103,7 @@ def test_equalize_clips_where_the_step_is_small() -> None:
 Enhancer = Callable[[Image.Image], ImageEnhance.Color]
 
 
-def enhanced_by(
-    enhancer: Enhancer, factors: tuple[float, ...], image: Image.Image, place: int
-) -> Image.Image:
+def enhanced_by(enhancer: Enhancer, factors: tuple[float, ...], image: Image.Image, place: int) -> Image.Image:
     return enhancer(image).enhance(factors[place])
 
 

@@ -113,9 +113,9 @@ def test_auto_augment_strengths_are_those_of_the_paper() -> None:
 def test_trivial_augment_strengths_are_those_of_its_wide_space() -> None:
     strengths = trivial_magnitudes()
     assert {len(of_one) for of_one in strengths.values()} == {31}
-    assert [
-        strengths[name][30] for name in ("shear_y", "rotate", "translate_x", "contrast", "posterize")
-    ] == (pytest.approx([0.99, 135, 32, 0.99, 2]))
+    assert [strengths[name][30] for name in ("shear_y", "rotate", "translate_x", "contrast", "posterize")] == (
+        pytest.approx([0.99, 135, 32, 0.99, 2])
+    )
     assert strengths["solarize"][15] == 128
 
 
@@ -184,9 +184,7 @@ def test_every_auto_augment_entry_comes_as_often_as_the_policy_says() -> None:
 def test_every_trivial_augment_entry_comes_equally_often() -> None:
     image = noise(1)
     strengths = trivial_magnitudes()
-    alternatives = [
-        (Entry(name, 1.0, strength),) for name in TRIVIAL_OPERATIONS for strength in strengths[name]
-    ]
+    alternatives = [(Entry(name, 1.0, strength),) for name in TRIVIAL_OPERATIONS for strength in strengths[name]]
     drawn = trivial_augment(image.repeat(30_000, 1, 1, 1), seeded(0))
     assert_drawn_as_expected(drawn, mixture(image, alternatives))
 
@@ -201,6 +199,4 @@ def test_a_batch_is_no_more_than_its_samples() -> None:
     assert set(operation_B.tolist()) == set(range(len(names)))
     for place, operation in enumerate(operation_B.tolist()):
         own = slice(place, place + 1)
-        assert torch.equal(
-            together[own], OPERATIONS[names[operation]](images[own], strength_B[own], Border())
-        )
+        assert torch.equal(together[own], OPERATIONS[names[operation]](images[own], strength_B[own], Border()))

@@ -58,7 +58,7 @@ def test_a_folder_of_pictures_becomes_a_bundle_that_answers(tree_options: TrainO
 def test_the_bundle_tells_how_it_was_made(tree_options: TrainOptions) -> None:
     bundle, evaluation = finish(trained(replace(tree_options, seed=5)), "offramp train colours --seed 5")
     facts = load_bundle(tree_options.output / "bundle").training
-    assert (facts["train_pictures"], facts["calibration_pictures"], facts["test_pictures"]) == (27, 3, 12)
+    assert (facts["train_pictures"], facts["calibration"]["pictures"]) == (27, 3)
     assert (facts["seed"], facts["precision"], facts["command"]) == (5, "float32", "offramp train colours --seed 5")
     assert facts["recipe"]["epochs"] == 1
     assert "colours" in facts["data"]
@@ -69,8 +69,8 @@ def test_the_bundle_tells_how_it_was_made(tree_options: TrainOptions) -> None:
         "resnet18, width 4, cifar stem, 16x16 pixels, 3 classes",
         f"{evaluation.exits[0].accuracy:.2%}",
         f"default threshold is {bundle.threshold:g}",
-        "`offramp train colours --seed 5`",
-        "27 trained on, 3 for calibration",
+        "- command: offramp train colours --seed 5",
+        "- train pictures: 27",
         "12 test pictures",
     ):
         assert said in text
@@ -141,14 +141,16 @@ def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptio
     bundle, evaluation = finish(run, "the command")
     test = Batches(run.splits.test, 256, CPU, shuffle=False, drop_last=False)
     held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
-    same, same_evaluation = recalibrated(bundle, held_out, test, TOLERANCE)
+    same, same_evaluation = recalibrated(bundle, held_out, test, TOLERANCE, run.splits.source)
     assert (same.calibration, same.threshold, same.exits) == (bundle.calibration, bundle.threshold, bundle.exits)
     assert same_evaluation == evaluation
 
     before = (tree_options.output / "bundle" / WEIGHTS).read_bytes()
-    loose, loose_evaluation = recalibrated(bundle, test, test, 1.0)
+    loose, loose_evaluation = recalibrated(bundle, test, test, 1.0, "elsewhere")
     assert loose.threshold == 0.0
-    assert loose.training == bundle.training
-    text = card(loose, loose_evaluation, count_cost(loose.config))
+    assert {**loose.training, "calibration": None} == {**bundle.training, "calibration": None}
+    assert loose.training["calibration"] == {"data": "elsewhere", "pictures": len(test.dataset), "tolerance": 1.0}
+    text = card(loose, loose_evaluation)
+    assert "lost at most 100.0% of accuracy" in text
     save_bundle(loose, tree_options.output / "bundle", text)
     assert (tree_options.output / "bundle" / WEIGHTS).read_bytes() == before

@@ -18,9 +18,9 @@ Batch = tuple[torch.Tensor, torch.Tensor]
 class Batches:
     """Walks over a set in batches of (images_BHWC uint8, labels_B int64), both on `device`.
 
-    An ImageSet is copied to the device once, and batches are gathered there; a FolderSet is decoded on the
-    fly by `workers` processes (0: in this one). Raises DataError for a batch size below 1, negative workers,
-    or a set too small for a single batch.
+    An ImageSet is copied to the device once, and batches are gathered there; one that would take more than half of a
+    GPU's free memory stays in host memory. A FolderSet is decoded on the fly by `workers` processes (0: in this one).
+    Raises DataError for a batch size below 1, negative workers, or a set too small for a single batch.
     """
 
     def __init__(
@@ -50,8 +50,9 @@ class Batches:
         self.workers = workers
         self._resident: Batch | None = None
         if isinstance(dataset, ImageSet):
-            images_NHWC = torch.from_numpy(dataset.images_NHWC).to(device)
-            self._resident = images_NHWC, torch.from_numpy(dataset.labels_N).to(device)
+            home = device if _fits(dataset.images_NHWC.nbytes, device) else torch.device("cpu")
+            images_NHWC = torch.from_numpy(dataset.images_NHWC).to(home)
+            self._resident = images_NHWC, torch.from_numpy(dataset.labels_N).to(home)
 
     def __len__(self) -> int:
         """Batches an epoch."""
@@ -80,8 +81,9 @@ class Batches:
         self, chunks: tuple[torch.Tensor, ...], images_NHWC: torch.Tensor, labels_N: torch.Tensor
     ) -> Iterator[Batch]:
         for chunk in chunks:
-            index_B = chunk.to(self.device, non_blocking=True)
-            yield images_NHWC.index_select(0, index_B), labels_N.index_select(0, index_B)
+            index_B = chunk.to(images_NHWC.device, non_blocking=True)
+            images_BHWC, labels_B = images_NHWC.index_select(0, index_B), labels_N.index_select(0, index_B)
+            yield images_BHWC.to(self.device), labels_B.to(self.device)
 
     def _decode(self, pictures: FolderSet, chunks: tuple[torch.Tensor, ...]) -> Iterator[Batch]:
         loader: DataLoader[Batch | DataError] = DataLoader(
@@ -118,3 +120,7 @@ class _BatchReader(Dataset[Batch | DataError]):
 
 def _as_read(read: Any) -> Any:
     return read
+
+
+def _fits(size_bytes: int, device: torch.device) -> bool:
+    return device.type != "cuda" or size_bytes <= torch.cuda.mem_get_info(device)[0] // 2

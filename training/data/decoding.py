@@ -2,30 +2,14 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.preprocess import Preprocessing
+from models.preprocess import DECODE_ERRORS, Preprocessing
 from training.data.errors import DataError
-
-# What Pillow's readers raise on damaged input; UnidentifiedImageError and truncation are OSErrors.
-DECODE_ERRORS = (
-    OSError,
-    EOFError,
-    SyntaxError,
-    ValueError,
-    IndexError,
-    TypeError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 
 
 def decode_picture(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

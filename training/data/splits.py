@@ -81,7 +81,7 @@ def _cifar_splits(
         raise DataError(
             f"{cifar.source}: at {preprocessing.size}×{preprocessing.size} pixels the pictures take "
             f"{size_bytes} bytes, above the limit of {memory_limit_bytes}; choose a smaller size "
-            f"({CIFAR_PIXELS} is theirs) or raise the limit"
+            f"({CIFAR_PIXELS} is theirs)"
         )
     train, test = _resize(cifar.train, preprocessing), _resize(cifar.test, preprocessing)
     count = CIFAR_CALIBRATION_SIZE if calibration_size is None else calibration_size

@@ -15,7 +15,7 @@ class StepOutput:
     """What one step gives back.
 
     probabilities_BC: calibrated, float32, on the host. states: per sample, the input of the next stage; opaque to
-    the engine, and only materialised for the samples it asks for.
+    the engine, only materialised for the samples it asks for, and sharing no memory with their batch-mates'.
     """
 
     probabilities_BC: npt.NDArray[np.float32]

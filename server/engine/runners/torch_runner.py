@@ -24,7 +24,7 @@ class StageState:
 
 
 class _States(Sequence[StageState]):
-    """Rows of a step's tensors, cut out only for the samples that go on."""
+    """Rows of a step's tensors, copied out for the samples that go on: a view would keep all the others' alive."""
 
     def __init__(self, features_BHWC: Tensor, accumulated_BC: Tensor) -> None:
         self._features_BHWC = features_BHWC
@@ -40,11 +40,15 @@ class _States(Sequence[StageState]):
     def __getitem__(self, index: int | slice) -> StageState | list[StageState]:
         if isinstance(index, slice):
             return [self[i] for i in range(*index.indices(len(self)))]
-        return StageState(self._features_BHWC[index], self._accumulated_BC[index])
+        return StageState(self._features_BHWC[index].clone(), self._accumulated_BC[index].clone())
 
 
 class TorchRunner:
-    """Steps in eager torch, float32 and channels-last, on the CPU or a GPU."""
+    """Steps in eager torch, float32 and channels-last, on the CPU or a GPU.
+
+    TF32 must be off, since its rounding depends on the algorithm chosen for a batch size: `models.device.choose_device`
+    sees to it once for the process. Not done here: torch keeps the switch for all threads together.
+    """
 
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         self.device = device
@@ -57,8 +61,6 @@ class TorchRunner:
         """K, the stages of the bundle's network."""
         return int(self.net.num_exits)
 
-    # Without TF32, whose rounding would depend on the algorithm chosen for a batch size.
-    @torch.backends.cudnn.flags(enabled=True, allow_tf32=False)
     @torch.inference_mode()
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates, with one host synchronisation."""

@@ -176,13 +176,45 @@ async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
         outcomes = await asyncio.gather(running, queued, return_exceptions=True)
         assert [type(outcome) for outcome in outcomes] == [InferenceFailed] * 2
         assert outcomes[0] is not outcomes[1]
-        # Even if the thread is still unwinding: what would be taken in now would wait for ever.
         assert not engine.alive
         with pytest.raises(EngineStopped):
             engine.submit([picture(3)], contract())
         await engine.drain()
         assert engine.inflight_samples == 0
     assert len(observer.cancels) == 1
+
+
+class LingeringLoop(asyncio.SelectorEventLoop):
+    """Holds the engine's thread up in its hand-over until it is let go."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.let_go = threading.Event()
+
+    def call_soon_threadsafe(self, callback, *args, context=None):
+        handle = super().call_soon_threadsafe(callback, *args, context=context)
+        if threading.current_thread().name == "offramp-engine":
+            self.let_go.wait()
+        return handle
+
+
+def test_nobody_is_taken_in_while_a_dying_thread_has_not_ended_yet():
+    loop = LingeringLoop()
+
+    async def story() -> None:
+        async with started(ScriptedRunner(faults=dies), Recorder()) as engine:
+            with pytest.raises(InferenceFailed):
+                await engine.submit([picture(0)], contract())[0]
+            try:
+                assert engine._thread.is_alive()
+                assert not engine.alive
+                with pytest.raises(EngineStopped):
+                    engine.submit([picture(1)], contract())
+            finally:
+                loop.let_go.set()
+
+    with asyncio.Runner(loop_factory=lambda: loop) as runner:
+        runner.run(story())
 
 
 async def test_a_drain_under_way_ends_when_the_thread_dies():

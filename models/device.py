@@ -1,0 +1,45 @@
+"""The device that networks run on, chosen once for training, evaluation and serving alike."""
+
+from __future__ import annotations
+
+import platform
+from pathlib import Path
+
+import torch
+
+
+def choose_device(name: str) -> torch.device:
+    """The torch device of a name; "auto" is the first GPU, else the CPU.
+
+    On a GPU it switches TF32 off for the process: float32 then means float32, so that evaluation, calibration and
+    engine take the same exits. Mixed precision is not affected. Raises ValueError where the device is not there.
+    """
+    if name == "auto":
+        device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    else:
+        try:
+            device = torch.device(name)
+        except RuntimeError as error:
+            raise ValueError(f"device {name!r} is unknown: give auto, cpu, cuda or cuda:N") from error
+    if device.type not in ("cpu", "cuda"):
+        raise ValueError(f"device {name!r} is not supported: give auto, cpu, cuda or cuda:N")
+    if device.type == "cuda":
+        if (device.index or 0) >= torch.cuda.device_count():
+            raise ValueError(
+                f"device {name!r} is not there: torch finds {torch.cuda.device_count()} GPUs; give auto or cpu"
+            )
+        torch.backends.cudnn.allow_tf32 = False
+        torch.backends.cuda.matmul.allow_tf32 = False
+    return device
+
+
+def hardware(device: torch.device) -> str:
+    """The device in words, and the versions, for cards and result files."""
+    if device.type == "cuda":
+        name = torch.cuda.get_device_name(device)
+    else:
+        cpuinfo = Path("/proc/cpuinfo")
+        lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
+        models = [line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")]
+        name = f"{len(models)} x {models[0]}" if models else platform.processor() or platform.machine()
+    return f"{name}, torch {torch.__version__}, Python {platform.python_version()}"
