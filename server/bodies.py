@@ -127,8 +127,9 @@ def _parse_json(body: bytes, max_images: int) -> Submission:
         raise Problem(MALFORMED_BODY, 'the JSON body must be an object, such as {"images": ["<base64>"]}')
     if len(content) > MOST_PARAMETERS:
         raise Problem(INVALID_PARAMETER, f"the JSON object has more than {MOST_PARAMETERS} names")
-    names = [name for name, _ in content]
-    parameters = {name: _plain(value) for name, value in content}
+    # Of JSON's texts, a half of a surrogate pair alone is one that nothing after us can take for a name.
+    names = [name.encode("utf-8", "replace").decode() for name, _ in content]
+    parameters = {name: _plain(value) for name, (_, value) in zip(names, content, strict=True)}
     refuse_repeated(names)
     encoded = parameters.pop("images", [])
     if not isinstance(encoded, list):

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, FailFast, Field, ValidationError
-from pydantic_core import ErrorDetails
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic_core import ErrorDetails, PydanticCustomError
 
 from models.exit_policy import ExitRule
 from server.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
@@ -29,9 +29,12 @@ def _not_boolean(value: Any) -> Any:
     return value
 
 
-def _split(value: Any) -> Any:
-    # One more than is allowed, and what is left of an absurdly long text stays in one piece.
-    return value.split(",", MOST_THRESHOLDS) if isinstance(value, str) else value
+def _split_and_count(value: Any) -> Any:
+    # Counted before the items are looked at: each wrong one would be an error of its own.
+    numbers = value.split(",", MOST_THRESHOLDS) if isinstance(value, str) else value
+    if isinstance(numbers, list) and len(numbers) > MOST_THRESHOLDS:
+        raise PydanticCustomError("too_long", "more numbers than any network has exits")
+    return numbers
 
 
 # NaN and the infinities need no rule of their own: they keep no bound.
@@ -51,9 +54,7 @@ class Parameters(BaseModel):
         "1 never early. Default: the bundle's operating point.",
         examples=[0.8],
     )
-    thresholds: (
-        Annotated[list[Fraction], FailFast(), Field(max_length=MOST_THRESHOLDS), BeforeValidator(_split)] | None
-    ) = Field(
+    thresholds: Annotated[list[Fraction], BeforeValidator(_split_and_count)] | None = Field(
         default=None,
         description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
         examples=[[0.9, 0.8, 0.7]],

@@ -60,6 +60,7 @@ WRONG_VALUES = [
     ("thresholds", "0.5,NaN,0.5", "[0, 1]"),
     ("thresholds", "0.5,2,0.5", "[0, 1]"),
     ("thresholds", "0.5,0.5", "give 3"),
+    ("thresholds", ",".join(["0.5"] * 1000), "more than 64"),
     ("thresholds", "0.5,0.5,0.5,0.5", "give 3"),
     ("max_disagreement", "2", "[0, 1]"),
     ("min_exit", "0", "at least 1"),
@@ -101,6 +102,15 @@ async def test_json_takes_only_numbers_for_numbers(site, encode, value):
 async def test_an_unknown_parameter_is_refused_with_the_nearest_known_one(site, encode, form):
     response = await site.client.post("/v1/predict", **form(encode(), "treshold", "0.5"))
     assert_problem(response, 422, "invalid-parameter", "'treshold'", "did you mean 'threshold'?")
+
+
+async def test_a_thousand_unknown_names_cost_no_thousand_sentences(site):
+    response = await site.client.post("/v1/predict", json={f"name{i}": i for i in range(1000)})
+    assert_problem(response, 422, "invalid-parameter", "more than 64")
+    response = await site.client.post(
+        "/v1/predict", json={"images": ["aGVsbG8="], **{f"name{i}": i for i in range(60)}}
+    )
+    assert len(assert_problem(response, 422, "invalid-parameter")["parameters"]) == 10
 
 
 async def test_a_misnamed_picture_is_an_unknown_parameter(site, encode):
