@@ -8,9 +8,11 @@ import pytest
 
 from models.cost import count_cost
 from server.app import create_app
+from server.engine.engine import Engine
 from server.metrics import Metrics
 from server.registry import Registry, ServedModel
 from server.settings import Settings
+from tests.server.engine.scripted import Recorder, ScriptedRunner
 
 
 async def test_a_ready_server_says_so(site):
@@ -50,25 +52,12 @@ async def test_a_dead_engine_makes_the_server_not_ready(site, encode):
     site.engine.alive = True
 
 
-class IdleEngine:
-    """Starts and ends, and is asked for nothing."""
+def served_by(bundle, engine, warm_up=lambda: None) -> ServedModel:
+    return ServedModel(bundle, count_cost(bundle.config), "cpu", engine, warm_up)
 
-    alive = False
-    inflight_samples = 0
-    queue_depths = (0, 0, 0, 0)
 
-    async def start(self, loop, warm_up):
-        await asyncio.to_thread(warm_up)
-        self.alive = True
-
-    def overload(self, num_pictures):
-        raise AssertionError("a server that is not ready asked the engine")
-
-    def submit(self, pictures, contract):
-        raise AssertionError("a server that is not ready asked the engine")
-
-    async def drain(self):
-        self.alive = False
+def idle_engine() -> Engine:
+    return Engine(ScriptedRunner(), Recorder())
 
 
 async def drive(app, path: str) -> int:
@@ -100,8 +89,7 @@ async def test_a_server_that_warms_up_answers_probes_but_is_not_ready(bundle, un
     def wait_for_warmth() -> None:
         warm.wait()
 
-    cost = count_cost(bundle.config)
-    registry = Registry([ServedModel(bundle, cost, "cpu", IdleEngine(), wait_for_warmth)])
+    registry = Registry([served_by(bundle, idle_engine(), wait_for_warmth)])
     app = create_app(registry, Settings(), Metrics())
     async with app.router.lifespan_context(app):
         assert await drive(app, "/livez") == 200
@@ -112,17 +100,37 @@ async def test_a_server_that_warms_up_answers_probes_but_is_not_ready(bundle, un
         assert await drive(app, "/readyz") == 200
 
 
-async def test_a_model_that_cannot_warm_up_says_why(bundle):
+@pytest.mark.parametrize(
+    ("cause", "words"),
+    [
+        (RuntimeError("out of memory"), "RuntimeError: out of memory"),
+        (KeyError("conv1"), "KeyError: 'conv1'"),
+        (SystemExit(3), "SystemExit: 3"),
+        (StopIteration(), "StopIteration: "),
+    ],
+    ids=lambda value: type(value).__name__,
+)
+async def test_a_model_that_cannot_warm_up_says_why_whatever_was_raised(bundle, cause, words):
     def fail() -> None:
-        raise RuntimeError("out of memory")
+        raise cause
 
-    registry = Registry([ServedModel(bundle, count_cost(bundle.config), "cpu", IdleEngine(), fail)])
+    registry = Registry([served_by(bundle, idle_engine(), fail)])
     await registry.start()
-    assert registry.why_not_ready() == "warming up tiny version 1 failed: out of memory"
+    assert registry.why_not_ready() == f"warming up tiny version 1 failed: {words}"
+    await registry.drain()
+
+
+async def test_an_engine_that_cannot_even_start_is_a_failure_too(bundle):
+    engine = idle_engine()
+    await engine.start(asyncio.get_running_loop())
+    registry = Registry([served_by(bundle, engine)])
+    await registry.start()
+    assert registry.failure == "warming up tiny version 1 failed: threads can only be started once"
+    await registry.drain()
 
 
 def test_one_name_and_version_twice_is_refused(bundle):
-    served = [ServedModel(bundle, count_cost(bundle.config), "cpu", IdleEngine(), lambda: None) for _ in range(2)]
+    served = [served_by(bundle, idle_engine()) for _ in range(2)]
     with pytest.raises(ValueError, match="'tiny' version '1' is given twice"):
         Registry(served)
     with pytest.raises(ValueError, match="at least one bundle"):

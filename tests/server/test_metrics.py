@@ -16,6 +16,7 @@ from models.cost import count_cost
 from models.exit_policy import ExitReason
 from server.engine.stats import CancelStats, SampleStats, StepStats
 from server.metrics import Metrics
+from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(offramp_\w+)` \| (\w+) \| (.*?) \|", re.MULTILINE)
@@ -125,6 +126,30 @@ def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
 
     assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [6, 1, 0, 2]
     assert value("offramp_inflight_samples") == 9
+
+
+async def test_queue_depths_are_the_engines_own_at_the_moment_of_asking(metrics):
+    """No step tells of them: none may come for long after waiting samples were dropped."""
+    runner, observer = ScriptedRunner(gated=True), Recorder()
+    async with started(runner, observer) as one, started(ScriptedRunner(num_stages=5), Recorder()) as deeper:
+        metrics.watch("tiny", one)
+        metrics.watch("tiny", deeper)
+
+        def depths() -> list[float | None]:
+            labels = [{"model": "tiny", "stage": stage} for stage in "12345"]
+            return [metrics._collectors.get_sample_value("offramp_stage_queue_depth", each) for each in labels]
+
+        [running] = one.submit([picture(0)], contract(0.0))
+        await runner.entered()
+        waiting = one.submit([picture(1), picture(2)], contract(0.0))
+        assert depths() == [2, 0, 0, 0, 0]
+        for future in waiting:
+            future.cancel()
+        runner.let_all()
+        await running
+        await observer.until_cancelled(2)
+        assert depths() == [0, 0, 0, 0, 0]
+        assert len(observer.steps) == 1
 
 
 @pytest.fixture

@@ -207,6 +207,14 @@ async def test_a_model_tells_what_its_bundle_holds(site, bundle):
     assert (await site.client.get("/v1/models/tiny?version=1")).json() == facts
 
 
+async def test_a_bundle_without_recorded_facts_tells_what_is_computed(serve, bundle):
+    async with serve(bundles=[replace(bundle, exits=(), operating_points=(), training={})]) as site:
+        facts = (await site.client.get("/v1/models/tiny")).json()
+        ModelFacts.model_validate(facts)
+        assert [one.keys() for one in facts["exits"]] == [{"exit", "compute", "multiply_adds"}] * 4
+        assert (facts["operating_points"], facts["training"]) == ([], {})
+
+
 async def test_many_clients_each_get_the_answer_to_their_own_picture(site, encode):
     async def ask(red: int) -> None:
         response = await site.client.post(f"/v1/predict?threshold={red / 255:.3f}", content=encode(red))

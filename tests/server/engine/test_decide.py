@@ -102,6 +102,12 @@ def test_the_answer_tells_of_every_exit_passed(loop):
     assert answer.probabilities_C.tolist() == [0.0, 1.0]
 
 
+def test_an_answers_probabilities_hold_no_memory_of_the_batch(loop):
+    together = output(0.25, 0.95)
+    [(_, answer)] = decide(1, [sample(loop), sample(loop)], together, 0.0, 0.0).answers
+    assert not np.shares_memory(answer.probabilities_C, together.probabilities_BC)
+
+
 class OneStateBroken(list):
     def __getitem__(self, row):
         if row == 1:

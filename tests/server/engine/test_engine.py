@@ -13,6 +13,7 @@ from models.exit_policy import ExitReason, ExitRule
 from server.engine.engine import Engine
 from server.engine.errors import InferenceFailed, Overloaded
 from server.engine.request import Contract
+from server.engine.stats import StepStats
 from tests.server.engine.scripted import Clock, Recorder, ScriptedRunner, contract, picture, started
 
 SURE = (0.95, 0.96, 0.97, 0.98)
@@ -203,6 +204,24 @@ async def test_a_request_is_taken_in_whole_or_not_at_all():
         await asyncio.gather(*engine.submit([picture(n) for n in range(3)], contract(0.0)))
 
 
+async def test_whether_there_is_room_is_told_beforehand_and_taken_by_nobody():
+    runner = ScriptedRunner(gated=True, step_s=1.0)
+    async with started(runner, Recorder(), max_samples=3, max_wait_s=0.5) as engine:
+        assert engine.overload(3) is None
+        assert isinstance(engine.overload(4), Overloaded)
+        assert engine.inflight_samples == 0
+        [first] = engine.submit([picture(0)], contract(0.0))
+        assert engine.overload(2) is None
+        assert isinstance(engine.overload(3), Overloaded)
+        runner.let(1)
+        await first
+        # From now on a step's second is known, and one sample in flight is too long a wait.
+        engine.submit([picture(1)], contract(0.0))
+        refusal = engine.overload(1)
+        assert refusal is not None
+        assert refusal.retry_after_s == 1.0
+
+
 async def test_a_request_larger_than_the_engine_is_no_matter_of_waiting():
     async with started(ScriptedRunner(), Recorder(), max_samples=3) as engine:
         with pytest.raises(ValueError, match=r"4 pictures .* at most 3"):
@@ -273,9 +292,7 @@ async def test_every_sample_is_reported_exactly_once_and_steps_add_up():
     ]
     assert len(observer.cancels) == 1
     assert sum(stats.batch_size for stats in observer.steps) == sum(len(names) for _, names in runner.steps)
-    last = observer.steps[-1]
-    assert (last.stage, last.batch_size, last.duration_s) == (4, 1, 0.25)
-    assert (last.queue_depths, last.inflight_samples) == ((0, 0, 0, 0), 0)
+    assert observer.steps[-1] == StepStats(stage=4, batch_size=1, duration_s=0.25)
 
 
 async def test_queue_depths_are_current_even_where_waiting_samples_were_dropped():

@@ -9,7 +9,7 @@ import pytest
 
 from models.exit_policy import ExitReason
 from server.engine.engine import Engine
-from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed
+from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, WarmUpFailed
 from tests.server.engine.scripted import (
     Clock,
     ClockLoop,
@@ -118,7 +118,7 @@ async def test_a_deadline_that_is_met_changes_nothing():
 async def test_draining_an_engine_that_never_started_or_has_nothing_to_do_ends_it():
     fresh = Engine(ScriptedRunner(), Recorder())
     await fresh.drain()
-    with pytest.raises(EngineStopped):
+    with pytest.raises(EngineStopped, match="shutting down"):
         fresh.submit([picture(0)], contract())
     async with started(ScriptedRunner(), Recorder()) as idle:
         await idle.drain()
@@ -154,6 +154,55 @@ async def test_draining_does_not_wait_for_steps_of_cancelled_samples():
     assert runner.steps == [(1, [0])]
 
 
+# ---- warming up -----------------------------------------------------------------------------------
+
+
+async def test_the_engines_thread_begins_with_the_warm_up_and_samples_wait_for_it():
+    runner, threads, release = ScriptedRunner(), [], threading.Event()
+
+    def warm_up() -> None:
+        threads.append(threading.current_thread().name)
+        release.wait()
+
+    engine = Engine(runner, Recorder())
+    warm = engine.start(asyncio.get_running_loop(), warm_up)
+    [future] = engine.submit([picture(0)], contract())
+    assert runner.steps == []
+    assert not warm.done()
+    release.set()
+    await warm
+    assert (await future).exit == 4
+    await engine.drain()
+    assert threads == ["offramp-engine"]
+
+
+@pytest.mark.parametrize("cause", [ValueError("no kernel"), StopIteration("no kernel"), SystemExit("no kernel")])
+async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_left_waiting(cause):
+    def warm_up() -> None:
+        raise cause
+
+    engine = Engine(ScriptedRunner(), Recorder())
+    warm = engine.start(asyncio.get_running_loop(), warm_up)
+    [future] = engine.submit([picture(0)], contract())
+    with pytest.raises(WarmUpFailed, match=f"{type(cause).__name__}: no kernel"):
+        await warm
+    with pytest.raises(InferenceFailed):
+        await future
+    assert not engine.alive
+    with pytest.raises(EngineStopped):
+        engine.submit([picture(1)], contract())
+    await engine.drain()
+
+
+async def test_a_warm_up_that_nobody_waits_for_any_more_harms_nothing():
+    release = threading.Event()
+    engine = Engine(ScriptedRunner(), Recorder())
+    engine.start(asyncio.get_running_loop(), release.wait).cancel()
+    release.set()
+    assert (await engine.submit([picture(0)], contract())[0]).exit == 4
+    await engine.drain()
+
+
 # ---- death --------------------------------------------------------------------------------------
 
 
@@ -177,7 +226,7 @@ async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
         assert [type(outcome) for outcome in outcomes] == [InferenceFailed] * 2
         assert outcomes[0] is not outcomes[1]
         assert not engine.alive
-        with pytest.raises(EngineStopped):
+        with pytest.raises(EngineStopped, match="has ended"):
             engine.submit([picture(3)], contract())
         await engine.drain()
         assert engine.inflight_samples == 0

@@ -13,6 +13,7 @@ import torch
 
 from models.bundle import Bundle
 from models.config import ModelConfig
+from models.device import choose_device
 from models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
@@ -116,7 +117,7 @@ def reference(bundle: Bundle, pictures: list[np.ndarray]) -> Reference:
 
 @pytest.fixture(params=["cpu", CUDA])
 def runner(request: pytest.FixtureRequest, bundle: Bundle, reference: Reference) -> TorchRunner:
-    return TorchRunner(bundle, torch.device(request.param))
+    return TorchRunner(bundle, choose_device(request.param))
 
 
 def through_all_stages(runner: TorchRunner, pictures: Sequence[np.ndarray]) -> np.ndarray:
@@ -158,15 +159,17 @@ def test_states_of_different_batches_merge_in_any_order(runner, reference, pictu
 
 
 class WatchedNet(torch.nn.Module):
-    """Passes everything on to the network and keeps what stages are given."""
+    """Passes everything on to the network and keeps what stages are given and under which setting."""
 
     def __init__(self, net: MultiExitNet) -> None:
         super().__init__()
         self.net, self.num_exits = net, net.num_exits
         self.inputs: list[torch.Tensor] = []
+        self.tf32_allowed: list[bool] = []
 
     def run_stage(self, stage: int, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         self.inputs.append(x_BCHW)
+        self.tf32_allowed.append(torch.backends.cudnn.allow_tf32)
         features_BCHW, logits_BC = self.net.run_stage(stage, x_BCHW)
         return features_BCHW, logits_BC
 
@@ -185,6 +188,27 @@ def test_a_step_tracks_no_gradients_and_gives_float32_on_the_host(runner, pictur
     assert output.probabilities_BC.sum(axis=1) == pytest.approx([1.0, 1.0])
     assert not output.states[0].features_HWC.requires_grad
     assert [state.accumulated_C.shape for state in output.states[0:2]] == [(CLASSES,)] * 2
+
+
+def test_the_state_of_one_that_goes_on_holds_no_memory_of_its_batch_mates(runner, pictures):
+    alone, together = runner.run(1, pictures[:1]).states[0], runner.run(1, pictures).states[3]
+    for mine, shared in (
+        (alone.features_HWC, together.features_HWC),
+        (alone.accumulated_C, together.accumulated_C),
+    ):
+        assert shared.untyped_storage().size() == mine.untyped_storage().size() == mine.numel() * mine.element_size()
+
+
+def test_a_step_leaves_the_settings_of_the_process_as_they_are(runner, pictures):
+    """They are every thread's: what one engine set and reset would come in the way of another."""
+    runner.net = WatchedNet(runner.net)
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        torch.backends.cudnn.allow_tf32 = True
+        runner.run(1, pictures[:1])
+        assert runner.net.tf32_allowed == [True]
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def test_warming_up_leaves_answers_as_they_are(runner, reference, pictures):
