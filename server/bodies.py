@@ -144,7 +144,12 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _plain(value: Any) -> Any:
-    return dict(value) if isinstance(value, _Pairs) else value
+    """A parameter's value with objects as such again, no deeper than any parameter's type goes."""
+    if isinstance(value, _Pairs):
+        return dict(value)
+    if isinstance(value, list):
+        return [dict(item) if isinstance(item, _Pairs) else item for item in value]
+    return value
 
 
 def _decode_base64(text: Any, index: int) -> bytes:

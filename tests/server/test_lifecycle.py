@@ -92,10 +92,12 @@ async def test_a_server_that_warms_up_answers_probes_but_is_not_ready(bundle, un
     registry = Registry([served_by(bundle, idle_engine(), wait_for_warmth)])
     app = create_app(registry, Settings(), Metrics())
     async with app.router.lifespan_context(app):
-        assert await drive(app, "/livez") == 200
-        assert await drive(app, "/readyz") == 503
-        assert registry.why_not_ready() == "the models are warming up"
-        warm.set()
+        try:
+            assert await drive(app, "/livez") == 200
+            assert await drive(app, "/readyz") == 503
+            assert registry.why_not_ready() == "the models are warming up"
+        finally:
+            warm.set()
         await until(lambda: registry.why_not_ready() is None)
         assert await drive(app, "/readyz") == 200
 

@@ -5,7 +5,6 @@ import json
 import struct
 import zlib
 from dataclasses import replace
-from dataclasses import replace
 
 import pytest
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Callable
+from typing import Any
 
 import pytest
 
@@ -234,15 +236,17 @@ async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
 
 
 class LingeringLoop(asyncio.SelectorEventLoop):
-    """Holds the engine's thread up in its hand-over until it is let go."""
+    """Holds the engine's thread up after it has told of its death, until it is let go."""
 
     def __init__(self) -> None:
         super().__init__()
         self.let_go = threading.Event()
 
-    def call_soon_threadsafe(self, callback, *args, context=None):
-        handle = super().call_soon_threadsafe(callback, *args, context=context)
-        if threading.current_thread().name == "offramp-engine":
+    def call_soon_threadsafe(  # type: ignore[override]
+        self, callback: Callable[..., object], *args: Any, **options: Any
+    ) -> asyncio.Handle:
+        handle = super().call_soon_threadsafe(callback, *args, **options)
+        if getattr(callback, "__name__", "") == "_fail_all":
             self.let_go.wait()
         return handle
 
