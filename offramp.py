@@ -24,6 +24,9 @@ from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
 
+# Held-out pictures below which a default threshold is a guess.
+FEW_PICTURES = 100
+
 app = typer.Typer(
     help="Multi-exit image classifiers, trained by self-distillation and served so that an easy image leaves early.",
     no_args_is_help=True,
@@ -87,8 +90,8 @@ def train(options: TrainOptions) -> None:
 
     run = prepare(options)
     typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {run.trainer.device}")
-    if run.trainer.epoch:
-        typer.echo(f"resuming after epoch {run.trainer.epoch}")
+    if options.resume:
+        typer.echo(f"resuming: {run.trainer.epoch} of {run.trainer.recipe.epochs} epochs are done")
     from training.progress import progress_display
 
     try:
@@ -96,8 +99,9 @@ def train(options: TrainOptions) -> None:
             train_run(run, display.epoch, display.step)
     except KeyboardInterrupt:
         typer.echo(f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True)
-        raise
+        raise typer.Exit(130) from None
     bundle, evaluation = finish(run, _command_line("train", options))
+    _warn_of_few(len(run.splits.calibration))
     _print_evaluation(evaluation)
     folder = options.output / "bundle"
     _write_evaluation(evaluation, bundle.name, options.output)
@@ -155,6 +159,7 @@ def calibrate(options: CalibrateOptions) -> None:
     held_out, test = batches(splits.calibration), batches(splits.test)
     bundle, evaluation = recalibrated(bundle, held_out, test, options.tolerance, splits.source)
     save_bundle(bundle, options.bundle, card(bundle, evaluation))
+    _warn_of_few(len(splits.calibration))
     _print_evaluation(evaluation)
     typer.echo(
         f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
@@ -225,6 +230,16 @@ def bench(options: BenchOptions) -> None:
     from benchmarks.thresholds import run
 
     run(options)
+
+
+def _warn_of_few(calibration_pictures: int) -> None:
+    if calibration_pictures < FEW_PICTURES:
+        typer.secho(
+            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default threshold "
+            f"mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
+            fg="yellow",
+            err=True,
+        )
 
 
 def _command_line(name: str, options: Any) -> str:

@@ -182,6 +182,8 @@ def _stored(net: MultiExitNet) -> dict[str, Tensor]:
 
 def _read_description(path: Path) -> dict[str, Any]:
     if not path.is_file():
+        if (inner := path.parent / "bundle" / DESCRIPTION).is_file():
+            raise BundleError(f"{path}: no such file; did you mean {inner.parent}?")
         raise BundleError(
             f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
         )

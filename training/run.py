@@ -92,6 +92,9 @@ def prepare(options: TrainOptions) -> Run:
     splits = load_splits(options.dataset, options.data_root, Preprocessing(size))
     preprocessing = channel_statistics(splits.train)
     recipe = build_recipe(options, preprocessing)
+    if options.batch_size is None and recipe.batch_size > len(splits.train) // 4:
+        # A folder of a few pictures: at least four steps an epoch, rather than none.
+        recipe = replace(recipe, batch_size=max(2, len(splits.train) // 4))
     config = ModelConfig(options.architecture, len(splits.class_names), options.width, size)
     torch.manual_seed(options.seed)
     trainer = Trainer(

@@ -180,12 +180,16 @@ async def test_the_engines_thread_begins_with_the_warm_up_and_samples_wait_for_i
 
 @pytest.mark.parametrize("cause", [ValueError("no kernel"), StopIteration("no kernel"), SystemExit("no kernel")])
 async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_left_waiting(cause):
+    asked = threading.Event()
+
     def warm_up() -> None:
+        asked.wait()
         raise cause
 
     engine = Engine(ScriptedRunner(), Recorder())
     warm = engine.start(asyncio.get_running_loop(), warm_up)
     [future] = engine.submit([picture(0)], contract())
+    asked.set()
     with pytest.raises(WarmUpFailed, match=f"{type(cause).__name__}: no kernel"):
         await warm
     with pytest.raises(InferenceFailed):
@@ -197,12 +201,15 @@ async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_le
 
 
 async def test_a_warm_up_that_nobody_waits_for_any_more_harms_nothing():
+    complaints: list[dict] = []
+    asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     release = threading.Event()
     engine = Engine(ScriptedRunner(), Recorder())
     engine.start(asyncio.get_running_loop(), release.wait).cancel()
     release.set()
     assert (await engine.submit([picture(0)], contract())[0]).exit == 4
     await engine.drain()
+    assert complaints == []
 
 
 # ---- death --------------------------------------------------------------------------------------
