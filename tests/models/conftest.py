@@ -41,7 +41,7 @@ def tiny_bundle() -> Bundle:
         calibration=Calibration((1.5, 0.7, 1.0, 2.0), (0.0, 0.5, 0.0, 1.2)),
         threshold=0.85,
         net=net.eval(),
-        exits=({"exit": 1, "accuracy": 0.5},),
+        exits=tuple({"exit": exit, "accuracy": 0.5} for exit in range(1, 5)),
         operating_points=({"threshold": 0.5},),
         training={"seed": 7, "recipe": {"epochs": 3}},
     )

@@ -207,6 +207,8 @@ def test_every_field_is_needed(saved_bundle: Path) -> None:
         ("config", {"architecture": "resnet18", "num_classes": 10**15}, "3 labels for 1000000000000000 classes"),
         ("config", [], "must be a mapping"),
         ("exits", None, "not iterable"),
+        ("exits", [{"exit": 1}], "exits tells of 1 exits, the network has 4"),
+        ("operating_points", ["0.5"], "must be lists of objects"),
         ("training", 3, "not iterable"),
     ],
 )
