@@ -194,7 +194,7 @@ def test_every_field_is_needed(saved_bundle: Path) -> None:
         ("name", 7, "expected string"),
         ("version", "", "version '' is not usable"),
         ("threshold", 1.5, "threshold 1.5 is out of range"),
-        ("threshold", float("nan"), "threshold nan is out of range"),
+        ("threshold", float("nan"), "NaN is no JSON number"),
         ("threshold", "high", "could not convert"),
         ("calibration", {"temperatures": [1, 1, 1], "carries": [0, 0, 0]}, "calibration for 3 exits"),
         ("calibration", {"temperatures": [1, 1, 1, 0], "carries": [0, 0, 0, 0]}, "temperatures (1, 1, 1, 0) are out"),
