@@ -235,8 +235,8 @@ def bench(options: BenchOptions) -> None:
 def _warn_of_few(calibration_pictures: int) -> None:
     if calibration_pictures < FEW_PICTURES:
         typer.secho(
-            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default threshold "
-            f"mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
+            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default "
+            f"threshold mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
             fg="yellow",
             err=True,
         )
