@@ -12,7 +12,7 @@ import shlex
 from collections.abc import Callable
 from dataclasses import MISSING, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, get_type_hints
+from typing import TYPE_CHECKING, Any
 
 import typer
 
@@ -59,19 +59,12 @@ def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[A
 
 
 def _signature(options_type: type) -> inspect.Signature:
-    hints = get_type_hints(options_type, include_extras=True)
-    parameters = []
-    for field in fields(options_type):
-        (declared,) = hints[field.name].__metadata__
+    signature = inspect.signature(options_type, eval_str=True)
+    for name, parameter in signature.parameters.items():
+        (declared,) = parameter.annotation.__metadata__
         if declared.envvar is None and not isinstance(declared, typer.models.ArgumentInfo):
-            declared.envvar = f"OFFRAMP_{field.name.upper()}"
-        default = field.default
-        if default is MISSING:
-            default = inspect.Parameter.empty if field.default_factory is MISSING else field.default_factory()
-        parameters.append(
-            inspect.Parameter(field.name, inspect.Parameter.KEYWORD_ONLY, default=default, annotation=hints[field.name])
-        )
-    return inspect.Signature(parameters)
+            declared.envvar = f"OFFRAMP_{name.upper()}"
+    return signature
 
 
 @command(TrainOptions)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -76,7 +77,7 @@ def count_cost(config: ModelConfig) -> NetworkCost:
     )
 
 
-def _counter(counts: dict[nn.Module, int], part: nn.Module):  # type: ignore[no-untyped-def]
+def _counter(counts: dict[nn.Module, int], part: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
     def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
         if isinstance(layer, nn.Conv2d):
             taps = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
