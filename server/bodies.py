@@ -109,7 +109,9 @@ def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max
 def _parse_raw(media_type: str, body: bytes) -> Submission:
     found = image_format(body)
     if media_type in SAID_NOTHING and found is None:
-        raise _unsupported(f"the body is no picture, and its Content-Type is {media_type or 'missing'}")
+        raise _unsupported(
+            "the body is not a JPEG, PNG, WebP, BMP or GIF picture (with curl: --data-binary @FILE, not -d)"
+        )
     if media_type not in (*SAID_NOTHING, ANY, *MEDIA_TYPES):
         raise _unsupported(f"the media type {media_type[:80]!r} is not supported")
     declared = MEDIA_TYPES.get(media_type)

@@ -91,7 +91,7 @@ class Trainer:
         self.seed = seed
         self.checkpoint = checkpoint
         self.identity = {
-            "recipe": repr(recipe),
+            "recipe": asdict(recipe),
             "model": asdict(net.config),
             "seed": seed,
             **(identity or {}),
@@ -209,6 +209,9 @@ class Trainer:
         for key, ours in reversed(self.identity.items()):
             theirs = identity.get(key)
             if theirs != ours:
+                if isinstance(ours, dict) and isinstance(theirs, dict):
+                    field = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
+                    key, theirs, ours = f"{key} {field}", theirs.get(field), ours.get(field)
                 raise CheckpointError(
                     f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
                     "give the same options to resume, or another --output to start anew"

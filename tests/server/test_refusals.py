@@ -287,8 +287,8 @@ async def test_an_empty_body_is_refused(site, content_type):
     [
         ("text/plain", b"hello", "text/plain"),
         ("image/tiff", b"II*\x00", "image/tiff"),
-        (None, b"hello", "missing"),
-        ("application/x-www-form-urlencoded", b"a=b", "no picture"),
+        (None, b"hello", "--data-binary"),
+        ("application/x-www-form-urlencoded", b"a=b", "is not a JPEG"),
         ("image/jpeg", b"this is a text named .jpg", "image 0 is not a JPEG"),
         ("application/octet-stream", b"BM is how this text begins", "image 0 is not"),
         ("image/png", b"\x00" * 100, "image 0 is not"),

@@ -144,6 +144,19 @@ def test_a_broken_picture_is_named(tmp_path: Path, how: str, memory_limit_bytes:
         walk_all(load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=memory_limit_bytes))
 
 
+def test_all_broken_pictures_are_named_at_once_ten_at_most(tmp_path: Path) -> None:
+    write_part(tmp_path, 5)
+    pictures = read_image_folder(tmp_path, PREPROCESSING, 0).train
+    for path in pictures.paths:
+        break_picture(path, "text")
+    with pytest.raises(DataError) as error:
+        decode_all(pictures)
+    said = str(error.value)
+    assert said.startswith(f"{len(pictures)} pictures cannot be decoded:")
+    assert [str(path) in said for path in pictures.paths] == [True] * 10 + [False] * (len(pictures) - 10)
+    assert f"and {len(pictures) - 10} more" in said
+
+
 def walk_all(splits: Splits) -> None:
     for part in (splits.train, splits.calibration, splits.test):
         for _ in Batches(part, 1, torch.device("cpu"), shuffle=False, drop_last=False).epoch():

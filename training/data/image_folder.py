@@ -17,6 +17,7 @@ from training.data.image_set import FolderSet, ImageSet
 from training.data.stratify import fraction_count, stratified_holdout
 
 TEST_FRACTION = 0.1
+MOST_NAMED = 10
 TEST_FOLDERS = ("test", "val")
 EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
 
@@ -53,20 +54,29 @@ def read_image_folder(root: Path, preprocessing: Preprocessing, seed: int) -> Fo
 
 
 def decode_all(pictures: FolderSet) -> ImageSet:
-    """Decode every picture into memory, on all cores. Raises DataError naming the first broken file."""
+    """Decode every picture into memory, on all cores. Raises DataError naming the broken files, ten at most."""
     size = pictures.preprocessing.size
     images_NHWC = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
 
-    def decode_into(index: int) -> None:
-        images_NHWC[index] = decode_picture(pictures.root / pictures.names[index], pictures.preprocessing)
+    def decode_into(index: int) -> DataError | None:
+        try:
+            images_NHWC[index] = decode_picture(pictures.root / pictures.names[index], pictures.preprocessing)
+        except DataError as error:
+            return error
+        return None
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        for _ in pool.map(decode_into, range(len(pictures))):
-            pass
+        broken = [error for error in pool.map(decode_into, range(len(pictures))) if error is not None]
     finally:
-        # A broken picture ends the loading at once, without decoding all that were queued behind it.
+        # Ctrl-C ends the loading at once, without decoding all that are queued.
         pool.shutdown(cancel_futures=True)
+    if len(broken) == 1:
+        raise broken[0]
+    if broken:
+        named = "\n".join(f"  {error}" for error in broken[:MOST_NAMED])
+        more = f"\n  and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
+        raise DataError(f"{len(broken)} pictures cannot be decoded:\n{named}{more}")
     return ImageSet(images_NHWC, pictures.labels_N, pictures.class_names)
 
 
