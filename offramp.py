@@ -78,6 +78,7 @@ def train(options: TrainOptions) -> None:
     offramp train photos/ --input-size 64 --output runs/photos --resume
     """
     from training.finish import finish
+    from training.progress import progress_display
     from training.run import prepare
     from training.run import train as train_run
 
@@ -85,8 +86,6 @@ def train(options: TrainOptions) -> None:
     typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {run.trainer.device}")
     if options.resume:
         typer.echo(f"resuming: {run.trainer.epoch} of {run.trainer.recipe.epochs} epochs are done")
-    from training.progress import progress_display
-
     try:
         with progress_display(run) as display:
             train_run(run, display.epoch, display.step)

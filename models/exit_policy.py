@@ -122,3 +122,9 @@ def exits_taken(confidence_NK: npt.NDArray[np.float32], rule: ExitRule) -> npt.N
     """The exit (1..K) at which each of N pictures leaves, from its confidence at every exit."""
     first_N: npt.NDArray[np.int64] = leaves(confidence_NK, rule.limits).argmax(axis=1) + 1
     return first_N
+
+
+def ranking(probabilities_C: npt.NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
+    """The `top_k` most probable classes, falling: (class id, probability); of equals the lower id first, as argmax."""
+    order = np.argsort(-probabilities_C, kind="stable")[:top_k]
+    return [(int(class_id), float(probabilities_C[class_id])) for class_id in order]

@@ -7,9 +7,9 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 from starlette.responses import Response
 
+from models.exit_policy import ranking
 from server.engine.request import Answer
 from server.images import MEDIA_TYPES
 from server.parameters import Terms
@@ -126,6 +126,4 @@ def _prediction(served: ServedModel, terms: Terms, answer: Answer) -> dict[str, 
 def _most_probable(answer: Answer, top_k: int) -> list[tuple[int, float]]:
     if top_k == 1:
         return [(answer.class_id, answer.confidence)]
-    # Stable, so that equal probabilities keep the order by which class_id was chosen.
-    order = np.argsort(-answer.probabilities_C, kind="stable")[:top_k]
-    return [(int(class_id), float(answer.probabilities_C[class_id])) for class_id in order]
+    return ranking(answer.probabilities_C, top_k)

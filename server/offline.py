@@ -11,13 +11,12 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.exit_policy import ExitReason, ExitRule, leaves
+from models.exit_policy import ExitReason, ExitRule, leaves, ranking
 from models.preprocess import DECODE_ERRORS, Preprocessing
 from server.engine.errors import InferenceFailed
 from server.engine.runners.runner import Runner
 
 Picture = npt.NDArray[np.uint8]
-Ranking = list[tuple[int, float]]
 
 
 @dataclass(frozen=True)
@@ -26,7 +25,7 @@ class Prediction:
 
     exit: int
     reason: ExitReason
-    ranking: Ranking
+    ranking: list[tuple[int, float]]
 
 
 def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
@@ -44,9 +43,7 @@ def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
         if leaves(confidence, rule.limits[exit - 1]):
             break
         states = [output.states[0]]
-    order = np.argsort(-probabilities_C, kind="stable")
-    ranking = [(int(class_id), float(probabilities_C[class_id])) for class_id in order]
-    return Prediction(exit, rule.reason(exit, float(confidence)), ranking)
+    return Prediction(exit, rule.reason(exit, float(confidence)), ranking(probabilities_C, len(probabilities_C)))
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> Picture:
