@@ -137,7 +137,7 @@ def load_bundle(path: Path) -> Bundle:
     """
     description = _read_description(path / DESCRIPTION)
     try:
-        config = ModelConfig(**description["config"])
+        config = ModelConfig(**_tuples(description["config"]))
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
         calibration = Calibration(**_tuples(description["calibration"]))
         _check_labels(description["labels"], config)
@@ -246,4 +246,4 @@ def _load_weights(net: MultiExitNet, path: Path) -> None:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in values.items()}
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in dict(**values).items()}

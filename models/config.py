@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, get_args
 
 Stem = Literal["cifar", "imagenet"]
+HeadKind = Literal["journal", "scan", "light"]
 
 LARGEST_CIFAR_STEM_INPUT = 96
 
@@ -20,6 +21,9 @@ class ModelConfig:
     input_size: side of the square input in pixels.
     stem: "cifar" (3x3, no pooling) or "imagenet" (7x7 stride 2, max-pool). "auto" is resolved at once:
         inputs up to 96 pixels get the CIFAR stem.
+    head: what stands behind every stage but the last: a name of `models.heads.HEADS`.
+    exits: the backbone's stages (1-based, rising) that have an exit; stages between two exits run as one. The last
+        stage always has one. Empty: an exit behind every stage; only the last: the plain network.
     """
 
     architecture: str
@@ -27,6 +31,8 @@ class ModelConfig:
     width: int = 64
     input_size: int = 32
     stem: Stem | Literal["auto"] = "auto"
+    head: HeadKind = "journal"
+    exits: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -40,3 +46,7 @@ class ModelConfig:
             object.__setattr__(self, "stem", stem)
         if self.stem not in get_args(Stem):
             raise ValueError(f"stem {self.stem!r} is unknown: choose 'cifar', 'imagenet' or 'auto'")
+        if self.head not in get_args(HeadKind):
+            raise ValueError(f"head {self.head!r} is unknown: choose one of {', '.join(get_args(HeadKind))}")
+        if list(self.exits) != sorted(set(self.exits)) or (self.exits and self.exits[0] < 1):
+            raise ValueError(f"exits {list(self.exits)} are not stages in rising order: give numbers such as 1, 2, 4")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from itertools import pairwise
 
 import torch
@@ -68,6 +69,11 @@ class Head(nn.Module, ABC):
 
     classifier: nn.Linear
 
+    @property
+    def embedding_size(self) -> int:
+        """D, the width of the embedding."""
+        return self.classifier.in_features
+
     @abstractmethod
     def embed(self, features_BCHW: Tensor) -> Tensor:
         """The pooled embedding (B, D) in front of the classifier."""
@@ -95,6 +101,9 @@ class ShallowHead(Head):
         masked = features_BCHW * self.attention(features_BCHW)
         reduced: Tensor = self.reduce(masked)
         return reduced.mean(dim=(2, 3))
+
+
+HEADS: dict[str, Callable[[list[int], int], Head]] = {"journal": ShallowHead}
 
 
 class FinalHead(Head):

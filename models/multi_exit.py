@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from difflib import get_close_matches
+from itertools import pairwise
 from typing import NamedTuple
 
 import torch
@@ -10,7 +12,7 @@ from torch import Tensor, nn
 
 from models.backbones import BACKBONES
 from models.config import ModelConfig
-from models.heads import FinalHead, ShallowHead
+from models.heads import HEADS, FinalHead
 
 
 class ExitOutputs(NamedTuple):
@@ -36,11 +38,16 @@ class MultiExitNet(nn.Module):
             )
         self.config = config
         backbone = BACKBONES[config.architecture](config)
-        self.stages = nn.ModuleList(backbone.stages)
-        self.heads = nn.ModuleList(
-            [ShallowHead(backbone.channels[k:], config.num_classes) for k in range(len(backbone.stages) - 1)]
-        )
-        self.heads.append(FinalHead(backbone.channels[-1], config.num_classes))
+        exits = config.exits or tuple(range(1, len(backbone.stages) + 1))
+        if exits[-1] != len(backbone.stages):
+            raise ValueError(
+                f"exits {list(exits)} do not fit {config.architecture}: it has {len(backbone.stages)} stages, "
+                f"and the last exit is stage {len(backbone.stages)}"
+            )
+        head = HEADS[config.head]
+        self.stages = nn.ModuleList(_joined(backbone.stages[before:after]) for before, after in pairwise((0, *exits)))
+        self.heads = nn.ModuleList(head(list(backbone.channels[k - 1 :]), config.num_classes) for k in exits[:-1])
+        self.heads.append(backbone.classifier or FinalHead(backbone.channels[-1], config.num_classes))
         self.apply(_initialise)
 
     @property
@@ -49,11 +56,9 @@ class MultiExitNet(nn.Module):
         return len(self.stages)
 
     @property
-    def embedding_size(self) -> int:
-        """D, the width of every exit's embedding."""
-        last = self.heads[-1]
-        assert isinstance(last, FinalHead)
-        return last.classifier.in_features
+    def embedding_sizes(self) -> tuple[int, ...]:
+        """D of every exit: the width of its embedding, in front of its linear classifier."""
+        return tuple(head.embedding_size for head in self.heads)  # type: ignore[misc]
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
         """Stage 1..K on its input -> (features for the next stage (B, C, H', W'), logits of this exit (B, classes))."""
@@ -73,6 +78,10 @@ class MultiExitNet(nn.Module):
         features_BCHW = self.stages[stage - 1](x_BCHW)
         embedding_BD, logits_BC = self.heads[stage - 1](features_BCHW)
         return features_BCHW, embedding_BD, logits_BC
+
+
+def _joined(stages: Sequence[nn.Module]) -> nn.Module:
+    return stages[0] if len(stages) == 1 else nn.Sequential(*stages)
 
 
 def _initialise(module: nn.Module) -> None:

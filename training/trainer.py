@@ -96,7 +96,7 @@ class Trainer:
             "seed": seed,
             **(identity or {}),
         }
-        width = net.embedding_size
+        width = net.embedding_sizes[-1]
         exits = recipe.feature_exits if recipe.beta else ()
         if any(not 1 <= exit < net.num_exits for exit in exits):
             raise ValueError(f"feature_exits {exits} is out of range: give exits of 1 to {net.num_exits - 1}")

@@ -2,14 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from torch import nn
 
+from models.heads import Head
+
 
 @dataclass(frozen=True)
 class Backbone:
-    """stages: modules run one after another, (B, C, H, W) each; channels: the width leaving each stage."""
+    """A network cut where exits may be.
 
-    stages: list[nn.Sequential]
-    channels: list[int]
+    stages: modules run one after another, (B, C, H, W) each; channels: the width leaving each stage.
+    classifier: the network's own last head; None for average pool and a linear layer on `channels[-1]`.
+    """
+
+    stages: Sequence[nn.Module]
+    channels: Sequence[int]
+    classifier: Head | None = None

@@ -198,7 +198,7 @@ def test_every_field_is_needed(saved_bundle: Path) -> None:
         ("threshold", "high", "could not convert"),
         ("calibration", {"temperatures": [1, 1, 1], "carries": [0, 0, 0]}, "calibration for 3 exits"),
         ("calibration", {"temperatures": [1, 1, 1, 0], "carries": [0, 0, 0, 0]}, "temperatures (1, 1, 1, 0) are out"),
-        ("calibration", [1, 2], "has no attribute"),
+        ("calibration", [1, 2], "must be a mapping"),
         ("preprocessing", {"size": 64}, "makes pictures of 64 pixels, the network takes 32"),
         ("preprocessing", {"size": 32, "mean": ["a", "b", "c"]}, "must be real number"),
         ("preprocessing", {"size": 32, "shear": 1}, "unexpected keyword argument 'shear'"),

@@ -49,7 +49,7 @@ def test_every_architecture_works_from_building_to_bundle(
         outputs = net(x_BCHW)
         assert all(map(torch.equal, outputs.logits, by_stages(net, x_BCHW)))
         assert [tuple(logits.shape) for logits in outputs.logits] == [(2, 5)] * 4
-        assert [tuple(embedding.shape) for embedding in outputs.embeddings] == [(2, net.embedding_size)] * 4
+        assert [tuple(embedding.shape) for embedding in outputs.embeddings] == [(2, d) for d in net.embedding_sizes]
         assert all(torch.isfinite(logits).all() for logits in outputs.logits)
 
     cost = count_cost(config)
