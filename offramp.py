@@ -1,4 +1,4 @@
-"""The `offramp` command: train, evaluate, calibrate, serve, predict and bench.
+"""The `offramp` command: train, evaluate, calibrate, serve, predict, bench and paper.
 
 Options are declared once, as fields of frozen dataclasses; a field `peak_rate` becomes the flag `--peak-rate` and the
 environment variable `OFFRAMP_PEAK_RATE`. Everything heavy is imported by the command that needs it.
@@ -8,18 +8,16 @@ from __future__ import annotations
 
 import inspect
 import json
-import shlex
 from collections.abc import Callable
-from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import typer
 
-from benchmarks.options import BenchOptions
+from benchmarks.options import BenchOptions, PaperOptions
 from server.predict_options import PredictOptions
 from server.settings import Settings
-from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
+from training.options import CalibrateOptions, EvaluateOptions, TrainOptions, recorded_command
 
 if TYPE_CHECKING:
     from training.evaluate import Evaluation
@@ -77,22 +75,31 @@ def train(options: TrainOptions) -> None:
 
     offramp train photos/ --input-size 64 --output runs/photos --resume
     """
+    from models.backbones.plugins import load_backbones
+    from training.distributed import joined
     from training.finish import finish
     from training.progress import progress_display
     from training.run import prepare
     from training.run import train as train_run
 
-    run = prepare(options)
-    typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {run.trainer.device}")
-    if options.resume:
-        typer.echo(f"resuming: {run.trainer.epoch} of {run.trainer.recipe.epochs} epochs are done")
-    try:
-        with progress_display(run) as display:
-            train_run(run, display.epoch, display.step)
-    except KeyboardInterrupt:
-        typer.echo(f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True)
-        raise typer.Exit(130) from None
-    bundle, evaluation = finish(run, _command_line("train", options))
+    load_backbones(options.backbones)
+    with joined(options.device) as (world, device):
+        run = prepare(options, world, device)
+        if not world.leader:
+            train_run(run)
+            return
+        typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {device}")
+        if options.resume:
+            typer.echo(f"resuming: {run.trainer.epoch} of {run.trainer.recipe.epochs} epochs are done")
+        try:
+            with progress_display(run) as display:
+                train_run(run, display.epoch, display.step)
+        except KeyboardInterrupt:
+            typer.echo(
+                f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True
+            )
+            raise typer.Exit(130) from None
+    bundle, evaluation = finish(run, recorded_command("train", options))
     _warn_of_few(len(run.splits.calibration))
     _print_evaluation(evaluation)
     folder = options.output / "bundle"
@@ -106,15 +113,18 @@ def evaluate(options: EvaluateOptions) -> None:
 
     offramp evaluate runs/cifar100/bundle cifar100 --data-root data --output runs/cifar100/evaluation
     """
+    from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle
     from models.cost import count_cost
     from models.device import choose_device
+    from training.build import check_labels
     from training.data import Batches, load_splits
     from training.evaluate import collect_logits
     from training.evaluate import evaluate as judge
-    from training.run import check_labels, check_precision
+    from training.run import check_precision
     from training.trainer import resolve_precision
 
+    load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
     device = choose_device(options.device)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
@@ -134,12 +144,14 @@ def calibrate(options: CalibrateOptions) -> None:
 
     offramp calibrate runs/cifar100/bundle cifar100 --data-root data
     """
+    from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle, save_bundle
     from models.device import choose_device
+    from training.build import check_labels
     from training.data import Batches, load_splits
     from training.finish import card, recalibrated
-    from training.run import check_labels
 
+    load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
@@ -180,6 +192,7 @@ def predict(options: PredictOptions) -> None:
 
     offramp predict photo.jpg --threshold 0.8
     """
+    from models.backbones.plugins import load_backbones
     from models.bundle import EMBEDDED, load_bundle
     from models.cost import count_cost
     from models.device import choose_device
@@ -189,6 +202,7 @@ def predict(options: PredictOptions) -> None:
     from server.offline import predict as run
     from server.offline import read_picture
 
+    load_backbones(options.backbones)
     bundle = load_bundle(options.model or EMBEDDED)
     cost = count_cost(bundle.config)
     runner = TorchRunner(bundle, choose_device(options.device))
@@ -224,6 +238,17 @@ def bench(options: BenchOptions) -> None:
     run(options)
 
 
+@command(PaperOptions)
+def paper(options: PaperOptions) -> None:
+    """Train networks by several methods over several seeds, and set the table beside the published figures.
+
+    offramp paper --data-root data --architectures resnet18 --seeds 0,1,2 --hours 8
+    """
+    from benchmarks.paper import run
+
+    run(options)
+
+
 def _warn_of_few(calibration_pictures: int) -> None:
     if calibration_pictures < FEW_PICTURES:
         typer.secho(
@@ -234,28 +259,14 @@ def _warn_of_few(calibration_pictures: int) -> None:
         )
 
 
-def _command_line(name: str, options: Any) -> str:
-    """The command that makes it anew, wherever its options came from: all that differ from the defaults.
-
-    Without --data-root and --resume, which say where and how often something ran, not what was made.
-    """
-    words = ["offramp", name]
-    for field in fields(options):
-        value = getattr(options, field.name)
-        if field.default is MISSING and field.name in ("dataset", "bundle"):
-            words.append(str(value))
-        elif field.name not in ("data_root", "resume") and value != field.default:
-            words += [f"--{field.name.replace('_', '-')}", str(value)]
-    return shlex.join(words)
-
-
 def _print_evaluation(evaluation: Evaluation) -> None:
     from rich.console import Console
     from rich.markdown import Markdown
 
-    from training.report import exits_table, thresholds_table
+    from training.report import exits_table, overthinking_table, thresholds_table
 
-    tables = f"{exits_table(evaluation)}\n\n{thresholds_table(evaluation)}"
+    parts = (exits_table(evaluation), overthinking_table(evaluation), thresholds_table(evaluation))
+    tables = "\n\n".join(part for part in parts if part)
     console = Console()
     if console.is_terminal:
         console.print(Markdown(tables))

@@ -1,4 +1,4 @@
-"""The options of `offramp bench` and of the accuracy check: each declared once for flag, environment and help.
+"""The options of `offramp bench`, `offramp paper` and the accuracy check: declared once for flag, environment, help.
 
 The command line derives `--server-threads` and `OFFRAMP_SERVER_THREADS` from a field named `server_threads`. Imports
 neither torch nor an HTTP library, so that `--help` answers at once.
@@ -83,3 +83,38 @@ class AccuracyOptions:
 
     def __post_init__(self) -> None:
         parse_thresholds(self.thresholds)
+
+
+@dataclass(frozen=True)
+class PaperOptions:
+    """Options of `offramp paper`. Raises ValueError for lists that are none."""
+
+    dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or a folder of pictures.")] = "cifar100"
+    data_root: DataRoot = Path("data")
+    runs: Annotated[Path, typer.Option(help="Folder of the runs; what is finished there is not trained again.")] = Path(
+        "runs/paper"
+    )
+    architectures: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18"
+    width: Annotated[int | None, typer.Option(min=4, help="Channels of the stem; default: the architecture's.")] = None
+    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
+    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; three at least to tell methods apart.")] = (
+        "0,1,2"
+    )
+    recipe: Annotated[str, typer.Option(help="Length, schedule and augmentation, the same for every method.")] = "fast"
+    epochs: Annotated[int | None, typer.Option(min=1, help="Length of each run; default: the recipe's.")] = None
+    hours: Annotated[
+        float, typer.Option(min=0, help="Stop training after this long; the next call goes on. 0: when all is done.")
+    ] = 0.0
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
+    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16 (autocast).")] = "auto"
+    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = Path(
+        "benchmarks/results/paper.json"
+    )
+
+    def __post_init__(self) -> None:
+        for name in ("architectures", "methods", "seeds"):
+            words = getattr(self, name).split(",")
+            if not all(words) or len(set(words)) != len(words):
+                raise ValueError(f"{name} {getattr(self, name)!r}: give each once, separated by commas")
+        if not all(seed.isdecimal() for seed in self.seeds.split(",")):
+            raise ValueError(f"seeds {self.seeds!r}: give whole numbers, separated by commas")

@@ -13,9 +13,9 @@ import torch
 from benchmarks.load import Record
 from models.bundle import Bundle
 from models.exit_policy import ExitRule, exits_taken
+from training.build import check_labels
 from training.data import Batches, load_splits
 from training.evaluate import calibrated, collect_logits
-from training.run import check_labels
 
 BATCH_SIZE = 256
 

@@ -246,4 +246,9 @@ def _load_weights(net: MultiExitNet, path: Path) -> None:
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in dict(**values).items()}
+    return {name: _tuple(value) for name, value in dict(**values).items()}
+
+
+def _tuple(value: Any, depth: int = 3) -> Any:
+    # As deep as any field is: an edited file may nest lists deeper than Python recurses.
+    return tuple(_tuple(item, depth - 1) for item in value) if isinstance(value, list) and depth else value

@@ -7,6 +7,7 @@ from typing import Literal, get_args
 
 Stem = Literal["cifar", "imagenet"]
 HeadKind = Literal["journal", "scan", "light"]
+LayerShapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 LARGEST_CIFAR_STEM_INPUT = 96
 
@@ -17,13 +18,15 @@ class ModelConfig:
 
     architecture: a name of `models.backbones.BACKBONES`, such as "resnet18".
     num_classes: classes of every head.
-    width: channels of the first stage; 64 is the papers' network, 32 a quarter of its cost.
+    width: channels of the stem, which scale the whole network; `models.backbones.standard_width` gives the papers',
+        64 for a ResNet. Half the width is about a quarter of the cost.
     input_size: side of the square input in pixels.
     stem: "cifar" (3x3, no pooling) or "imagenet" (7x7 stride 2, max-pool). "auto" is resolved at once:
         inputs up to 96 pixels get the CIFAR stem.
     head: what stands behind every stage but the last: a name of `models.heads.HEADS`.
     exits: the backbone's stages (1-based, rising) that have an exit; stages between two exits run as one. The last
         stage always has one. Empty: an exit behind every stage; only the last: the plain network.
+    shapes: (layer, shape of its weight) of every layer that pruning made smaller; empty for an unpruned network.
     """
 
     architecture: str
@@ -33,6 +36,7 @@ class ModelConfig:
     stem: Stem | Literal["auto"] = "auto"
     head: HeadKind = "journal"
     exits: tuple[int, ...] = ()
+    shapes: LayerShapes = ()
 
     def __post_init__(self) -> None:
         if self.num_classes < 2:
@@ -50,3 +54,16 @@ class ModelConfig:
             raise ValueError(f"head {self.head!r} is unknown: choose one of {', '.join(get_args(HeadKind))}")
         if list(self.exits) != sorted(set(self.exits)) or (self.exits and self.exits[0] < 1):
             raise ValueError(f"exits {list(self.exits)} are not stages in rising order: give numbers such as 1, 2, 4")
+        _check_shapes(self.shapes)
+
+
+def _check_shapes(shapes: object) -> None:
+    if not isinstance(shapes, tuple):
+        raise ValueError(f"shapes is a {type(shapes).__name__}: give pairs of a layer's name and its weight's shape")
+    for entry in shapes:
+        match entry:
+            case (str(), tuple(sizes)) if all(isinstance(size, int) for size in sizes):
+                continue
+        raise ValueError(f"shapes: {entry!r} is no pair of a layer's name and its weight's shape")
+    if len({name for name, _ in shapes}) < len(shapes):
+        raise ValueError("shapes names a layer twice: give one shape a layer")

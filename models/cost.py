@@ -65,7 +65,7 @@ def count_cost(config: ModelConfig) -> NetworkCost:
     counts = dict.fromkeys([*net.stages, *net.heads], 0)
     for part in counts:
         for layer in part.modules():
-            if isinstance(layer, nn.Conv2d | nn.Linear):
+            if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
                 layer.register_forward_hook(_counter(counts, part))
     with torch.no_grad():
         net(x)
@@ -82,6 +82,9 @@ def _counter(counts: dict[nn.Module, int], part: nn.Module) -> Callable[[nn.Modu
         if isinstance(layer, nn.Conv2d):
             taps = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
             counts[part] += output.numel() * taps
+        elif isinstance(layer, nn.ConvTranspose2d):
+            taps = layer.out_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
+            counts[part] += inputs[0].numel() * taps
         elif isinstance(layer, nn.Linear):
             counts[part] += output.numel() * layer.in_features
 

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from difflib import get_close_matches
+from copy import deepcopy
 from itertools import pairwise
 from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BACKBONES
+from models.backbones import find_architecture
 from models.config import ModelConfig
 from models.heads import HEADS, FinalHead
+from models.resize import resize
 
 
 class ExitOutputs(NamedTuple):
@@ -30,14 +31,8 @@ class MultiExitNet(nn.Module):
 
     def __init__(self, config: ModelConfig) -> None:
         super().__init__()
-        if config.architecture not in BACKBONES:
-            near = get_close_matches(config.architecture, BACKBONES, n=1)
-            hint = f"did you mean {near[0]!r}? " if near else ""
-            raise ValueError(
-                f"architecture {config.architecture!r} is unknown: {hint}choose one of {', '.join(BACKBONES)}"
-            )
         self.config = config
-        backbone = BACKBONES[config.architecture](config)
+        backbone = find_architecture(config.architecture).build(config)
         exits = config.exits or tuple(range(1, len(backbone.stages) + 1))
         if exits[-1] != len(backbone.stages):
             raise ValueError(
@@ -48,7 +43,11 @@ class MultiExitNet(nn.Module):
         self.stages = nn.ModuleList(_joined(backbone.stages[before:after]) for before, after in pairwise((0, *exits)))
         self.heads = nn.ModuleList(head(list(backbone.channels[k - 1 :]), config.num_classes) for k in exits[:-1])
         self.heads.append(backbone.classifier or FinalHead(backbone.channels[-1], config.num_classes))
-        self.apply(_initialise)
+        resize(self, config.shapes)
+        drawn_anew = self.heads[:-1] if backbone.initialised else self
+        drawn_anew.apply(_initialise)
+        if config.shapes:
+            self._check_shapes()
 
     @property
     def num_exits(self) -> int:
@@ -73,6 +72,24 @@ class MultiExitNet(nn.Module):
             outputs.logits.append(logits_BC)
             outputs.embeddings.append(embedding_BD)
         return outputs
+
+    def forward_last(self, x_BCHW: Tensor) -> ExitOutputs:
+        """Run all stages, answering at the deepest exit alone."""
+        for stage in self.stages:
+            x_BCHW = stage(x_BCHW)
+        embedding_BD, logits_BC = self.heads[-1](x_BCHW)
+        return ExitOutputs([logits_BC], [embedding_BD])
+
+    def _check_shapes(self) -> None:
+        size, expected = self.config.input_size, (1, self.config.num_classes)
+        try:
+            # On torch's meta device, where shapes are followed and nothing is computed.
+            with torch.no_grad():
+                outputs = deepcopy(self).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
+        except RuntimeError as error:
+            raise ValueError(f"shapes do not fit together: {error}") from error
+        if any(tuple(logits_BC.shape) != expected for logits_BC in outputs.logits):
+            raise ValueError(f"shapes leave a classifier without its {self.config.num_classes} classes")
 
     def _step(self, stage: int, x_BCHW: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         features_BCHW = self.stages[stage - 1](x_BCHW)

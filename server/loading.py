@@ -6,6 +6,7 @@ from pathlib import Path
 
 import torch
 
+from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, load_bundle
 from models.cost import count_cost
 from models.device import choose_device
@@ -17,10 +18,11 @@ from server.settings import Settings
 
 
 def load_registry(settings: Settings, metrics: Metrics) -> Registry:
-    """Load every bundle and put it before an engine, not yet started.
+    """Load networks of one's own and every bundle, and put each bundle before an engine, not yet started.
 
-    Raises ValueError (BundleError among them) that names the bundle or device and what is wrong with it.
+    Raises ValueError (BundleError among them) that names the module, bundle or device and what is wrong with it.
     """
+    load_backbones(settings.backbones)
     device = choose_device(settings.device)
     if settings.threads:
         torch.set_num_threads(settings.threads)

@@ -18,6 +18,9 @@ class PredictOptions:
         Path | None,
         typer.Option(help="The bundle's folder; default: the embedded model.", envvar="OFFRAMP_PREDICT_MODEL"),
     ] = None
+    backbones: Annotated[
+        str, typer.Option(help="Networks of your own: a Python file or module, or several with commas between.")
+    ] = ""
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Answer at the first exit this confident; default: the bundle's.")
     ] = None

@@ -25,6 +25,9 @@ class Settings:
             help="Folder of a bundle; repeat it for several, the first is the default. Default: the embedded one."
         ),
     ] = None
+    backbones: Annotated[
+        str, typer.Option(help="Networks of your own: a Python file or module, or several with commas between.")
+    ] = ""
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -21,3 +23,19 @@ def data_root() -> Path:
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(reason)
     pytest.skip(reason)
+
+
+@pytest.fixture
+def own_networks() -> Iterator[None]:
+    """Leaves the process without the networks, modules and search paths that a test loaded."""
+    from models.backbones import BACKBONES
+
+    backbones, paths, modules = dict(BACKBONES), list(sys.path), set(sys.modules)
+    yield
+    BACKBONES.clear()
+    BACKBONES.update(backbones)
+    added = set(sys.path) - set(paths)
+    sys.path[:] = paths
+    for name in set(sys.modules) - modules:
+        if str(Path(getattr(sys.modules[name], "__file__", None) or "").parent) in added:
+            del sys.modules[name]

@@ -1,8 +1,8 @@
 """Augmentation of whole batches on the device they live on, drawn from one generator.
 
-Everything takes and returns uint8 images, B×C×H×W, and treats each sample on its own: crop, flip, a learned
-policy (`training.augment_policies`), cutout. The generator must live on the device of the images; the same
-seed, batch and device give the same result.
+Everything takes and returns uint8 images, B×C×H×W, and treats each sample on its own: crop, flip, a policy
+(`training.augment_policies`), cutout, erasing (`training.augment_boxes`). The generator must live on the device
+of the images; the same seed, batch and device give the same result.
 """
 
 from __future__ import annotations
@@ -13,10 +13,13 @@ from typing import Literal, get_args
 import torch
 from torch import Tensor
 
+from training.augment_boxes import Range, check_area, random_erase, random_resized_crop
 from training.augment_ops import Colour, check_colour, check_images, colour_1C11, memory_format_of
-from training.augment_policies import auto_augment, trivial_augment
+from training.augment_policies import auto_augment, check_rand, rand_augment, trivial_augment
 
-Policy = Literal["none", "auto", "trivial"]
+Policy = Literal["none", "auto", "auto_imagenet", "rand", "trivial"]
+CropBorder = Literal["fill", "reflect"]
+EraseFill = Literal["noise", "mean"]
 
 
 def _padded(images_BCHW: Tensor, padding: int, fill: int | Colour | Literal["reflect"]) -> Tensor:
@@ -108,15 +111,23 @@ def _hidden_interval(batch: int, length: int, size: int, generator: torch.Genera
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to each training image, in this order: crop, flip, policy, cutout.
+    """What is done to each training image, in this order: crop, flip, policy, cutout, erasing.
 
-    crop_padding  pixels added on each side before the random crop; 0 for no crop
-    flip          mirror left to right with probability one half
-    policy        "none", "auto" (AutoAugment for CIFAR-10) or "trivial" (TrivialAugment wide)
-    cutout        side of the hidden square in pixels; 0 for none
-    fill          colour of the pixels that come in from outside the image
-    mean_colour   colour of the hidden square: the mean of the data set (default CIFAR-100), so that it is
-                  zero after normalisation
+    crop_padding     pixels added on each side before the random crop; 0 for no crop
+    flip             mirror left to right with probability one half
+    policy           "none", "auto" (AutoAugment for CIFAR-10), "auto_imagenet" (AutoAugment for ImageNet),
+                     "rand" (RandAugment) or "trivial" (TrivialAugment wide)
+    cutout           side of the hidden square in pixels; 0 for none
+    fill             colour of the pixels that come in from outside the image
+    mean_colour      colour of the hidden square: the mean of the data set (default CIFAR-100), so that it is
+                     zero after normalisation
+    rand_operations  how many operations "rand" gives each image
+    rand_magnitude   their strength, 0 to 20; 10 is the strongest of AutoAugment
+    erase            probability of random erasing; 0 for none
+    erase_fill       what the erased box gets: "noise" (random pixels) or "mean" (mean_colour)
+    crop_border      what the crop pads with: "fill" or "reflect" (the mirrored image)
+    resized_crop     range of the share of the area that is cropped and enlarged to the whole, in place of the
+                     padded crop (crop_padding 0); (0.08, 1) is usual for ImageNet; None for none
 
     Raises ValueError for a value out of range.
     """
@@ -127,24 +138,63 @@ class Augmentation:
     cutout: int = 0
     fill: tuple[int, int, int] = (128, 128, 128)
     mean_colour: tuple[int, int, int] = (129, 124, 112)
+    rand_operations: int = 2
+    rand_magnitude: int = 9
+    erase: float = 0.0
+    erase_fill: EraseFill = "noise"
+    crop_border: CropBorder = "fill"
+    resized_crop: Range | None = None
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
             raise ValueError(f"crop_padding is {self.crop_padding} pixels; give 0 (no crop) or more, for example 4")
-        if self.policy not in get_args(Policy):
-            raise ValueError(f"policy is {self.policy!r}; give one of {', '.join(get_args(Policy))}")
+        for name, choices in (("policy", Policy), ("erase_fill", EraseFill), ("crop_border", CropBorder)):
+            if getattr(self, name) not in get_args(choices):
+                raise ValueError(f"{name} is {getattr(self, name)!r}; give one of {', '.join(get_args(choices))}")
         if self.cutout < 0:
             raise ValueError(f"cutout is {self.cutout} pixels; give 0 (none) or more, for example 16")
         check_colour("fill", self.fill)
         check_colour("mean_colour", self.mean_colour)
+        check_rand(self.rand_operations, self.rand_magnitude)
+        if not 0.0 <= self.erase <= 1.0:
+            raise ValueError(f"erase is {self.erase}; give a probability of 0 (none) to 1, for example 0.25")
+        if self.resized_crop is not None:
+            check_area("resized_crop", self.resized_crop)
+            if self.crop_padding:
+                raise ValueError(
+                    f"resized_crop {self.resized_crop} takes the place of the padded crop, but crop_padding is "
+                    f"{self.crop_padding}; set one of them to None or 0"
+                )
 
     def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Augment a uint8 batch; the generator lives on its device. The input is left as it is."""
-        images_BCHW = random_crop(images_BCHW, self.crop_padding, generator, self.fill)
+        if self.resized_crop is not None:
+            images_BCHW = random_resized_crop(images_BCHW, self.resized_crop, generator)
+        else:
+            border = self.fill if self.crop_border == "fill" else self.crop_border
+            images_BCHW = random_crop(images_BCHW, self.crop_padding, generator, border)
         if self.flip:
             images_BCHW = random_flip(images_BCHW, generator)
-        if self.policy == "auto":
-            images_BCHW = auto_augment(images_BCHW, generator, self.fill)
-        elif self.policy == "trivial":
-            images_BCHW = trivial_augment(images_BCHW, generator, self.fill)
-        return cutout(images_BCHW, self.cutout, generator, self.mean_colour)
+        images_BCHW = self._by_policy(images_BCHW, generator)
+        images_BCHW = cutout(images_BCHW, self.cutout, generator, self.mean_colour)
+        erased = self.mean_colour if self.erase_fill == "mean" else self.erase_fill
+        return random_erase(images_BCHW, self.erase, generator, erased)
+
+    def _by_policy(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+        match self.policy:
+            case "auto":
+                return auto_augment(images_BCHW, generator, self.fill)
+            case "auto_imagenet":
+                return auto_augment(images_BCHW, generator, self.fill, searched="imagenet")
+            case "rand":
+                return rand_augment(
+                    images_BCHW,
+                    generator,
+                    self.fill,
+                    operations=self.rand_operations,
+                    magnitude=self.rand_magnitude,
+                )
+            case "trivial":
+                return trivial_augment(images_BCHW, generator, self.fill)
+            case "none":
+                return images_BCHW

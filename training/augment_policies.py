@@ -1,4 +1,4 @@
-"""Learned and parameter-free augmentation policies for whole uint8 batches: AutoAugment and TrivialAugment.
+"""Augmentation policies for whole uint8 batches: AutoAugment, RandAugment and TrivialAugment.
 
 A policy draws for each sample which operations it gets and how strong; the samples of a batch are then
 grouped by operation, so that each operation runs once over all its members.
@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from training import augment_ops as ops
+from training.augment_learned import SUB_POLICIES, Searched
 from training.augment_ops import Colour, Interpolation
 
 
@@ -46,52 +47,14 @@ OPERATIONS: dict[str, Operation] = {
     "invert": lambda images_BCHW, _strength_B, _border: ops.invert(images_BCHW),
 }
 
-SIGNED = frozenset(
-    (
-        "shear_x",
-        "shear_y",
-        "translate_x",
-        "translate_y",
-        "rotate",
-        "brightness",
-        "saturation",
-        "contrast",
-        "sharpness",
-    )
-)
+GEOMETRIC = frozenset(("shear_x", "shear_y", "translate_x", "translate_y", "rotate"))
+SIGNED = GEOMETRIC | {"brightness", "saturation", "contrast", "sharpness"}
 
-# Two operations a line, each with its probability and its strength, 0 to 9 (0 where the operation has none).
-CIFAR10_SUB_POLICIES: tuple[tuple[tuple[str, float, int], tuple[str, float, int]], ...] = (
-    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
-    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
-    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
-    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
-    (("auto_contrast", 0.5, 0), ("equalize", 0.9, 0)),
-    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
-    (("saturation", 0.4, 3), ("brightness", 0.6, 7)),
-    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
-    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
-    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
-    (("saturation", 0.7, 7), ("translate_x", 0.5, 8)),
-    (("equalize", 0.3, 0), ("auto_contrast", 0.4, 0)),
-    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
-    (("brightness", 0.9, 6), ("saturation", 0.2, 8)),
-    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
-    (("equalize", 0.2, 0), ("auto_contrast", 0.6, 0)),
-    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
-    (("saturation", 0.9, 9), ("equalize", 0.6, 0)),
-    (("auto_contrast", 0.8, 0), ("solarize", 0.2, 8)),
-    (("brightness", 0.1, 3), ("saturation", 0.7, 0)),
-    (("solarize", 0.4, 5), ("auto_contrast", 0.9, 0)),
-    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
-    (("auto_contrast", 0.9, 0), ("solarize", 0.8, 3)),
-    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
-    (("translate_y", 0.7, 9), ("auto_contrast", 0.9, 0)),
-)
-
-# The first of OPERATIONS, in its order, so that one number means the same operation in both.
-TRIVIAL_OPERATIONS: tuple[str, ...] = tuple(name for name in OPERATIONS if name != "invert")
+# The fourteen of TrivialAugment and of RandAugment. The first of OPERATIONS, in its order, so that one number means
+# the same operation in both.
+UNLEARNED_OPERATIONS: tuple[str, ...] = tuple(name for name in OPERATIONS if name != "invert")
 TRIVIAL_LEVELS = 31
+RAND_STRONGEST = 20
 
 
 def auto_magnitudes(height: int, width: int) -> dict[str, tuple[float, ...]]:
@@ -99,15 +62,30 @@ def auto_magnitudes(height: int, width: int) -> dict[str, tuple[float, ...]]:
 
     Translations are the paper's 150 of 331 pixels at most, in proportion and in whole pixels.
     """
-    shares = [level / 9 for level in range(10)]
-    limit_px = (height * 150 / 331, width * 150 / 331)
-    return _strengths(shares, shear=0.3, down_and_across_px=limit_px, degrees=30, change=0.9, dropped_bits=4)
+    return _auto_strengths([level / 9 for level in range(10)], height, width)
+
+
+def rand_magnitudes(height: int, width: int) -> dict[str, tuple[float, ...]]:
+    """What RandAugment's strengths 0 to 20 mean for each operation on images of this size.
+
+    10 is the strongest of AutoAugment, as in the paper. Beyond it, where the paper's settings go too, only the
+    geometric operations go on growing: the others have come to their end (a factor near 0, a full inversion).
+    """
+    growing = [level / 10 for level in range(RAND_STRONGEST + 1)]
+    geometry = _auto_strengths(growing, height, width)
+    tones = _auto_strengths([min(share, 1.0) for share in growing], height, width)
+    return {name: geometry[name] if name in GEOMETRIC else tones[name] for name in OPERATIONS}
 
 
 def trivial_magnitudes() -> dict[str, tuple[float, ...]]:
     """What TrivialAugment's strengths 0 to 30 mean for each operation: its "wide" search space."""
     shares = [level / (TRIVIAL_LEVELS - 1) for level in range(TRIVIAL_LEVELS)]
     return _strengths(shares, shear=0.99, down_and_across_px=(32, 32), degrees=135, change=0.99, dropped_bits=6)
+
+
+def _auto_strengths(shares: list[float], height: int, width: int) -> dict[str, tuple[float, ...]]:
+    limit_px = (height * 150 / 331, width * 150 / 331)
+    return _strengths(shares, shear=0.3, down_and_across_px=limit_px, degrees=30, change=0.9, dropped_bits=4)
 
 
 def _strengths(
@@ -138,21 +116,58 @@ def auto_augment(
     generator: torch.Generator,
     fill: int | Colour = 128,
     interpolation: Interpolation = "nearest",
+    searched: Searched = "cifar10",
 ) -> Tensor:
-    """Give each sample one of the 25 sub-policies that AutoAugment found for CIFAR-10.
+    """Give each sample one of the 25 sub-policies that AutoAugment found on CIFAR-10 or on ImageNet.
 
     Each of its two operations happens with its own probability; geometric operations and enhancements get a
-    random sign. Source: Cubuk et al., "AutoAugment" (CVPR 2019, arXiv 1805.09501), the CIFAR-10 policy.
+    random sign. Source: Cubuk et al., "AutoAugment" (CVPR 2019, arXiv 1805.09501).
     """
     ops.check_images(images_BCHW)
     batch, _, height, width = images_BCHW.shape
     device = images_BCHW.device
-    tables = _auto_tables(height, width, device)
-    chosen_B = torch.randint(0, len(CIFAR10_SUB_POLICIES), (batch,), generator=generator, device=device)
+    tables = _auto_tables(searched, height, width, device)
+    chosen_B = torch.randint(0, len(SUB_POLICIES[searched]), (batch,), generator=generator, device=device)
     for place in range(2):
         happens_B = torch.rand(batch, generator=generator, device=device) < tables.probability_S2[chosen_B, place]
         operation_B = torch.where(happens_B, tables.operation_S2[chosen_B, place], 0)
         strength_B = _with_random_sign(operation_B, tables.strength_S2[chosen_B, place], generator)
+        images_BCHW = apply_operations(images_BCHW, operation_B, strength_B, Border(fill, interpolation))
+    return images_BCHW
+
+
+def check_rand(operations: int, magnitude: int) -> None:
+    """Raise ValueError for a number of operations or a magnitude that RandAugment does not have."""
+    if operations < 1:
+        raise ValueError(f"rand_operations is {operations}; give 1 or more (2 is usual), or another policy for none")
+    if not 0 <= magnitude <= RAND_STRONGEST:
+        raise ValueError(
+            f"rand_magnitude is {magnitude}; give 0 to {RAND_STRONGEST}, where 10 is the strongest of AutoAugment"
+        )
+
+
+def rand_augment(
+    images_BCHW: Tensor,
+    generator: torch.Generator,
+    fill: int | Colour = 128,
+    interpolation: Interpolation = "nearest",
+    *,
+    operations: int = 2,
+    magnitude: int = 9,
+) -> Tensor:
+    """Give each sample so many operations, each any of fourteen, all at one strength (`rand_magnitudes`).
+
+    Geometric operations and enhancements get a random sign. Raises ValueError for no operations or a magnitude
+    out of range. Source: Cubuk et al., "RandAugment" (NeurIPS 2020, arXiv 1909.13719).
+    """
+    ops.check_images(images_BCHW)
+    check_rand(operations, magnitude)
+    batch, _, height, width = images_BCHW.shape
+    device = images_BCHW.device
+    strength_O = _rand_table(magnitude, height, width, device)
+    for _ in range(operations):
+        operation_B = torch.randint(0, len(UNLEARNED_OPERATIONS), (batch,), generator=generator, device=device)
+        strength_B = _with_random_sign(operation_B, strength_O[operation_B], generator)
         images_BCHW = apply_operations(images_BCHW, operation_B, strength_B, Border(fill, interpolation))
     return images_BCHW
 
@@ -170,7 +185,7 @@ def trivial_augment(
     ops.check_images(images_BCHW)
     batch = images_BCHW.shape[0]
     device = images_BCHW.device
-    operation_B = torch.randint(0, len(TRIVIAL_OPERATIONS), (batch,), generator=generator, device=device)
+    operation_B = torch.randint(0, len(UNLEARNED_OPERATIONS), (batch,), generator=generator, device=device)
     level_B = torch.randint(0, TRIVIAL_LEVELS, (batch,), generator=generator, device=device)
     strength_B = _with_random_sign(operation_B, _trivial_table(device)[operation_B, level_B], generator)
     return apply_operations(images_BCHW, operation_B, strength_B, Border(fill, interpolation))
@@ -209,23 +224,29 @@ class _AutoTables:
 
 
 @lru_cache(maxsize=16)
-def _auto_tables(height: int, width: int, device: torch.device) -> _AutoTables:
+def _auto_tables(searched: Searched, height: int, width: int, device: torch.device) -> _AutoTables:
+    pairs = SUB_POLICIES[searched]
     strengths = auto_magnitudes(height, width)
     places = {name: place for place, name in enumerate(OPERATIONS)}
     return _AutoTables(
-        operation_S2=torch.tensor([[places[n] for n, _, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device),
-        probability_S2=torch.tensor([[p for _, p, _ in pair] for pair in CIFAR10_SUB_POLICIES], device=device),
+        operation_S2=torch.tensor([[places[name] for name, _, _ in pair] for pair in pairs], device=device),
+        probability_S2=torch.tensor([[probability for _, probability, _ in pair] for pair in pairs], device=device),
         strength_S2=torch.tensor(
-            [[strengths[name][level] for name, _, level in pair] for pair in CIFAR10_SUB_POLICIES],
-            device=device,
+            [[strengths[name][level] for name, _, level in pair] for pair in pairs], device=device
         ),
     )
 
 
 @lru_cache(maxsize=16)
+def _rand_table(magnitude: int, height: int, width: int, device: torch.device) -> Tensor:
+    strengths = rand_magnitudes(height, width)
+    return torch.tensor([strengths[name][magnitude] for name in UNLEARNED_OPERATIONS], device=device)
+
+
+@lru_cache(maxsize=16)
 def _trivial_table(device: torch.device) -> Tensor:
     strengths = trivial_magnitudes()
-    return torch.tensor([strengths[name] for name in TRIVIAL_OPERATIONS], device=device)
+    return torch.tensor([strengths[name] for name in UNLEARNED_OPERATIONS], device=device)
 
 
 @lru_cache(maxsize=16)

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from models.cost import NetworkCost
 from models.exit_policy import Calibration
-from training.evaluate import Answers, ExitLogits, OperatingPoint, calibrated, operating_point
+from training.evaluate import FULL_DEPTH, Answers, ExitLogits, OperatingPoint, calibrated, operating_point
 
 CARRIES = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
 TEMPERATURE_RANGE = (0.05, 20.0)
@@ -57,11 +57,13 @@ def choose_threshold(
 ) -> OperatingPoint:
     """The cheapest threshold that loses at most `tolerance` of accuracy (0..1) against full depth, on these pictures.
 
-    Every cheaper threshold may lose more: the search starts at full depth and stops at the first that does.
+    Every cheaper threshold may lose more: the search starts at full depth and stops at the first that does. With one
+    exit nothing leaves early, and the threshold is 1.
     """
-    confidence_KN, answers_KN = calibrated(outputs, calibration).max(dim=2)
-    answers = Answers(confidence_KN.T.numpy(), answers_KN.T.numpy(), outputs.labels_N.numpy())
-    best = full = operating_point(answers, cost, 1.0)
+    answers = Answers.of(calibrated(outputs, calibration), outputs.labels_N)
+    best = full = operating_point(answers, cost, FULL_DEPTH)
+    if outputs.num_exits == 1:
+        return full
     for threshold in reversed(THRESHOLDS):
         point = operating_point(answers, cost, threshold)
         if point.accuracy < full.accuracy - tolerance:

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from models.cost import NetworkCost
@@ -16,9 +17,10 @@ from models.exit_policy import Calibration, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from training.data import Batches
+from training.exit_quality import Oracle, Reliability, failure_auroc, oracle, reliability, selective_risk, settled
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
-ECE_BINS = 15
+FULL_DEPTH = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,31 +51,61 @@ def collect_logits(
     return ExitLogits(torch.cat(collected, dim=1), torch.cat(labels))
 
 
-def calibrated(outputs: ExitLogits, calibration: Calibration) -> Tensor:
-    """Calibrated probabilities (K, N, classes) of the ensemble of visited exits, as the engine computes them."""
+def served_logits(outputs: ExitLogits, calibration: Calibration) -> Iterator[Tensor]:
+    """Exit by exit, the logits (N, classes) of the ensemble of visited exits, before temperature."""
     accumulated: Tensor | None = None
-    probabilities = []
     for exit, logits_NC in enumerate(outputs.logits_KNC, start=1):
         accumulated = calibration.accumulate(exit, accumulated, logits_NC)
-        probabilities.append(calibration.probabilities(exit, accumulated))
-    return torch.stack(probabilities)
+        yield accumulated
+
+
+def calibrated(outputs: ExitLogits, calibration: Calibration) -> Tensor:
+    """Calibrated probabilities (K, N, classes) of the ensemble of visited exits, as the engine computes them."""
+    served = enumerate(served_logits(outputs, calibration), start=1)
+    return torch.stack([calibration.probabilities(exit, logits_NC) for exit, logits_NC in served])
 
 
 @dataclass(frozen=True)
 class ExitQuality:
-    """One exit, had it answered every picture.
+    """One exit, had it answered every picture. Shares are 0..1; all but `accuracy` judge what the exit serves.
 
-    accuracy: of the exit's own logits; ensemble_accuracy: of what it serves, the ensemble of the exits visited;
-    all 0..1. ece: expected calibration error of what it serves, in 15 equal bins.
+    accuracy: of the exit's own logits; ensemble_accuracy: of what it serves, the ensemble of the exits visited.
+    nll: mean negative log-likelihood, in nats. ece: expected calibration error in 15 equal bins, with the fitted
+    temperature; ece_uncalibrated: of the same logits at temperature 1 (sums over exits are large, hence overconfident).
+    auroc: of failure prediction, None where all answers are right or all wrong. aurc, excess_aurc: `SelectiveRisk`.
+    agreement: share that answers as the deepest exit; settled: share that answers as all later exits;
+    overthought: share that is right here and wrong at the deepest exit.
     multiply_adds: sequential, all earlier heads included; compute: that over the full network's.
     """
 
     exit: int
     accuracy: float
     ensemble_accuracy: float
+    nll: float
+    ece_uncalibrated: float
     ece: float
+    auroc: float | None
+    aurc: float
+    excess_aurc: float
+    agreement: float
+    settled: float
+    overthought: float
     multiply_adds: int
     compute: float
+
+
+@dataclass(frozen=True)
+class ExitCurves:
+    """One exit's curves, for plots: too long for a bundle.
+
+    risk: the share of wrong answers among the most confident 1/n, 2/n .. 1 of the pictures, n its length.
+    uncalibrated, calibrated: reliability at temperature 1 and at the fitted one.
+    """
+
+    exit: int
+    risk: tuple[float, ...]
+    uncalibrated: Reliability
+    calibrated: Reliability
 
 
 @dataclass(frozen=True)
@@ -96,7 +128,9 @@ class Evaluation:
     pictures: int
     exits: tuple[ExitQuality, ...]
     ensemble_accuracy: float
+    oracle: Oracle
     operating_points: tuple[OperatingPoint, ...]
+    curves: tuple[ExitCurves, ...]
 
     def as_json(self) -> dict[str, Any]:
         """Plain values, for a JSON file."""
@@ -106,29 +140,19 @@ class Evaluation:
 def evaluate(
     outputs: ExitLogits, calibration: Calibration, cost: NetworkCost, thresholds: Sequence[float] = SWEEP
 ) -> Evaluation:
-    """Judge every exit and every threshold on the same outputs."""
-    probabilities_KNC = calibrated(outputs, calibration)
-    confidence_KN, answers_KN = probabilities_KNC.max(dim=2)
-    right_KN = answers_KN == outputs.labels_N
-    alone_K = (outputs.logits_KNC.argmax(dim=2) == outputs.labels_N).float().mean(dim=1)
-    exits = tuple(
-        ExitQuality(
-            exit=k + 1,
-            accuracy=alone_K[k].item(),
-            ensemble_accuracy=right_KN[k].float().mean().item(),
-            ece=expected_calibration_error(confidence_KN[k].numpy(), right_KN[k].numpy()),
-            multiply_adds=cost.sequential_multiply_adds[k],
-            compute=cost.compute[k],
-        )
-        for k in range(outputs.num_exits)
-    )
-    mean_logits_NC = outputs.logits_KNC.mean(dim=0)
-    answers = Answers(confidence_KN.T.numpy(), answers_KN.T.numpy(), outputs.labels_N.numpy())
+    """Judge every exit and every threshold on the same outputs; with one exit there is one threshold, 1."""
+    answers = Answers.of(calibrated(outputs, calibration), outputs.labels_N)
+    served = enumerate(served_logits(outputs, calibration), start=1)
+    judged = [judge_exit(exit, outputs, logits_NC, calibration, answers, cost) for exit, logits_NC in served]
+    if outputs.num_exits == 1:
+        thresholds = (FULL_DEPTH,)
     return Evaluation(
         pictures=len(outputs.labels_N),
-        exits=exits,
-        ensemble_accuracy=(mean_logits_NC.argmax(dim=1) == outputs.labels_N).float().mean().item(),
+        exits=tuple(quality for quality, _ in judged),
+        ensemble_accuracy=_accuracy(outputs.logits_KNC.mean(dim=0), outputs.labels_N),
+        oracle=oracle(answers.right_NK, cost.sequential_multiply_adds),
         operating_points=tuple(operating_point(answers, cost, threshold) for threshold in thresholds),
+        curves=tuple(curves for _, curves in judged),
     )
 
 
@@ -139,6 +163,51 @@ class Answers:
     confidence_NK: npt.NDArray[np.float32]
     class_id_NK: npt.NDArray[np.int64]
     labels_N: npt.NDArray[np.int64]
+
+    @classmethod
+    def of(cls, probabilities_KNC: Tensor, labels_N: Tensor) -> Answers:
+        """The most probable class of each picture at each exit."""
+        confidence_KN, class_id_KN = probabilities_KNC.max(dim=2)
+        return cls(confidence_KN.T.numpy(), class_id_KN.T.numpy(), labels_N.numpy())
+
+    @property
+    def right_NK(self) -> npt.NDArray[np.bool_]:
+        """Whether each exit has each picture right."""
+        right_NK: npt.NDArray[np.bool_] = self.class_id_NK == self.labels_N[:, None]
+        return right_NK
+
+
+def judge_exit(
+    exit: int, outputs: ExitLogits, served_NC: Tensor, calibration: Calibration, answers: Answers, cost: NetworkCost
+) -> tuple[ExitQuality, ExitCurves]:
+    """Exit 1..K; `served_NC` are its served logits, before temperature."""
+    k = exit - 1
+    right_NK, class_id_N = answers.right_NK, answers.class_id_NK[:, k]
+    confidence_N, right_N = answers.confidence_NK[:, k], right_NK[:, k]
+    uncalibrated = reliability(served_NC.softmax(dim=1).amax(dim=1).numpy(), right_N)
+    fitted = reliability(confidence_N, right_N)
+    risk = selective_risk(confidence_N, right_N)
+    quality = ExitQuality(
+        exit=exit,
+        accuracy=_accuracy(outputs.logits_KNC[k], outputs.labels_N),
+        ensemble_accuracy=float(right_N.mean()),
+        nll=F.cross_entropy(served_NC / calibration.temperatures[k], outputs.labels_N).item(),
+        ece_uncalibrated=uncalibrated.calibration_error,
+        ece=fitted.calibration_error,
+        auroc=failure_auroc(confidence_N, right_N),
+        aurc=risk.area,
+        excess_aurc=risk.excess,
+        agreement=float((class_id_N == answers.class_id_NK[:, -1]).mean()),
+        settled=settled(answers.class_id_NK)[k],
+        overthought=float((right_N & ~right_NK[:, -1]).mean()),
+        multiply_adds=cost.sequential_multiply_adds[k],
+        compute=cost.compute[k],
+    )
+    return quality, ExitCurves(exit, risk.curve, uncalibrated, fitted)
+
+
+def _accuracy(logits_NC: Tensor, labels_N: Tensor) -> float:
+    return int((logits_NC.argmax(dim=1) == labels_N).sum()) / len(labels_N)
 
 
 def operating_point(answers: Answers, cost: NetworkCost, threshold: float) -> OperatingPoint:
@@ -156,15 +225,3 @@ def operating_point(answers: Answers, cost: NetworkCost, threshold: float) -> Op
         exit_mix=tuple(mix_K.tolist()),
         disagreement=float((served_N != answers.class_id_NK[:, -1]).mean()),
     )
-
-
-def expected_calibration_error(
-    confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.bool_], bins: int = ECE_BINS
-) -> float:
-    """Mean distance between confidence and accuracy over equal-width bins, weighted by their pictures.
-
-    Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
-    """
-    bin_N = np.minimum((confidence_N * bins).astype(int), bins - 1)
-    gaps = np.bincount(bin_N, weights=confidence_N.astype(np.float64) - right_N, minlength=bins)
-    return float(np.abs(gaps).sum() / len(confidence_N))

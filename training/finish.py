@@ -9,11 +9,12 @@ from models.bundle import Bundle, rounded, save_bundle
 from models.cost import count_cost
 from models.device import hardware
 from models.exit_policy import Calibration
+from training.build import bundle_name
 from training.calibrate import calibrate
 from training.data import Batches
 from training.evaluate import Evaluation, collect_logits, evaluate
-from training.report import exits_table, thresholds_table
-from training.run import Run, bundle_name
+from training.report import exits_table, overthinking_table, thresholds_table
+from training.run import Run
 
 # Accuracy (0..1) that the default threshold may lose against full depth, on the calibration pictures.
 TOLERANCE = 0.005
@@ -28,7 +29,7 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
     """
     trainer, splits = run.trainer, run.splits
     device = trainer.device
-    net = rounded(trainer.net).to(device)
+    net = rounded(trainer.result).to(device)
 
     def batches(part: str) -> Batches:
         dataset = getattr(splits, part)
@@ -37,6 +38,7 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
     made = {
         "data": splits.source,
         "train_pictures": len(splits.train),
+        "method": asdict(trainer.method),
         "recipe": asdict(trainer.recipe),
         "seed": trainer.seed,
         "precision": str(trainer.dtype).removeprefix("torch."),
@@ -87,20 +89,40 @@ def recalibrated(
 def card(bundle: Bundle, evaluation: Evaluation) -> str:
     """The model card of a calibrated bundle, Markdown."""
     config, cost = bundle.config, count_cost(bundle.config)
-    tolerance = bundle.training["calibration"]["tolerance"]
+    several = len(evaluation.exits) > 1
+    exits = "One exit, at its end: the plain network."
+    if several:
+        behind = f" behind stages {', '.join(map(str, config.exits))}" if config.exits else ""
+        exits = f"{len(evaluation.exits)} exits{behind}, after Zhang, Bao, Ma (TPAMI 2022)."
     return f"""# {bundle.name}, version {bundle.version}
 
 {config.architecture}, width {config.width}, {config.stem} stem, {config.input_size}x{config.input_size} pixels, \
 {config.num_classes} classes. {cost.total_parameters / 1e6:.2f} M parameters; full depth costs \
 {cost.sequential_multiply_adds[-1] / 1e6:.1f} M multiply-adds, the plain backbone \
-{cost.backbone_multiply_adds / 1e6:.1f} M. Trained by self-distillation (Zhang, Bao, Ma, TPAMI 2022).
+{cost.backbone_multiply_adds / 1e6:.1f} M. {exits}
 
 ## Accuracy per exit, {evaluation.pictures:,} test pictures
 
 The last epoch's weights, as stored (float16 kernels); no test picture chose anything. "Served" adds the logits of the
-exits visited before, which costs nothing.
+exits visited before, which costs nothing. ECE: mean distance between confidence and accuracy, of
+what is served. AUROC: the chance that a right answer is more confident than a wrong one. AURC: the share of wrong
+answers among the most confident, averaged over all coverages.
 
 {exits_table(evaluation)}
+
+{_early_exits(bundle, evaluation) if several else ""}## How it was made
+
+{_facts(bundle.training)}
+- temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
+- carries: {", ".join(map(str, bundle.calibration.carries))}
+"""
+
+
+def _early_exits(bundle: Bundle, evaluation: Evaluation) -> str:
+    tolerance = bundle.training["calibration"]["tolerance"]
+    return f"""## Right early, wrong late
+
+{overthinking_table(evaluation)}
 
 ## Thresholds
 
@@ -109,11 +131,6 @@ calibration pictures.
 
 {thresholds_table(evaluation)}
 
-## How it was made
-
-{_facts(bundle.training)}
-- temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
-- carries: {", ".join(map(str, bundle.calibration.carries))}
 """
 
 

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor
+
+from training.methods import Teacher
 
 
 def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
@@ -14,35 +17,58 @@ def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: floa
     return -(target * F.log_softmax(student_BC / temperature, dim=1)).sum(dim=1).mean()
 
 
+def teachers_of(exit: int, logits: Sequence[Tensor], teacher: Teacher) -> list[Tensor]:
+    """The logits (B, classes) that exit 1..K learns from; none for an exit that learns from the labels alone."""
+    if len(logits) == 1:
+        return []
+    if teacher == "ensemble":
+        return [torch.stack([z.detach() for z in logits]).mean(dim=0)]
+    return list(logits[exit:]) if teacher == "later" else list(logits[-1:] if exit < len(logits) else [])
+
+
 def self_distillation_loss(
     logits: Sequence[Tensor],
-    labels_B: Tensor,
+    targets: Tensor,
     *,
-    temperature: float,
     alpha: float,
-    beta: float = 0.0,
-    adapted: Sequence[Tensor] = (),
-    teacher_embedding: Tensor | None = None,
+    temperature: float,
+    scaled: bool = False,
+    teacher: Teacher = "deepest",
 ) -> Tensor:
-    """The journal loss; alpha = beta = 0 is deep supervision (DSN), its control.
+    """What every exit's answer costs, summed over exits; alpha = 0 is deep supervision (DSN), the control.
 
-    CE(z_K, y) + sum_{k<K} [(1-alpha) CE(z_k, y) + alpha CE_soft(z_k/T, z_K/T)] + beta sum_k |A_k(f_k) - f_K|_2
+    sum_k [(1-alpha) CE(z_k, y) + alpha s mean_t CE_soft(z_k/T, z_t/T)], t the teachers of exit k, s = T^2 if `scaled`,
+    else 1; an exit without a teacher has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 it is the
+    journal's.
 
-    logits: K tensors (B, classes); the last is the teacher.
-    adapted: A_k(f_k) for the exits with a feature term, (B, D) each; teacher_embedding: f_K (B, D).
-    The feature term is the plain, unsquared L2 norm over the whole B x D tensor, as in the authors' code.
-    Raises ValueError when beta > 0 without a teacher embedding.
+    logits: K tensors (B, classes). targets: class numbers (B) or probabilities (B, classes), as of mixed labels.
     Source: Zhang, Bao, Ma, TPAMI 2022, and its public code.
     """
-    teacher = logits[-1]
-    loss = F.cross_entropy(teacher, labels_B)
-    for student in logits[:-1]:
-        hard = F.cross_entropy(student, labels_B)
-        soft = soft_cross_entropy(student, teacher, temperature) if alpha else 0.0
-        loss = loss + (1.0 - alpha) * hard + alpha * soft
-    if beta:
-        if teacher_embedding is None:
-            raise ValueError("beta > 0 needs teacher_embedding: pass the deepest exit's embedding, or set beta to 0")
-        for embedding in adapted:
-            loss = loss + beta * (embedding - teacher_embedding.detach()).norm(p=2)
-    return loss
+    scale = temperature**2 if scaled else 1.0
+    losses = []
+    for exit, student in enumerate(logits, start=1):
+        hard = F.cross_entropy(student, targets)
+        teachers = teachers_of(exit, logits, teacher) if alpha else []
+        if not teachers:
+            losses.append(hard)
+            continue
+        soft = torch.stack([soft_cross_entropy(student, t, temperature) for t in teachers]).mean()
+        losses.append((1.0 - alpha) * hard + alpha * scale * soft)
+    return torch.stack(losses).sum()
+
+
+def external_distillation_loss(logits: Sequence[Tensor], teacher_BC: Tensor, temperature: float) -> Tensor:
+    """Knowledge distillation from another network, T^2 CE_soft(z_k/T, t/T), summed over exits.
+
+    Source: Hinton, Vinyals, Dean, "Distilling the Knowledge in a Neural Network" (arXiv 1503.02531).
+    """
+    return torch.stack([temperature**2 * soft_cross_entropy(z, teacher_BC, temperature) for z in logits]).sum()
+
+
+def feature_loss(students: Sequence[Tensor], teacher_BD: Tensor, squared: bool) -> Tensor:
+    """sum_k |f_k - f_K|_2 over embeddings (B, D): the L2 norm of the whole B x D tensor, as the authors' code takes it.
+
+    Unsquared in the journal's code, `squared` in SCAN. The teacher gets no gradient.
+    """
+    norms = [(student_BD - teacher_BD.detach()).norm(p=2) for student_BD in students]
+    return torch.stack([norm**2 if squared else norm for norm in norms]).sum()

@@ -6,9 +6,10 @@ that `--help` answers at once.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import shlex
+from dataclasses import MISSING, dataclass, fields
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -18,6 +19,9 @@ Dataset = Annotated[
 ]
 BundlePath = Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")]
 DataRoot = Annotated[Path, typer.Option(help="Where the CIFAR files lie, and folders that are not found as given.")]
+Backbones = Annotated[
+    str, typer.Option(help="Networks of your own: a Python file or module, or several with commas between.")
+]
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")]
 PrecisionName = Annotated[
     str,
@@ -35,21 +39,88 @@ class TrainOptions:
     dataset: Dataset
     output: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, TensorBoard files and bundle.")]
     data_root: DataRoot = Path("data")
-    architecture: Annotated[str, typer.Option(help="resnet18, resnet50, resnext50_32x4d, …")] = "resnet18"
-    width: Annotated[int, typer.Option(min=4, max=512, help="Channels of the first stage; 64 is the papers'.")] = 64
+    architecture: Annotated[
+        str | None, typer.Option(help="resnet18, vgg19_bn, mobilenetv2, …; default: resnet18, or --start-from's.")
+    ] = None
+    backbones: Backbones = ""
+    width: Annotated[
+        int | None,
+        typer.Option(min=4, max=512, help="Channels of the stem; default: the architecture's, 64 for ResNets."),
+    ] = None
     input_size: Annotated[
         int | None,
         typer.Option(min=16, max=1024, help="Side of the input in pixels; default 32 for CIFAR, else 64."),
     ] = None
-    recipe: Annotated[str, typer.Option(help="journal (the paper's 250 epochs) or short (CPU hours).")] = "short"
+    head: Annotated[
+        str | None,
+        typer.Option(help="Head of the early stages: journal (default), scan or light."),
+    ] = None
+    exits: Annotated[
+        str | None, typer.Option(help="Stages that have an exit, such as 2,4; default: all of the architecture.")
+    ] = None
+    start_from: Annotated[
+        Path | None,
+        typer.Option(help="A bundle to go on from, network and weights; other classes get new classifiers."),
+    ] = None
+    prune: Annotated[
+        float | None,
+        typer.Option(help="Keep this share of --start-from's multiply-adds, in (0, 1): whole channels go, exits stay."),
+    ] = None
+    method: Annotated[
+        str,
+        typer.Option(help="What the exits learn from: baseline (no exits), dsn (labels), byot, scan, journal or ours."),
+    ] = "journal"
+    alpha: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Weight of the teacher's answer; default: the method's.")
+    ] = None
+    temperature: Annotated[float | None, typer.Option(help="Temperature of distillation; default: the method's.")] = (
+        None
+    )
+    beta: Annotated[
+        float | None, typer.Option(min=0, help="Weight of the feature term; default: the method's; 0 for none.")
+    ] = None
+    feature_term: Annotated[
+        str | None,
+        typer.Option(help="Its students: code (all but the deepest), comment (all but the shallowest), all or off."),
+    ] = None
+    teacher: Annotated[
+        Path | None, typer.Option(help="A bundle that teaches as well: knowledge distillation from another network.")
+    ] = None
+    teacher_weight: Annotated[
+        float, typer.Option(min=0, max=1, help="Share of the loss that is the bundle's answer.")
+    ] = 0.5
+    teacher_temperature: Annotated[float, typer.Option(min=0.1, max=100, help="Temperature of its answer.")] = 4.0
+    recipe: Annotated[
+        str, typer.Option(help="journal (the paper's 250 epochs), short and fast (CPU hours) or imagenet.")
+    ] = "short"
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of the run; default: the recipe's.")] = None
     batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures a step; default: the recipe's.")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default: the recipe's.")] = None
-    alpha: Annotated[
-        float | None,
-        typer.Option(min=0, max=1, help="Weight of distillation; 0 with --beta 0: deep supervision."),
+    accumulate: Annotated[
+        int | None, typer.Option(min=1, help="Parts in which a batch is computed, for memory that holds no whole one.")
     ] = None
-    beta: Annotated[float | None, typer.Option(min=0, help="Weight of the feature term; 0 for none.")] = None
+    optimizer: Annotated[str | None, typer.Option(help="sgd or muon; default: the recipe's.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default: the recipe's.")] = None
+    muon_rate: Annotated[float | None, typer.Option(help="Muon's peak rate; default: the recipe's.")] = None
+    backbone_share: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of the run that trains the deepest exit alone.")
+    ] = None
+    ema: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Keep averaged weights, with this decay a step; 0: as trained.")
+    ] = None
+    checkpoint_minutes: Annotated[
+        float, typer.Option(min=0.1, help="Minutes between checkpoints inside an epoch; one after every epoch besides.")
+    ] = 10.0
+    policy: Annotated[
+        str | None, typer.Option(help="Learned augmentation: none, auto, auto_imagenet, rand or trivial.")
+    ] = None
+    cutout: Annotated[int | None, typer.Option(min=0, help="Side of the hidden square in pixels; 0: none.")] = None
+    erase: Annotated[float | None, typer.Option(min=0, max=1, help="Probability of random erasing.")] = None
+    mixup: Annotated[float | None, typer.Option(min=0, help="Alpha of mixup, such as 0.2; 0: none.")] = None
+    cutmix: Annotated[float | None, typer.Option(min=0, help="Alpha of CutMix, such as 1; 0: none.")] = None
+    smoothing: Annotated[
+        float | None, typer.Option(min=0, max=1, help="Share of each label spread over all classes, such as 0.1.")
+    ] = None
+    sync_bn: Annotated[bool, typer.Option(help="Batch norm over the pictures of all processes (torchrun).")] = False
     seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0
     device: Device = "auto"
     precision: PrecisionName = "auto"
@@ -64,6 +135,7 @@ class EvaluateOptions:
 
     bundle: BundlePath
     dataset: Dataset
+    backbones: Backbones = ""
     data_root: DataRoot = Path("data")
     output: Annotated[
         Path | None,
@@ -81,6 +153,7 @@ class CalibrateOptions:
 
     bundle: BundlePath
     dataset: Dataset
+    backbones: Backbones = ""
     data_root: DataRoot = Path("data")
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Accuracy the default threshold may lose against full depth.")
@@ -88,3 +161,18 @@ class CalibrateOptions:
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
     device: Device = "auto"
     workers: Workers = 4
+
+
+def recorded_command(name: str, options: Any) -> str:
+    """The command that makes it anew, wherever its options came from: all that differ from the defaults.
+
+    Without --data-root and --resume, which say where and how often something ran, not what was made.
+    """
+    words = ["offramp", name]
+    for field in fields(options):
+        value = getattr(options, field.name)
+        if field.default is MISSING and field.name in ("dataset", "bundle"):
+            words.append(str(value))
+        elif field.name not in ("data_root", "resume", "checkpoint_minutes") and value != field.default:
+            words += [f"--{field.name.replace('_', '-')}", str(value)]
+    return shlex.join(words)

@@ -3,24 +3,21 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from pathlib import Path
 from typing import get_args
 
 import numpy as np
 import torch
 
-from models.bundle import NAME
-from models.config import ModelConfig
 from models.device import choose_device
-from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
-from training.data import Batches, FolderSet, ImageSet, Splits, load_splits
+from training.build import build_method, build_network, build_recipe, bundle_name, input_size, sources
+from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
+from training.distributed import World, synchronized_batch_norm
 from training.options import TrainOptions
-from training.recipes import RECIPES, Recipe
-from training.trainer import EpochReport, Precision, Progress, Trainer, resolve_precision
+from training.teacher import load_teacher
+from training.trainer import ALONE, EpochReport, Precision, Progress, Trainer, resolve_precision
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
@@ -34,18 +31,7 @@ def check_precision(name: str) -> Precision:
     raise ValueError(f"precision {name!r} is unknown: give one of {', '.join(get_args(Precision))}")
 
 
-def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
-    """The named recipe with the options' changes. Raises ValueError for an unknown name."""
-    if options.recipe not in RECIPES:
-        raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
-    recipe = RECIPES[options.recipe]() if options.epochs is None else RECIPES[options.recipe](options.epochs)
-    given = {name: getattr(options, name) for name in ("batch_size", "learning_rate", "alpha", "beta")}
-    red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
-    augmentation = replace(recipe.augmentation, mean_colour=(red, green, blue))
-    return replace(recipe, augmentation=augmentation, **{k: v for k, v in given.items() if v is not None})
-
-
-def channel_statistics(dataset: ImageSet | FolderSet) -> Preprocessing:
+def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> Preprocessing:
     """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
     picked = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
     # One picture at a time, as sums of integers: exact, and large pictures need no memory.
@@ -73,9 +59,10 @@ class Run:
     trainer: Trainer
 
 
-def prepare(options: TrainOptions) -> Run:
+def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | None = None) -> Run:
     """Load the data, build network and trainer, take up the checkpoint where `resume` asks for it.
 
+    world, device: of a run by several processes (`training.distributed.joined`); else `options.device` decides.
     Raises ValueError (DataError, CheckpointError) naming the option or file at fault, and when `output`
     holds a run already and resuming was not asked for.
     """
@@ -85,36 +72,35 @@ def prepare(options: TrainOptions) -> Run:
     checkpoint = options.output / "checkpoint.pt"
     if checkpoint.exists() and not options.resume:
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
-    device = choose_device(options.device)
+    device = device or choose_device(options.device)
     dtype = resolve_precision(check_precision(options.precision), device)
-    cifar = options.dataset in ("cifar10", "cifar100")
-    size = options.input_size or (32 if cifar else 64)
+    size = input_size(options)
     splits = load_splits(options.dataset, options.data_root, Preprocessing(size))
     preprocessing = channel_statistics(splits.train)
     recipe = build_recipe(options, preprocessing)
-    if options.batch_size is None and recipe.batch_size > len(splits.train) // 4:
+    if options.batch_size is None and recipe.batch_size > len(splits.train) // (4 * world.size):
         # A folder of a few pictures: at least four steps an epoch, rather than none.
-        recipe = replace(recipe, batch_size=max(2, len(splits.train) // 4))
-    config = ModelConfig(options.architecture, len(splits.class_names), options.width, size)
+        recipe = replace(recipe, batch_size=max(2, len(splits.train) // (4 * world.size)))
+    method = build_method(options)
     torch.manual_seed(options.seed)
+    net = build_network(options, method, splits.class_names, size)
     trainer = Trainer(
-        MultiExitNet(config),
+        synchronized_batch_norm(net, device) if options.sync_bn and world.size > 1 else net,
+        method,
         recipe,
-        Batches(splits.train, recipe.batch_size, device, shuffle=True, drop_last=True, workers=options.workers),
-        Batches(
-            splits.calibration,
-            VALIDATION_BATCH,
-            device,
-            shuffle=False,
-            drop_last=False,
-            workers=options.workers,
-        ),
-        preprocessing,
+        train=Batches(splits.train, recipe.batch_size, device, True, True, options.workers, world.rank, world.size),
+        validation=Batches(splits.calibration, VALIDATION_BATCH, device, False, False, options.workers),
+        preprocessing=preprocessing,
         device=device,
         dtype=dtype,
         seed=options.seed,
         checkpoint=checkpoint,
-        identity={"data": splits.train.fingerprint(), "precision": str(dtype)},
+        teacher=load_teacher(options.teacher, size, splits.class_names, device) if options.teacher else None,
+        teacher_weight=options.teacher_weight,
+        teacher_temperature=options.teacher_temperature,
+        checkpoint_s=60.0 * options.checkpoint_minutes,
+        world=world,
+        identity={"data": splits.train.fingerprint(), "precision": str(dtype), **sources(options)},
     )
     options.output.mkdir(parents=True, exist_ok=True)
     if options.resume:
@@ -122,22 +108,15 @@ def prepare(options: TrainOptions) -> Run:
     return Run(options, splits, preprocessing, trainer)
 
 
-def bundle_name(options: TrainOptions) -> str:
-    """The model's name: as given, else after data set and architecture. Raises ValueError for an unusable one."""
-    if options.name is None:
-        folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options.dataset).resolve().name)[:40].strip("-._")
-        return f"{folder}-{options.architecture}".lstrip("-")
-    if not NAME.fullmatch(options.name):
-        raise ValueError(f"name {options.name!r} is not usable: give up to 64 letters, digits, '.', '_' or '-'")
-    return options.name
-
-
 def train(
     run: Run,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train the epochs that are left, one JSON line an epoch in `log.jsonl`."""
+    """Train the epochs that are left; the leader writes one JSON line an epoch into `log.jsonl`."""
+    if not run.trainer.world.leader:
+        run.trainer.fit()
+        return
     log = run.options.output / "log.jsonl"
     with log.open("w") as lines:
 
@@ -158,13 +137,3 @@ def train(
         for report in run.trainer.history:
             write(report)
         run.trainer.fit(record, on_step)
-
-
-def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises ValueError when a data set's classes are not the bundle's, in the same order."""
-    if tuple(labels) != tuple(class_names):
-        strange = sorted(set(labels) ^ set(class_names))
-        raise ValueError(
-            f"the data set has {len(class_names)} classes, the bundle {len(labels)}; they differ in "
-            f"{', '.join(strange[:5]) or 'their order'}: give the data set that the bundle was trained on"
-        )

@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
+from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
+import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
+from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.data import Batches
-from training.losses import self_distillation_loss
+from training.distributed import World
+from training.losses import external_distillation_loss, feature_loss, self_distillation_loss
+from training.methods import Method
+from training.mixing import one_hot
+from training.optimizers import Optimizers
 from training.recipes import Recipe
+from training.student import Student, StudentOutputs, feature_adapters
+from training.teacher import ExternalTeacher
 
 Precision = Literal["auto", "fp32", "bf16"]
 
-# Far apart, so that no two (seed, epoch) pairs of ordinary runs share a random stream.
-EPOCHS_PER_SEED = 100_003
+ALONE = World()
 
 
 @dataclass(frozen=True)
@@ -33,6 +43,16 @@ class Progress:
     steps: int
     pictures: int
     seconds: float
+
+
+@dataclass(frozen=True)
+class EpochSoFar:
+    """What is done of an epoch: steps, pictures, the sum of their losses, seconds."""
+
+    steps: int = 0
+    pictures: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -61,15 +81,19 @@ def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype
 
 
 class Trainer:
-    """Trains `net` by `recipe` on `train`, watching `validation`, with a checkpoint after every epoch.
+    """Trains `net` by `method` and `recipe` on `train`, watching `validation`; a checkpoint each epoch, or oftener.
 
-    All randomness is a function of (seed, epoch), so a resumed run takes the very steps of an uninterrupted one.
+    All randomness is a function of (seed, epoch, step), so a resumed run takes the very steps of an uninterrupted one.
+    teacher, teacher_weight, teacher_temperature: another network to learn from, and how much (0..1) of the loss is its.
+    checkpoint_s: seconds after which a checkpoint is written inside an epoch too.
+    world: the processes of the run, each with its own `train` part; the leader alone validates and writes checkpoints.
     `identity` is stored in the checkpoint: a run can only be resumed as what it was.
     """
 
     def __init__(
         self,
         net: MultiExitNet,
+        method: Method,
         recipe: Recipe,
         train: Batches,
         validation: Batches,
@@ -79,9 +103,15 @@ class Trainer:
         dtype: torch.dtype,
         seed: int,
         checkpoint: Path,
+        teacher: ExternalTeacher | None = None,
+        teacher_weight: float = 0.5,
+        teacher_temperature: float = 4.0,
+        checkpoint_s: float = 600.0,
+        world: World = ALONE,
         identity: dict[str, Any] | None = None,
     ) -> None:
-        self.net = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.net: MultiExitNet = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        self.method = method
         self.recipe = recipe
         self.train = train
         self.validation = validation
@@ -90,21 +120,44 @@ class Trainer:
         self.dtype = dtype
         self.seed = seed
         self.checkpoint = checkpoint
+        self.teacher = teacher
+        self.teacher_weight = teacher_weight
+        self.teacher_temperature = teacher_temperature
+        self.checkpoint_s = checkpoint_s
+        self.world = world
         self.identity = {
             "recipe": asdict(recipe),
+            "method": asdict(method),
             "model": asdict(net.config),
             "seed": seed,
+            "processes": world.size,
             **(identity or {}),
         }
-        width = net.embedding_sizes[-1]
-        exits = recipe.feature_exits if recipe.beta else ()
-        if any(not 1 <= exit < net.num_exits for exit in exits):
-            raise ValueError(f"feature_exits {exits} is out of range: give exits of 1 to {net.num_exits - 1}")
-        # Linear layers of the feature term, used in training only.
-        self.adapters = nn.ModuleList(nn.Linear(width, width) for _ in exits).to(device)
-        self.optimizer = build_optimizer([net, self.adapters], recipe)
+        self.student = Student(self.net, feature_adapters(net, method).to(device), method)
+        self.adapters = self.student.adapters
+        self._parallel: DistributedDataParallel | None = None
+        if world.size > 1:
+            # The backbone phase leaves the shallow heads without gradients.
+            unused = recipe.backbone_share > 0
+            self._parallel = DistributedDataParallel(self.student, find_unused_parameters=unused)
+        self._forward: Callable[[Tensor, bool], StudentOutputs] = self._parallel or self.student
+        self.averaged = (
+            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
+            if recipe.ema
+            else None
+        )
+        self.optimizers = Optimizers([net, self.adapters], recipe)
         self.epoch = 0
         self.history: list[EpochReport] = []
+        self._begun = EpochSoFar()
+        self._saved_at_s = time.monotonic()
+
+    @property
+    def result(self) -> MultiExitNet:
+        """The network that the run is for: with averaged weights where the recipe averages them."""
+        if self.averaged is None:
+            return self.net
+        return cast(MultiExitNet, self.averaged.module)
 
     def fit(
         self,
@@ -112,77 +165,131 @@ class Trainer:
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
         """Train the epochs that are left."""
-        if self.epoch == 0:
+        if self.epoch == 0 and not self._begun.steps:
             self.save()
         while self.epoch < self.recipe.epochs:
             report = self.train_epoch(on_step)
             self.history.append(report)
             self.epoch += 1
+            self._begun = EpochSoFar()
             self.save()
             on_epoch(report)
 
     def train_epoch(self, on_step: Callable[[Progress], None]) -> EpochReport:
-        """One walk over the training set, then the validation accuracy of every exit."""
-        seed = self.seed * EPOCHS_PER_SEED + self.epoch
-        generator = torch.Generator(self.device).manual_seed(seed)
-        steps, pictures, start = len(self.train), 0, time.monotonic()
-        total_loss = torch.zeros((), device=self.device)
+        """One walk over the training set, or what is left of it, then the validation accuracy of every exit."""
+        steps, begun = len(self.train), self._begun
+        start = time.monotonic() - begun.seconds
+        loss, pictures = torch.tensor(begun.loss, device=self.device), begun.pictures
         self.net.train()
-        for step, (images_BHWC, labels_B) in enumerate(self.train.epoch(seed)):
-            rate = self.recipe.learning_rate_at((self.epoch + step / steps) / self.recipe.epochs)
-            for group in self.optimizer.param_groups:
-                group["lr"] = rate
-            total_loss += self.train_step(images_BHWC, labels_B, generator)
+        batches = self.train.epoch(self._seed(self.epoch), begun.steps)
+        for step, (images_BHWC, labels_B) in enumerate(batches, start=begun.steps):
+            progress = (self.epoch + step / steps) / self.recipe.epochs
+            self.optimizers.set_rate(self.recipe.rate_at(progress))
+            generator = torch.Generator(self.device).manual_seed(self._seed(self.epoch, step + 1, *self._own_stream))
+            backbone_only = progress < self.recipe.backbone_share
+            loss += self.world.mean(self.train_step(images_BHWC, labels_B, generator, backbone_only))
             pictures += len(labels_B)
-            on_step(Progress(self.epoch + 1, step + 1, steps, pictures, time.monotonic() - start))
-        mean_loss = total_loss.item() / steps
+            seconds = time.monotonic() - start
+            if time.monotonic() - self._saved_at_s >= self.checkpoint_s and step + 1 < steps:
+                self._begun = EpochSoFar(step + 1, pictures, loss.item(), seconds)
+                self.save()
+            on_step(Progress(self.epoch + 1, step + 1, steps, pictures, seconds))
         seconds = time.monotonic() - start
-        if not torch.isfinite(total_loss):
+        mean_loss = loss.item() / steps
+        if not math.isfinite(mean_loss):
             raise ValueError(
                 f"the loss became {mean_loss} in epoch {self.epoch + 1}: lower --learning-rate, or use --precision fp32"
             )
         return EpochReport(
             epoch=self.epoch + 1,
             epochs=self.recipe.epochs,
-            learning_rate=rate,
+            learning_rate=self.recipe.learning_rate * self.recipe.rate_at(progress),
             loss=mean_loss,
-            accuracy=accuracy_per_exit(self.net, self.validation, self.preprocessing, self.dtype),
+            accuracy=self._validated(),
             seconds=seconds,
             images_per_s=pictures / seconds,
         )
 
-    def train_step(self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator) -> Tensor:
-        """One optimiser step on a uint8 batch; the detached loss."""
-        images_BHWC = self.recipe.augmentation(images_BHWC.permute(0, 3, 1, 2), generator).permute(0, 2, 3, 1)
+    def _validated(self) -> tuple[float, ...]:
+        if not self.world.leader:
+            return ()
+        return accuracy_per_exit(self.result, self.validation, self.preprocessing, self.dtype)
+
+    def train_step(
+        self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator, backbone_only: bool
+    ) -> Tensor:
+        """One optimiser step on a uint8 batch, in the recipe's number of parts; the detached loss."""
+        images_BHWC, targets = self.augmented(images_BHWC, labels_B, generator)
+        parts = self.recipe.accumulate
+        total = torch.zeros((), device=self.device)
+        pieces = list(zip(images_BHWC.chunk(parts), targets.chunk(parts), strict=True))
+        for images, wanted in pieces:
+            # Gradients travel between processes once a step, with its last part.
+            waits = images is not pieces[-1][0]
+            with self._parallel.no_sync() if self._parallel and waits else nullcontext():
+                loss = self.loss(images, wanted, backbone_only) / parts
+                loss.backward()
+            total += loss.detach()
+        self.optimizers.step()
+        if self.averaged is not None:
+            self.averaged.update_parameters(self.net)
+        return total
+
+    def augmented(self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The recipe's variation of a uint8 batch, and its targets: class numbers, or probabilities where it mixes."""
+        recipe = self.recipe
+        images_BCHW, targets = recipe.augmentation(images_BHWC.permute(0, 3, 1, 2), generator), labels_B
+        if recipe.smoothing or recipe.mixing.enabled:
+            targets = one_hot(labels_B, self.net.config.num_classes, recipe.smoothing)
+            images_BCHW, targets = recipe.mixing(images_BCHW, targets, generator)
+        return images_BCHW.permute(0, 2, 3, 1), targets
+
+    def loss(self, images_BHWC: Tensor, targets: Tensor, backbone_only: bool = False) -> Tensor:
+        """The method's loss on augmented uint8 pictures; `backbone_only`: of the deepest exit alone."""
+        method = self.method
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
-            logits, embeddings = self.net(normalize(images_BHWC, self.preprocessing))
-            exits = self.recipe.feature_exits if self.recipe.beta else ()
-            adapted = [
-                adapter(embeddings[exit - 1]).float() for adapter, exit in zip(self.adapters, exits, strict=True)
-            ]
+            logits, students, embedding_BD = self._forward(normalize(images_BHWC, self.preprocessing), backbone_only)
+            taught = self.teacher.logits(images_BHWC) if self.teacher else None
+        logits = [z.float() for z in logits]
         loss = self_distillation_loss(
-            [z.float() for z in logits],
-            labels_B,
-            temperature=self.recipe.temperature,
-            alpha=self.recipe.alpha,
-            beta=self.recipe.beta,
-            adapted=adapted,
-            teacher_embedding=embeddings[-1].float(),
+            logits,
+            targets,
+            alpha=method.alpha,
+            temperature=method.temperature,
+            scaled=method.scaled,
+            teacher=method.teacher,
         )
-        self.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        self.optimizer.step()
-        return loss.detach()
+        if students:
+            features = feature_loss([f.float() for f in students], embedding_BD.float(), method.squared)
+            loss = loss + method.beta * features
+        if taught is not None:
+            external = external_distillation_loss(logits, taught, self.teacher_temperature)
+            loss = (1.0 - self.teacher_weight) * loss + self.teacher_weight * external
+        return loss
+
+    @property
+    def _own_stream(self) -> tuple[int, ...]:
+        """What sets the augmentation of this process apart from the others'."""
+        return (self.world.rank,) if self.world.size > 1 else ()
+
+    def _seed(self, *place: int) -> int:
+        """One of 2^63 seeds for (epoch) or (epoch, step)."""
+        return int(np.random.SeedSequence((self.seed, *place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def save(self) -> None:
         """Write the checkpoint. Raises CheckpointError when the disk does not take it."""
+        self._saved_at_s = time.monotonic()
+        if not self.world.leader:
+            return
         state = {
             "identity": self.identity,
             "epoch": self.epoch,
+            "begun": asdict(self._begun),
             "history": [asdict(report) for report in self.history],
             "model": self.net.state_dict(),
+            "averaged": None if self.averaged is None else self.averaged.state_dict(),
             "adapters": self.adapters.state_dict(),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": self.optimizers.state_dict(),
         }
         save_checkpoint(self.checkpoint, state)
 
@@ -193,8 +300,11 @@ class Trainer:
             self._check_identity(state["identity"])
             self.net.load_state_dict(state["model"])
             self.adapters.load_state_dict(state["adapters"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            if self.averaged is not None:
+                self.averaged.load_state_dict(state["averaged"])
+            self.optimizers.load_state_dict(state["optimizers"])
             self.epoch = state["epoch"]
+            self._begun = EpochSoFar(**state["begun"])
             self.history = [EpochReport(**{**r, "accuracy": tuple(r["accuracy"])}) for r in state["history"]]
         except CheckpointError:
             raise
@@ -216,24 +326,6 @@ class Trainer:
                     f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
                     "give the same options to resume, or another --output to start anew"
                 )
-
-
-def build_optimizer(modules: list[nn.Module], recipe: Recipe) -> torch.optim.SGD:
-    """Momentum SGD; without `decay_norms`, weight decay leaves biases and batch-norm parameters alone."""
-    parameters = [parameter for module in modules for parameter in module.parameters()]
-    kernels = [parameter for parameter in parameters if parameter.ndim > 1]
-    vectors = [parameter for parameter in parameters if parameter.ndim <= 1]
-    groups: list[dict[str, Any]] = [
-        {"params": kernels},
-        {"params": vectors, "weight_decay": recipe.weight_decay * recipe.decay_norms},
-    ]
-    return torch.optim.SGD(
-        groups,
-        lr=recipe.learning_rate,
-        momentum=recipe.momentum,
-        nesterov=recipe.nesterov,
-        weight_decay=recipe.weight_decay,
-    )
 
 
 @torch.inference_mode()

@@ -8,6 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from models.backbones.backbone import Backbone
+from models.backbones.residual import Projection, residual_backbone
+from models.backbones.stem import stem
 from models.config import ModelConfig
 
 
@@ -72,9 +74,7 @@ class Bottleneck(nn.Module):
 def _shortcut(in_channels: int, out_channels: int, stride: int) -> nn.Module:
     if stride == 1 and in_channels == out_channels:
         return nn.Identity()
-    return nn.Sequential(
-        nn.Conv2d(in_channels, out_channels, 1, stride=stride, bias=False), nn.BatchNorm2d(out_channels)
-    )
+    return nn.Sequential(Projection(in_channels, out_channels, stride), nn.BatchNorm2d(out_channels))
 
 
 def build_resnet(config: ModelConfig) -> Backbone:
@@ -88,32 +88,13 @@ def build_resnet(config: ModelConfig) -> Backbone:
             f"width {config.width} does not fit {config.architecture}: its 3x3 convolutions have {shape.groups} "
             f"groups; give a multiple of {round(shape.groups / shape.inner)}"
         )
-    stages, channels = [], []
-    in_channels = config.width
-    for index, count in enumerate(shape.blocks):
-        base = config.width * 2**index
-        out_channels = 4 * base if shape.bottleneck else base
-        blocks: list[nn.Module] = [] if index else [_stem(config)]
-        for block in range(count):
-            stride = 2 if index and not block else 1
-            if shape.bottleneck:
-                blocks.append(Bottleneck(in_channels, round(base * shape.inner), out_channels, stride, shape.groups))
-            else:
-                blocks.append(BasicBlock(in_channels, out_channels, stride))
-            in_channels = out_channels
-        stages.append(nn.Sequential(*blocks))
-        channels.append(out_channels)
-    return Backbone(stages, channels)
 
+    def block(in_channels: int, out_channels: int, stride: int) -> nn.Module:
+        if not shape.bottleneck:
+            return BasicBlock(in_channels, out_channels, stride)
+        inner_channels = round(out_channels // 4 * shape.inner)
+        return Bottleneck(in_channels, inner_channels, out_channels, stride, shape.groups)
 
-def _stem(config: ModelConfig) -> nn.Sequential:
-    if config.stem == "cifar":
-        return nn.Sequential(
-            nn.Conv2d(3, config.width, 3, padding=1, bias=False), nn.BatchNorm2d(config.width), nn.ReLU()
-        )
-    return nn.Sequential(
-        nn.Conv2d(3, config.width, 7, stride=2, padding=3, bias=False),
-        nn.BatchNorm2d(config.width),
-        nn.ReLU(),
-        nn.MaxPool2d(3, stride=2, padding=1),
-    )
+    expansion = 4 if shape.bottleneck else 1
+    out_channels = [config.width * expansion * 2**index for index in range(4)]
+    return residual_backbone(stem(config), config.width, out_channels, shape.blocks, block)

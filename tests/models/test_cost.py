@@ -7,7 +7,8 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.config import ModelConfig
+from models.backbones import standard_width
+from models.config import HeadKind, ModelConfig
 from models.cost import count_cost
 from models.multi_exit import MultiExitNet
 
@@ -36,6 +37,39 @@ def test_depthwise_convolutions_cost_their_groups_share() -> None:
     attention = 16 * (9 * 16 + 16 * 16 + 9 * 16 + 16 * 16)
     reduce = 16 * (9 * 16 + 16 * 16 + 9 * 16 + 16 * 32)
     assert cost.head_multiply_adds[2] == attention + reduce + 32 * 10
+
+
+def test_transposed_convolutions_cost_a_kernel_for_each_input() -> None:
+    # SCAN's head 3 at width 4: 16 channels at 8x8; mask down to 4x4 and up again; 8 channels; to 4x4; 32 channels.
+    cost = count_cost(ModelConfig("resnet18", num_classes=10, width=4, head="scan"))
+    attention = 16 * 9 * 16 * 16 + 16 * 16 * 16 * 16
+    reduce = 64 * 16 * 8 + 16 * 4 * 8 * 8 + 16 * 8 * 32
+    assert cost.head_multiply_adds[2] == attention + reduce + 32 * 10
+
+
+# What all exits together add to the backbone, CIFAR-100.
+HEAD_SHARES: list[tuple[str, HeadKind, float]] = [
+    ("resnet18", "journal", 0.048),
+    ("resnet18", "scan", 0.214),
+    ("resnet18", "light", 0.002),
+    ("resnet50", "journal", 0.315),
+    ("resnet50", "light", 0.003),
+    ("mobilenetv2", "journal", 0.099),
+    ("mobilenetv2", "light", 0.004),
+    ("shufflenetv2_x0_5", "journal", 0.461),
+    ("shufflenetv2_x0_5", "light", 0.048),
+]
+
+
+@pytest.mark.parametrize(("architecture", "head", "share"), HEAD_SHARES)
+def test_heads_cost_their_share_of_the_backbone(architecture: str, head: HeadKind, share: float) -> None:
+    cost = count_cost(ModelConfig(architecture, 100, standard_width(architecture), head=head))
+    assert cost.sequential_over_backbone[-1] - 1 == pytest.approx(share, abs=6e-4)
+
+
+def test_light_heads_cost_a_large_picture_no_more_than_a_small_one() -> None:
+    small, large = (count_cost(ModelConfig("resnet50", 10, input_size=size, head="light")) for size in (32, 96))
+    assert large.head_multiply_adds == small.head_multiply_adds
 
 
 def test_totals_are_sums_over_stages_and_heads() -> None:
@@ -69,8 +103,8 @@ def test_count_is_the_same_under_another_default_device() -> None:
     assert inside == count_cost(config)
 
 
-# Parameters of the same networks in torchvision, 1000 classes.
-TORCHVISION = {
+# Parameters of the same networks with 1000 classes: torchvision; imgclsmob (pytorchcv) for seresnet and preact_resnet.
+IMAGENET_PARAMETERS = {
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,
     "resnet50": 25_557_032,
@@ -80,16 +114,119 @@ TORCHVISION = {
     "wide_resnet101_2": 126_886_696,
     "resnext50_32x4d": 25_028_904,
     "resnext101_32x8d": 88_791_336,
+    "densenet121": 7_978_856,
+    "mobilenetv2": 3_504_872,
+    "shufflenetv2_x0_5": 1_366_792,
+    "shufflenetv2_x1_0": 2_278_604,
+    "shufflenetv2_x1_5": 3_503_624,
+    "shufflenetv2_x2_0": 7_393_996,
+    "seresnet18": 11_778_592,
+    "seresnet34": 21_958_868,
+    "seresnet50": 28_088_024,
+    "preact_resnet18": 11_687_848,
+    "preact_resnet34": 21_796_008,
+    "preact_resnet50": 25_549_480,
 }
 
 
-@pytest.mark.parametrize("architecture", TORCHVISION)
+@pytest.mark.parametrize("architecture", IMAGENET_PARAMETERS)
 def test_imagenet_networks_have_the_published_parameter_counts(architecture: str) -> None:
-    cost = count_cost(ModelConfig(architecture, num_classes=1000, input_size=224))
-    assert cost.backbone_parameters == TORCHVISION[architecture]
+    cost = count_cost(ModelConfig(architecture, 1000, standard_width(architecture), input_size=224))
+    assert cost.backbone_parameters == IMAGENET_PARAMETERS[architecture]
 
 
-@pytest.mark.parametrize(("architecture", "giga"), [("resnet18", 1.814), ("resnet50", 4.089)])
+@pytest.mark.parametrize(
+    ("architecture", "giga"),
+    [
+        ("resnet18", 1.814),
+        ("resnet50", 4.089),
+        ("densenet121", 2.834),
+        ("mobilenetv2", 0.301),
+        ("shufflenetv2_x1_0", 0.145),
+    ],
+)
 def test_imagenet_networks_have_the_published_multiply_adds(architecture: str, giga: float) -> None:
-    cost = count_cost(ModelConfig(architecture, num_classes=1000, input_size=224))
+    cost = count_cost(ModelConfig(architecture, 1000, standard_width(architecture), input_size=224))
     assert cost.backbone_multiply_adds / 1e9 == pytest.approx(giga, abs=5e-4)
+
+
+# Parameters on CIFAR-100: imgclsmob (pytorchcv).
+CIFAR_PARAMETERS = {
+    "wrn28_10": 36_536_884,
+    "densenet100_12": 800_032,
+    "pyramidnet110_a48": 1_778_556,
+    "pyramidnet110_a84": 3_913_536,
+    "pyramidnet110_a270": 28_511_307,
+}
+
+
+@pytest.mark.parametrize("architecture", CIFAR_PARAMETERS)
+def test_cifar_networks_have_the_published_parameter_counts(architecture: str) -> None:
+    cost = count_cost(ModelConfig(architecture, 100, standard_width(architecture)))
+    assert cost.backbone_parameters == CIFAR_PARAMETERS[architecture]
+
+
+# Millions of multiply-adds and of parameters on CIFAR-100, by width: chenyaofo/pytorch-cifar-models.
+LIGHT_CIFAR_NETWORKS = [
+    ("mobilenetv2", 16, 28.08, 0.82),
+    ("mobilenetv2", 24, 59.43, 1.48),
+    ("mobilenetv2", 32, 88.09, 2.35),
+    ("shufflenetv2_x0_5", 24, 10.99, 0.44),
+    ("shufflenetv2_x1_0", 24, 45.09, 1.36),
+    ("shufflenetv2_x1_5", 24, 94.35, 2.58),
+    ("shufflenetv2_x2_0", 24, 188.00, 5.55),
+]
+
+
+@pytest.mark.parametrize(("architecture", "width", "multiply_adds", "parameters"), LIGHT_CIFAR_NETWORKS)
+def test_light_cifar_networks_have_the_published_cost(
+    architecture: str, width: int, multiply_adds: float, parameters: float
+) -> None:
+    cost = count_cost(ModelConfig(architecture, 100, width))
+    assert cost.backbone_multiply_adds / 1e6 == pytest.approx(multiply_adds, abs=0.006)
+    assert cost.backbone_parameters / 1e6 == pytest.approx(parameters, abs=0.006)
+
+
+# Millions of parameters on CIFAR-10: the paper's table.
+@pytest.mark.parametrize(("architecture", "millions"), [("wrn40_2", 2.2), ("wrn40_4", 8.9), ("wrn28_10", 36.5)])
+def test_wide_resnets_have_the_papers_parameters(architecture: str, millions: float) -> None:
+    cost = count_cost(ModelConfig(architecture, 10, standard_width(architecture)))
+    assert cost.backbone_parameters / 1e6 == pytest.approx(millions, abs=0.05)
+
+
+# Millions of multiply-adds on CIFAR-10: imgclsmob, which counts batch norms too, and so a little more.
+@pytest.mark.parametrize(
+    ("architecture", "published"),
+    [("wrn28_10", 5246.98), ("densenet100_12", 298.45), ("pyramidnet110_a270", 4730.60)],
+)
+def test_large_cifar_networks_have_the_published_cost_but_for_their_norms(architecture: str, published: float) -> None:
+    cost = count_cost(ModelConfig(architecture, 10, standard_width(architecture)))
+    assert 0.96 < cost.backbone_multiply_adds / 1e6 / published < 1
+
+
+# Millions on CIFAR-100: chenyaofo/pytorch-cifar-models, with two more layers of 512 in front of the last.
+@pytest.mark.parametrize(
+    ("architecture", "multiply_adds", "parameters"),
+    [
+        ("vgg11_bn", 153.34, 9.80),
+        ("vgg13_bn", 228.84, 9.99),
+        ("vgg16_bn", 313.77, 15.30),
+        ("vgg19_bn", 398.71, 20.61),
+    ],
+)
+def test_vgg_has_the_published_cost_but_for_the_layers_that_it_leaves_out(
+    architecture: str, multiply_adds: float, parameters: float
+) -> None:
+    cost = count_cost(ModelConfig(architecture, 100))
+    layers = 2 * 512 * 512
+    assert (cost.backbone_multiply_adds + layers) / 1e6 == pytest.approx(multiply_adds, abs=0.006)
+    # Ours have no biases in front of the batch norms: up to 5504 parameters.
+    assert (cost.backbone_parameters + layers + 2 * 512) / 1e6 == pytest.approx(parameters, abs=0.011)
+
+
+@pytest.mark.parametrize("architecture", ["vgg11_bn", "seresnet18", "shufflenetv2_x1_0", "densenet121"])
+def test_half_the_width_is_less_than_half_the_cost(architecture: str) -> None:
+    standard = standard_width(architecture)
+    half, full = (count_cost(ModelConfig(architecture, 10, width)) for width in (standard // 2, standard))
+    assert half.backbone_multiply_adds < 0.5 * full.backbone_multiply_adds
+    assert half.backbone_parameters < 0.5 * full.backbone_parameters

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,6 +16,7 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from training.augment import Augmentation
 from training.data import Batches, ImageSet
+from training.methods import METHODS, Method
 from training.options import TrainOptions
 from training.recipes import Recipe
 from training.trainer import Trainer
@@ -68,11 +70,19 @@ def make_trainer(toy_set: ImageSet, tmp_path: Path) -> Callable[..., Trainer]:
     """A trainer of a ResNet-18 of width 4 on the toy set; `weights` seeds the network."""
 
     def make(
-        recipe: Recipe, *, weights: int = 0, seed: int = 0, dtype: torch.dtype = torch.float32, file: str = "a.pt"
+        recipe: Recipe,
+        method: Method = METHODS["journal"],
+        *,
+        weights: int = 0,
+        seed: int = 0,
+        dtype: torch.dtype = torch.float32,
+        file: str = "a.pt",
+        **others: Any,
     ) -> Trainer:
         torch.manual_seed(weights)
         return Trainer(
             MultiExitNet(ModelConfig("resnet18", len(CLASSES), width=4, input_size=16)),
+            method,
             recipe,
             Batches(toy_set, recipe.batch_size, CPU, shuffle=True, drop_last=True),
             Batches(coloured(12, seed=1), 12, CPU, shuffle=False, drop_last=False),
@@ -82,6 +92,7 @@ def make_trainer(toy_set: ImageSet, tmp_path: Path) -> Callable[..., Trainer]:
             seed=seed,
             checkpoint=tmp_path / file,
             identity={"data": toy_set.fingerprint()},
+            **others,
         )
 
     return make

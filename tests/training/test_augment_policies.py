@@ -3,27 +3,34 @@
 from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
+from itertools import product
 
 import pytest
 import torch
 from torch import Tensor
 
+from training.augment_learned import SUB_POLICIES, Searched
 from training.augment_policies import (
-    CIFAR10_SUB_POLICIES,
     OPERATIONS,
     SIGNED,
-    TRIVIAL_OPERATIONS,
+    UNLEARNED_OPERATIONS,
     Border,
     apply_operations,
     auto_augment,
     auto_magnitudes,
+    rand_augment,
+    rand_magnitudes,
     trivial_augment,
     trivial_magnitudes,
 )
 
 Policy = Callable[..., Tensor]
 Shares = dict[bytes, float]
-BOTH = pytest.mark.parametrize("policy", [auto_augment, trivial_augment])
+EVERY = pytest.mark.parametrize(
+    "policy", [auto_augment, partial(auto_augment, searched="imagenet"), rand_augment, trivial_augment]
+)
+SEARCHED = pytest.mark.parametrize("searched", SUB_POLICIES)
 
 
 def seeded(seed: int) -> torch.Generator:
@@ -35,20 +42,20 @@ def noise(batch: int, height: int = 16, width: int = 20) -> Tensor:
     return torch.randint(20, 220, (batch, 3, height, width), generator=seeded(3)).to(torch.uint8)
 
 
-@BOTH
+@EVERY
 def test_one_seed_gives_one_result(policy: Policy) -> None:
     images = noise(64)
     assert torch.equal(policy(images, seeded(1)), policy(images, seeded(1)))
     assert not torch.equal(policy(images, seeded(1)), policy(images, seeded(2)))
 
 
-@BOTH
+@EVERY
 def test_a_second_batch_from_one_generator_is_drawn_anew(policy: Policy) -> None:
     images, generator = noise(64), seeded(1)
     assert not torch.equal(policy(images, generator), policy(images, generator))
 
 
-@BOTH
+@EVERY
 @pytest.mark.parametrize("batch", [0, 1, 7])
 @pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 def test_shape_type_and_layout_are_kept_and_the_input_too(
@@ -64,38 +71,39 @@ def test_shape_type_and_layout_are_kept_and_the_input_too(
     assert torch.equal(images, untouched)
 
 
-@BOTH
+@EVERY
 def test_layout_does_not_change_the_result(policy: Policy) -> None:
     images = noise(64)
     interleaved = images.contiguous(memory_format=torch.channels_last)
     assert torch.equal(policy(images, seeded(4)), policy(interleaved, seeded(4)))
 
 
-@BOTH
+@EVERY
 def test_images_must_be_eight_bit(policy: Policy) -> None:
     with pytest.raises(ValueError, match="uint8"):
         policy(torch.zeros(2, 3, 8, 8), seeded(0))
 
 
-@BOTH
+@EVERY
 def test_fill_reaches_the_geometric_operations(policy: Policy) -> None:
     blue = torch.tensor((0, 0, 255), dtype=torch.uint8).view(1, 3, 1, 1)
     augmented = policy(noise(256), seeded(0), (0, 0, 255))
     assert (augmented == blue).all(1).flatten(1).any(1).sum() > 20
 
 
-def test_there_are_twenty_five_sub_policies_of_known_operations() -> None:
-    assert len(CIFAR10_SUB_POLICIES) == 25
-    for pair in CIFAR10_SUB_POLICIES:
+@SEARCHED
+def test_there_are_twenty_five_sub_policies_of_known_operations(searched: Searched) -> None:
+    assert len(SUB_POLICIES[searched]) == 25
+    for pair in SUB_POLICIES[searched]:
         for name, probability, level in pair:
             assert name in OPERATIONS
             assert 0 <= probability <= 1
             assert 0 <= level <= 9
 
 
-def test_trivial_augment_has_fourteen_operations_of_equal_number() -> None:
-    assert tuple(OPERATIONS)[:14] == TRIVIAL_OPERATIONS
-    assert "invert" not in TRIVIAL_OPERATIONS
+def test_the_policies_without_a_search_have_fourteen_operations_of_equal_number() -> None:
+    assert tuple(OPERATIONS)[:14] == UNLEARNED_OPERATIONS
+    assert "invert" not in UNLEARNED_OPERATIONS
 
 
 def test_auto_augment_strengths_are_those_of_the_paper() -> None:
@@ -110,6 +118,31 @@ def test_auto_augment_strengths_are_those_of_the_paper() -> None:
     assert strengths["solarize"][9] == 0
 
 
+def test_rand_augment_at_ten_is_as_strong_as_auto_augment_can_be() -> None:
+    strengths, strongest = rand_magnitudes(height=64, width=32), auto_magnitudes(height=64, width=32)
+    assert {len(of_one) for of_one in strengths.values()} == {21}
+    assert {name: of_one[10] for name, of_one in strengths.items()} == pytest.approx(
+        {name: of_one[9] for name, of_one in strongest.items()}
+    )
+
+
+def test_beyond_ten_rand_augment_moves_further_and_colours_no_more() -> None:
+    strengths = rand_magnitudes(height=64, width=32)
+    assert strengths["rotate"][14] == pytest.approx(42)
+    assert strengths["shear_y"][20] == pytest.approx(0.6)
+    assert strengths["translate_x"][15] == int(1.5 * 32 * 150 / 331)
+    assert [strengths[name][20] for name in ("contrast", "posterize", "solarize")] == pytest.approx([0.9, 4, 0])
+
+
+@pytest.mark.parametrize(
+    ("operations", "magnitude", "message"),
+    [(0, 9, "rand_operations is 0; give 1"), (2, -1, "rand_magnitude is -1; give 0 to 20"), (2, 21, "is 21")],
+)
+def test_rand_augment_refuses_what_it_does_not_have(operations: int, magnitude: int, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        rand_augment(noise(1), seeded(0), operations=operations, magnitude=magnitude)
+
+
 def test_trivial_augment_strengths_are_those_of_its_wide_space() -> None:
     strengths = trivial_magnitudes()
     assert {len(of_one) for of_one in strengths.values()} == {31}
@@ -121,7 +154,7 @@ def test_trivial_augment_strengths_are_those_of_its_wide_space() -> None:
 
 def test_level_zero_leaves_the_image_as_it_is() -> None:
     images = noise(1)
-    for strengths in (auto_magnitudes(16, 20), trivial_magnitudes()):
+    for strengths in (auto_magnitudes(16, 20), rand_magnitudes(16, 20), trivial_magnitudes()):
         for name in SIGNED | {"posterize", "solarize"}:
             kept = OPERATIONS[name](images, torch.tensor([strengths[name][0]]), Border())
             assert torch.equal(kept, images), name
@@ -170,21 +203,32 @@ def assert_drawn_as_expected(drawn_BCHW: Tensor, expected: Shares) -> None:
         assert abs(counts[picture] - mean) <= 5 * mean**0.5
 
 
-def test_every_auto_augment_entry_comes_as_often_as_the_policy_says() -> None:
+@SEARCHED
+def test_every_auto_augment_entry_comes_as_often_as_the_policy_says(searched: Searched) -> None:
     image = noise(1)
     strengths = auto_magnitudes(*image.shape[2:])
     alternatives = [
         tuple(Entry(name, probability, strengths[name][level]) for name, probability, level in pair)
-        for pair in CIFAR10_SUB_POLICIES
+        for pair in SUB_POLICIES[searched]
     ]
-    drawn = auto_augment(image.repeat(30_000, 1, 1, 1), seeded(0))
+    drawn = auto_augment(image.repeat(30_000, 1, 1, 1), seeded(0), searched=searched)
     assert_drawn_as_expected(drawn, mixture(image, alternatives))
+
+
+@pytest.mark.parametrize(("operations", "magnitude", "draws"), [(1, 4, 3000), (2, 13, 12_000)])
+def test_rand_augment_draws_each_of_its_operations_from_all_alike(operations: int, magnitude: int, draws: int) -> None:
+    image = noise(1)
+    strengths = rand_magnitudes(*image.shape[2:])
+    entries = [Entry(name, 1.0, strengths[name][magnitude]) for name in UNLEARNED_OPERATIONS]
+    many = image.repeat(draws, 1, 1, 1)
+    drawn = rand_augment(many, seeded(0), operations=operations, magnitude=magnitude)
+    assert_drawn_as_expected(drawn, mixture(image, list(product(entries, repeat=operations))))
 
 
 def test_every_trivial_augment_entry_comes_equally_often() -> None:
     image = noise(1)
     strengths = trivial_magnitudes()
-    alternatives = [(Entry(name, 1.0, strength),) for name in TRIVIAL_OPERATIONS for strength in strengths[name]]
+    alternatives = [(Entry(name, 1.0, strength),) for name in UNLEARNED_OPERATIONS for strength in strengths[name]]
     drawn = trivial_augment(image.repeat(30_000, 1, 1, 1), seeded(0))
     assert_drawn_as_expected(drawn, mixture(image, alternatives))
 

@@ -129,6 +129,14 @@ def test_one_call_fits_both(complementary: ExitLogits) -> None:
     assert point == choose_threshold(complementary, calibration, COST, 0.02)
 
 
+def test_the_only_exit_of_a_network_gets_a_temperature_and_no_early_threshold(complementary: ExitLogits) -> None:
+    alone = ExitLogits(complementary.logits_KNC[:1], complementary.labels_N)
+    calibration, point = calibrate(alone, NetworkCost((48,), (12,), (1,), (1,)), 0.02)
+    temperature, _ = fit_temperature(alone.logits_KNC[0], alone.labels_N)
+    assert (calibration.temperatures, calibration.carries) == ((round(temperature, 4),), (0.0,))
+    assert (point.threshold, point.exit_mix, point.compute) == (1.0, (1.0,), 1.0)
+
+
 def test_pictures_of_a_single_class_are_refused() -> None:
     outputs = ExitLogits(gaussian(3, 10, 4), torch.ones(10, dtype=torch.int64))
     with pytest.raises(ValueError, match="all of one class: hold out at least two classes"):

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import gc
+import multiprocessing
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torch.utils.data import DataLoader
 
 from models.preprocess import Preprocessing
 from training.data import Batches, DataError, FolderSet, ImageSet
@@ -79,6 +82,7 @@ def test_drop_last_leaves_out_the_short_batch_only() -> None:
     assert len(Batches(image_set(20), 5, CPU, shuffle=True, drop_last=False)) == 4
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 @pytest.mark.parametrize("drop_last", [False, True])
@@ -92,6 +96,7 @@ def test_pictures_decoded_on_demand_equal_pictures_in_memory(
         assert_same_walk(walk(held, seed), walk(streamed, seed))
 
 
+@pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
 @pytest.mark.parametrize("workers", [0, 2])
 def test_a_broken_picture_is_named_without_a_worker_traceback(folder_set: FolderSet, workers: int) -> None:
@@ -100,6 +105,115 @@ def test_a_broken_picture_is_named_without_a_worker_traceback(folder_set: Folder
     with pytest.raises(DataError) as caught:
         walk(Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers), None)
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
+
+
+WITH_WORKERS = (
+    pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning"),
+    pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning"),
+)
+
+
+@pytest.mark.parametrize("workers", [0, pytest.param(2, marks=WITH_WORKERS)])
+@pytest.mark.parametrize("drop_last", [False, True])
+def test_an_epoch_can_begin_at_any_batch(folder_set: FolderSet, workers: int, drop_last: bool) -> None:
+    for pictures in (image_set(), folder_set):
+        batches = Batches(pictures, 5, CPU, shuffle=True, drop_last=drop_last, workers=workers)
+        whole = walk(batches, 3)
+        for start in range(len(batches) + 1):
+            tail = [(labels_B.tolist(), images_BHWC) for images_BHWC, labels_B in batches.epoch(3, start)]
+            assert_same_walk(tail, whole[start:])
+
+
+def test_what_lies_before_the_start_is_not_read(folder_set: FolderSet) -> None:
+    for path in folder_set.paths[:10]:
+        path.unlink()
+    batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False)
+    assert [len(labels_B) for _, labels_B in batches.epoch(start=2)] == [5, 5, 3]
+
+
+@pytest.mark.parametrize("start", [-1, 6])
+def test_a_start_beyond_the_epoch_is_refused(start: int) -> None:
+    with pytest.raises(DataError, match=f"an epoch of 5 batches can start at 0 to 5; got {start}"):
+        Batches(image_set(), 5, CPU, shuffle=True, drop_last=False).epoch(0, start)
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 3])
+@pytest.mark.parametrize("drop_last", [False, True])
+@pytest.mark.parametrize("start", [0, 2])
+def test_the_batches_of_all_ranks_make_up_the_batch_of_one_process(
+    folder_set: FolderSet, world_size: int, drop_last: bool, start: int
+) -> None:
+    for pictures in (image_set(), folder_set):
+        one = Batches(pictures, 2 * world_size, CPU, shuffle=True, drop_last=drop_last)
+        ranks = [
+            Batches(pictures, 2, CPU, shuffle=True, drop_last=drop_last, rank=rank, world_size=world_size)
+            for rank in range(world_size)
+        ]
+        assert {len(batches) for batches in ranks} == {len(one)}
+        walks = [list(batches.epoch(9, start)) for batches in ranks]
+        expected = list(one.epoch(9, start))
+        assert {len(found) for found in walks} == {len(one) - start}
+        for step, (images_BHWC, labels_B) in enumerate(expected):
+            assert torch.equal(torch.cat([found[step][0] for found in walks]), images_BHWC)
+            assert torch.equal(torch.cat([found[step][1] for found in walks]), labels_B)
+            if drop_last:
+                assert [len(found[step][1]) for found in walks] == [2] * world_size
+
+
+@pytest.mark.parametrize("kwargs", [{"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}])
+def test_a_rank_that_is_none_is_refused(kwargs: dict[str, int]) -> None:
+    with pytest.raises(DataError, match="the rank must be 0 to"):
+        Batches(image_set(), 5, CPU, shuffle=True, drop_last=False, **kwargs)
+
+
+def test_too_few_pictures_for_all_ranks_are_refused() -> None:
+    with pytest.raises(DataError, match="23 pictures are too few for one batch of 24"):
+        Batches(image_set(), 12, CPU, shuffle=True, drop_last=True, world_size=2)
+
+
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=WITH_WORKERS)])
+def test_workers_end_by_themselves_even_in_a_cycle_of_garbage(folder_set: FolderSet, workers: int) -> None:
+    folder_set.paths[11].write_bytes(b"no picture")
+    others = set(multiprocessing.active_children())
+
+    def fail() -> set[multiprocessing.process.BaseProcess]:
+        batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers)
+        try:
+            walk(batches, None)
+        except DataError as error:
+            # Its traceback holds this frame, which holds it.
+            kept = error
+            assert "cannot be decoded" in str(kept)
+        return set(multiprocessing.active_children()) - others
+
+    mine = fail()
+    gc.set_debug(gc.DEBUG_SAVEALL)
+    try:
+        gc.collect()
+        kinds = {type(found) for found in gc.garbage}
+    finally:
+        gc.set_debug(0)
+        gc.garbage.clear()
+    # A loader that is garbage itself waits for its workers in vain.
+    assert Batches in kinds
+    assert DataLoader not in kinds
+    assert [process.exitcode for process in mine] == [0, 0]
+
+
+@pytest.mark.parametrize("workers", [pytest.param(2, marks=WITH_WORKERS)])
+def test_workers_outlive_a_walk_that_was_left(folder_set: FolderSet, workers: int) -> None:
+    batches = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False, workers=workers)
+    expected = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False)
+    others = set(multiprocessing.active_children())
+    assert_same_walk(walk(batches, 0), walk(expected, 0))
+    mine = set(multiprocessing.active_children()) - others
+    assert len(mine) == workers
+    left = batches.epoch(1)
+    next(left)
+    assert_same_walk(walk(batches, 2), walk(expected, 2))
+    assert set(multiprocessing.active_children()) - others == mine
+    with pytest.raises(AssertionError, match="one walk at a time"):
+        next(left)
 
 
 def test_a_walk_leaves_the_global_random_state_alone(folder_set: FolderSet) -> None:

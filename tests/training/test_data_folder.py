@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from pathlib import Path
 
 import numpy as np
@@ -10,8 +12,8 @@ import torch
 from PIL import Image
 
 from models.preprocess import Preprocessing
-from training.data import Batches, DataError, FolderSet, ImageSet, Splits, load_splits
-from training.data.image_folder import decode_all, read_image_folder
+from training.data import Batches, DataError, FolderSet, ImageSet, Pictures, Splits, load_splits
+from training.data.image_folder import _list_pictures, decode_all, read_image_folder
 
 PREPROCESSING = Preprocessing(size=16)
 CLASSES = ("Forest", "River", "SeaLake")
@@ -28,7 +30,7 @@ def write_part(root: Path, count: int, classes: tuple[str, ...] = CLASSES) -> No
             write_picture(root / name / f"{name}_{i}.png", (80 * label, 10 * i, 7))
 
 
-def as_image_set(pictures: ImageSet | FolderSet) -> ImageSet:
+def as_image_set(pictures: Pictures) -> ImageSet:
     assert isinstance(pictures, ImageSet)
     return pictures
 
@@ -124,6 +126,43 @@ def test_grey_palette_transparent_16_bit_and_turned_pictures_become_rgb(tmp_path
     assert found["turned.jpg"][9:, :, 0].min() > 215
 
 
+def test_imagenets_usual_folder(tmp_path: Path) -> None:
+    synsets = ("n01440764", "n01443537")
+    for part, count in (("train", 4), ("val", 1)):
+        for synset in synsets:
+            for i in range(count):
+                path = tmp_path / part / synset / f"{synset}_{i}.JPEG"
+                path.parent.mkdir(parents=True, exist_ok=True)
+                Image.new("RGB", (30, 20), (200, 40, 40)).save(path, quality=95)
+    odd = tmp_path / "train" / synsets[0]
+    Image.new("L", (30, 20), 90).save(odd / f"{synsets[0]}_0.JPEG", quality=95)
+    # A few of its files are CMYK, and one is a PNG.
+    Image.new("CMYK", (30, 20), (0, 255, 255, 0)).save(odd / f"{synsets[0]}_1.JPEG", quality=95)
+    Image.new("RGB", (30, 20), (1, 2, 3)).save(odd / f"{synsets[0]}_2.JPEG", format="PNG")
+    (tmp_path / "test").mkdir()
+    write_picture(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG", (0, 0, 0))
+    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    assert sets.train.class_names == synsets
+    assert sets.test.names[0] == "val/n01440764/n01440764_0.JPEG"
+    assert "(train/ and val/; test/ unused)" in sets.source
+    pictures = decode_all(sets.train).images_NHWC
+    assert abs(pictures[0].astype(int) - 90).max() <= 1
+    assert abs(pictures[1].astype(int) - (255, 0, 0)).max() <= 8
+    assert (pictures[2] == (1, 2, 3)).all()
+
+
+def test_names_are_sorted_part_by_part_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+    for name in ("b/1.png", "b.c/2.png", "b-c.png", "b!/3.png"):
+        write_picture(tmp_path / "Forest" / name, (0, 0, 0))
+    (tmp_path / "Forest" / "loop").symlink_to(tmp_path / "Forest")
+    (tmp_path / "Forest" / "linked.png").symlink_to(tmp_path / "Forest" / "b-c.png")
+    (tmp_path / "Forest" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
+    write_part(tmp_path, 1, ("River",))
+    names = sorted((tmp_path / "Forest").rglob("*.png"))
+    listed = [name for name in _list_pictures(tmp_path, tmp_path, PREPROCESSING).names if name.startswith("Forest")]
+    assert listed == [path.relative_to(tmp_path).as_posix() for path in names if path.exists()]
+
+
 def break_picture(path: Path, how: str) -> None:
     if how == "truncated":
         noise = np.random.RandomState(0).randint(0, 256, (64, 64, 3)).astype(np.uint8)
@@ -215,3 +254,12 @@ def test_a_fingerprint_tells_names_sizes_and_labels_but_not_the_place(tmp_path: 
     assert first.subset(np.arange(3)).fingerprint() != first.fingerprint()
     second.paths[0].write_bytes(second.paths[0].read_bytes() + b" ")
     assert first.fingerprint() != second.fingerprint()
+
+
+def test_a_fingerprint_covers_every_file(tmp_path: Path) -> None:
+    names = [f"{i}.png" for i in range(1_001)]
+    for name in names:
+        (tmp_path / name).touch()
+    pictures = FolderSet(tmp_path, names, np.zeros(len(names), np.int64), ("a",), PREPROCESSING)
+    lines = (json.dumps([name, 0, 0]) + "\n" for name in names)
+    assert pictures.fingerprint() == hashlib.sha256("".join(lines).encode()).hexdigest()

@@ -7,6 +7,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from scipy.special import softmax
 
 from models.config import ModelConfig
 from models.cost import NetworkCost
@@ -21,9 +22,9 @@ from training.evaluate import (
     calibrated,
     collect_logits,
     evaluate,
-    expected_calibration_error,
     operating_point,
 )
+from training.exit_quality import failure_auroc, oracle, reliability, selective_risk
 
 # Sequential: 10, 30, 60.
 COST = NetworkCost((8, 15, 25), (2, 5, 5), (1, 1, 1), (1, 1, 1))
@@ -141,18 +142,60 @@ def test_an_evaluation_is_plain_json(outputs: ExitLogits) -> None:
     read = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
     assert [point["threshold"] for point in read["operating_points"]] == list(SWEEP)
     assert read["exits"][2]["accuracy"] == evaluation.exits[2].accuracy
+    assert read["oracle"]["accuracy"] == evaluation.oracle.accuracy
+    assert read["curves"][1]["risk"] == list(evaluation.curves[1].risk)
+    assert read["curves"][1]["calibrated"]["share"] == list(evaluation.curves[1].calibrated.share)
 
 
-def test_calibration_error_by_hand() -> None:
-    confidence_N = np.array([0.05, 0.55, 0.58, 0.95, 1.0], dtype=np.float32)
-    right_N = np.array([False, True, False, True, True])
-    # Ten bins: |0.05 - 0| + |0.55 + 0.58 - 1| + |0.95 + 1.0 - 2|, over five pictures.
-    assert expected_calibration_error(confidence_N, right_N, bins=10) == pytest.approx(
-        (0.05 + 0.13 + 0.05) / 5, rel=1e-5
-    )
+def test_every_exit_is_judged_by_the_ensemble_that_it_serves(outputs: ExitLogits) -> None:
+    evaluation = evaluate(outputs, CALIBRATION, COST)
+    labels_N = outputs.labels_N.numpy()
+    z1, z2, z3 = outputs.logits_KNC.numpy().astype(np.float64)
+    a2 = 0.5 * z1 + z2
+    served = (z1, a2, 0.7 * a2 + z3)
+    right_NK = np.stack([a_NC.argmax(1) == labels_N for a_NC in served], axis=1)
+    deepest_N = served[-1].argmax(1)
+    for k, (quality, a_NC) in enumerate(zip(evaluation.exits, served, strict=True)):
+        before, after = softmax(a_NC, axis=1), softmax(a_NC / CALIBRATION.temperatures[k], axis=1)
+        confidence_N, right_N = after.max(1).astype(np.float32), right_NK[:, k]
+        plain_N = before.max(1).astype(np.float32)
+        assert quality.nll == pytest.approx(-np.log(after[np.arange(60), labels_N]).mean())
+        assert quality.ece == pytest.approx(reliability(confidence_N, right_N).calibration_error, abs=1e-6)
+        assert quality.ece_uncalibrated == pytest.approx(reliability(plain_N, right_N).calibration_error, abs=1e-6)
+        assert quality.auroc == pytest.approx(failure_auroc(confidence_N, right_N))
+        risk = selective_risk(confidence_N, right_N)
+        assert (quality.aurc, quality.excess_aurc) == pytest.approx((risk.area, risk.excess))
+        assert quality.agreement == pytest.approx((a_NC.argmax(1) == deepest_N).mean())
+        assert quality.overthought == pytest.approx((right_N & ~right_NK[:, -1]).mean())
+        assert evaluation.curves[k].exit == k + 1
+        assert evaluation.curves[k].risk == pytest.approx(risk.curve)
+        assert evaluation.curves[k].calibrated.calibration_error == quality.ece
+        assert evaluation.curves[k].uncalibrated.calibration_error == quality.ece_uncalibrated
+    assert evaluation.oracle == oracle(right_NK, (10, 30, 60))
+    last, first = evaluation.exits[-1], evaluation.exits[0]
+    assert (last.agreement, last.settled, last.overthought) == (1.0, 1.0, 0.0)
+    assert 0.0 < first.settled <= first.agreement < 1.0
+    assert first.ece != first.ece_uncalibrated
 
 
-def test_calibration_error_is_0_for_the_calibrated_and_1_for_the_surely_wrong() -> None:
-    half_N = np.full(10, 0.5, dtype=np.float32)
-    assert expected_calibration_error(half_N, np.arange(10) % 2 == 0) == pytest.approx(0.0)
-    assert expected_calibration_error(np.ones(4, np.float32), np.zeros(4, np.bool_)) == pytest.approx(1.0)
+def test_a_network_of_one_exit_has_one_operating_point(outputs: ExitLogits) -> None:
+    alone = ExitLogits(outputs.logits_KNC[-1:], outputs.labels_N)
+    evaluation = evaluate(alone, Calibration((2.0,), (0.0,)), NetworkCost((48,), (12,), (1,), (1,)))
+    (exit,), (point,) = evaluation.exits, evaluation.operating_points
+    assert exit.accuracy == exit.ensemble_accuracy == evaluation.ensemble_accuracy == point.accuracy
+    assert (point.threshold, point.compute, point.exit_mix, point.disagreement) == (1.0, 1.0, (1.0,), 0.0)
+    assert (exit.agreement, exit.settled, exit.overthought) == (1.0, 1.0, 0.0)
+    assert (evaluation.oracle.accuracy, evaluation.oracle.compute) == (exit.accuracy, 1.0)
+
+
+def test_an_exit_that_is_always_right_has_no_ranking_and_is_still_plain_json() -> None:
+    sure = ExitLogits(torch.tensor([[[200.0, 0.0], [0.0, 200.0]]] * 3), torch.tensor([0, 1]))
+    evaluation = evaluate(sure, Calibration.neutral(3), COST)
+    assert [exit.auroc for exit in evaluation.exits] == [None] * 3
+    read = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    assert read["exits"][0]["auroc"] is None
+
+
+def test_certain_mistakes_have_a_finite_likelihood() -> None:
+    wrong = ExitLogits(torch.tensor([[[200.0, 0.0]]] * 3), torch.tensor([1]))
+    assert evaluate(wrong, Calibration.neutral(3), COST).exits[0].nll == pytest.approx(200.0)

@@ -13,10 +13,13 @@ import torch
 from PIL import Image
 
 from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
+from models.config import ModelConfig
 from models.cost import count_cost
-from models.preprocess import normalize
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing, normalize
 from training.calibrate import calibrate
-from training.data import Batches
+from training.data import Batches, ImageSet
 from training.evaluate import Evaluation, collect_logits
 from training.finish import TOLERANCE, card, finish, recalibrated
 from training.options import TrainOptions
@@ -154,3 +157,46 @@ def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptio
     assert "lost at most 100.0% of accuracy" in text
     save_bundle(loose, tree_options.output / "bundle", text)
     assert (tree_options.output / "bundle" / WEIGHTS).read_bytes() == before
+
+
+def test_the_plain_network_of_one_exit_becomes_a_bundle(toy_set: ImageSet, tmp_path: Path) -> None:
+    config = ModelConfig("resnet18", 3, width=4, input_size=16, exits=(4,))
+    torch.manual_seed(0)
+    bundle = Bundle(
+        name="plain",
+        version="1",
+        config=config,
+        preprocessing=Preprocessing(16),
+        labels=toy_set.class_names,
+        calibration=Calibration.neutral(1),
+        threshold=0.5,
+        net=rounded(MultiExitNet(config)),
+    )
+    pictures = Batches(toy_set, 8, CPU, shuffle=False, drop_last=False)
+    fitted, evaluation = recalibrated(bundle, pictures, pictures, TOLERANCE, "the toy set")
+    text = card(fitted, evaluation)
+    save_bundle(fitted, tmp_path / "bundle", text)
+    loaded = load_bundle(tmp_path / "bundle")
+    assert (loaded.threshold, len(loaded.calibration.temperatures)) == (1.0, 1)
+    assert [facts["exit"] for facts in loaded.exits] == [1]
+    assert "One exit, at its end: the plain network." in text
+    assert "| 1 | " in text
+    assert "hreshold" not in text
+
+
+def test_the_card_says_behind_which_stages_the_exits_are(tree_options: TrainOptions) -> None:
+    bundle, evaluation = finish(trained(tree_options), "")
+    assert "4 exits, after Zhang" in card(bundle, evaluation)
+    chosen = replace(bundle, config=replace(bundle.config, exits=(1, 2, 3, 4)))
+    assert "4 exits behind stages 1, 2, 3, 4, after Zhang" in card(chosen, evaluation)
+
+
+def test_the_bundle_keeps_the_figures_of_its_exits_and_not_the_curves(tree_options: TrainOptions) -> None:
+    _, evaluation = finish(trained(tree_options), "")
+    folder = tree_options.output / "bundle"
+    description = json.loads((folder / DESCRIPTION).read_text())
+    assert description["exits"][0]["aurc"] == evaluation.exits[0].aurc
+    assert not any(isinstance(value, list) for facts in description["exits"] for value in facts.values())
+    text = (folder / CARD).read_text(encoding="utf-8")
+    assert "## Right early, wrong late" in text
+    assert f"{evaluation.oracle.accuracy:.2%} right at {evaluation.oracle.compute:.3f} of the full cost" in text

@@ -15,12 +15,8 @@ from models.preprocess import Preprocessing
 from training.checkpoint import CheckpointError
 from training.data import FolderSet, ImageSet
 from training.options import TrainOptions
-from training.recipes import journal, short
 from training.run import (
-    build_recipe,
-    bundle_name,
     channel_statistics,
-    check_labels,
     check_precision,
     prepare,
     train,
@@ -38,10 +34,10 @@ def log_of(options: TrainOptions) -> list[dict]:
 
 def test_options_become_network_recipe_and_data(tree_options: TrainOptions) -> None:
     run = prepare(replace(tree_options, alpha=0.1, beta=0.0, learning_rate=0.02))
-    config, recipe = run.trainer.net.config, run.trainer.recipe
+    config, recipe, method = run.trainer.net.config, run.trainer.recipe, run.trainer.method
     assert (config.architecture, config.width, config.input_size, config.num_classes) == ("resnet18", 4, 16, 3)
     assert (recipe.name, recipe.epochs, recipe.batch_size) == ("short", 1, 8)
-    assert (recipe.alpha, recipe.beta, recipe.learning_rate) == (0.1, 0.0, 0.02)
+    assert (method.name, method.alpha, method.beta, recipe.learning_rate) == ("journal", 0.1, 0.0, 0.02)
     assert recipe.augmentation.mean_colour == tuple(round(255 * mean) for mean in run.preprocessing.mean)
     assert run.splits.class_names == ("blue", "green", "red")
     assert (len(run.splits.train), len(run.splits.calibration), len(run.splits.test)) == (27, 3, 12)
@@ -119,52 +115,6 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(tree_options: Train
         prepare(tree_options)
 
 
-@pytest.mark.parametrize("name", ["two words", "-dash", "", "x" * 65])
-def test_a_name_that_no_bundle_takes_is_refused_before_any_work(tree_options: TrainOptions, name: str) -> None:
-    with pytest.raises(ValueError, match="is not usable: give up to 64 letters"):
-        prepare(replace(tree_options, dataset="/no/such/folder", name=name))
-
-
-@pytest.mark.parametrize(
-    ("dataset", "expected"),
-    [
-        ("cifar100", "cifar100-resnet18"),
-        ("data/my_photos/", "my_photos-resnet18"),
-        ("data/two words (new)", "two-words-new-resnet18"),
-        ("data/.hidden", "hidden-resnet18"),
-        ("data/写真", "resnet18"),
-        ("data/" + "x" * 100, "x" * 40 + "-resnet18"),
-    ],
-)
-def test_a_model_is_named_after_its_data(tree_options: TrainOptions, dataset: str, expected: str) -> None:
-    assert bundle_name(replace(tree_options, dataset=dataset)) == expected
-
-
-def test_a_folder_given_as_a_dot_has_a_name_too(
-    tree_options: TrainOptions, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    (tmp_path / "pets").mkdir()
-    monkeypatch.chdir(tmp_path / "pets")
-    assert bundle_name(replace(tree_options, dataset=".")) == "pets-resnet18"
-    assert bundle_name(replace(tree_options, dataset=".", name="given")) == "given"
-
-
-def test_recipes_are_changed_by_the_options_given_alone(tree_options: TrainOptions) -> None:
-    preprocessing = Preprocessing(16, mean=(0.1, 0.2, 0.3))
-    plain = replace(tree_options, epochs=None, batch_size=None)
-    recipe = build_recipe(plain, preprocessing)
-    assert recipe.augmentation.mean_colour == (26, 51, 76)
-    assert replace(recipe, augmentation=short().augmentation) == short()
-    longer = build_recipe(replace(plain, recipe="journal", epochs=9), preprocessing)
-    assert replace(longer, augmentation=journal().augmentation) == journal(9)
-    assert build_recipe(replace(plain, alpha=0.0, beta=0.0), preprocessing).alpha == 0.0
-
-
-def test_an_unknown_recipe_is_refused(tree_options: TrainOptions) -> None:
-    with pytest.raises(ValueError, match="recipe 'long' is unknown: choose one of journal, short"):
-        build_recipe(replace(tree_options, recipe="long"), Preprocessing(16))
-
-
 def test_channel_statistics_are_those_of_the_training_pixels(toy_set: ImageSet) -> None:
     scaled = toy_set.images_NHWC.reshape(-1, 3) / 255.0
     preprocessing = channel_statistics(toy_set)
@@ -191,11 +141,3 @@ def test_precisions_that_are_not_there_are_refused() -> None:
     assert check_precision("bf16") == "bf16"
     with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, fp32, bf16"):
         check_precision("fp8")
-
-
-def test_classes_must_be_the_bundles_in_their_order() -> None:
-    check_labels(("a", "b"), ("a", "b"))
-    with pytest.raises(ValueError, match=r"has 3 classes, the bundle 2; they differ in c: give the data set"):
-        check_labels(("a", "b"), ("a", "b", "c"))
-    with pytest.raises(ValueError, match="they differ in their order"):
-        check_labels(("a", "b"), ("b", "a"))

@@ -10,15 +10,29 @@ import pytest
 import torch
 from torch import nn
 
+from models.bundle import Bundle
 from models.config import ModelConfig
+from models.exit_policy import Calibration
+from models.heads import ShallowHead
 from models.multi_exit import MultiExitNet
-from models.preprocess import normalize
+from models.preprocess import Preprocessing, normalize
 from training.augment import Augmentation
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from training.methods import METHODS, Method
 from training.recipes import Recipe
-from training.trainer import EpochReport, Progress, Trainer, build_optimizer, resolve_precision
+from training.teacher import ExternalTeacher
+from training.trainer import (
+    EpochReport,
+    Progress,
+    Trainer,
+    accuracy_per_exit,
+    feature_adapters,
+    resolve_precision,
+)
 
 MakeTrainer = Callable[..., Trainer]
+
+NO_AUGMENTATION = Augmentation(crop_padding=0, flip=False)
 
 
 class Stop(Exception):
@@ -45,7 +59,8 @@ def everything(trainer: Trainer) -> dict[str, torch.Tensor]:
     state = {
         "model": dict(trainer.net.state_dict()),
         "adapters": dict(trainer.adapters.state_dict()),
-        "optimizer": trainer.optimizer.state_dict(),
+        "averaged": {} if trainer.averaged is None else dict(trainer.averaged.state_dict()),
+        "optimizers": trainer.optimizers.state_dict(),
     }
     return tensors(state)
 
@@ -105,13 +120,13 @@ def test_seed_decides_order_and_augmentation(make_trainer: MakeTrainer, toy_reci
 def test_a_learnable_set_is_learned_at_every_exit(
     make_trainer: MakeTrainer, toy_recipe: Recipe, dtype: torch.dtype
 ) -> None:
-    trainer = make_trainer(replace(toy_recipe, epochs=12, augmentation=Augmentation(crop_padding=0)), dtype=dtype)
+    trainer = make_trainer(replace(toy_recipe, epochs=24, augmentation=Augmentation(crop_padding=0)), dtype=dtype)
     told: list[EpochReport] = []
     trainer.fit(on_epoch=told.append)
     assert told == trainer.history
     assert told[-1].loss < 0.5 * told[0].loss
     assert min(told[-1].accuracy) >= 0.9
-    assert [report.epoch for report in told] == list(range(1, 13))
+    assert [report.epoch for report in told] == list(range(1, 25))
 
 
 def test_progress_is_told_after_every_step(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
@@ -123,10 +138,10 @@ def test_progress_is_told_after_every_step(make_trainer: MakeTrainer, toy_recipe
 
 
 def test_one_step_is_momentum_sgd_on_the_journal_loss(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
-    recipe = replace(toy_recipe, nesterov=False, weight_decay=0.0, augmentation=Augmentation(0, flip=False))
+    recipe = replace(toy_recipe, nesterov=False, weight_decay=0.0, augmentation=NO_AUGMENTATION)
     trainer, twin = make_trainer(recipe), make_trainer(recipe, file="twin.pt")
     images_BHWC, labels_B = next(trainer.train.epoch(0))
-    loss = trainer.train_step(images_BHWC, labels_B, torch.Generator())
+    loss = trainer.train_step(images_BHWC, labels_B, torch.Generator(), backbone_only=False)
     logits, embeddings = twin.net(normalize(images_BHWC, twin.preprocessing))
     ce, soften = nn.functional.cross_entropy, nn.functional.log_softmax
     target = (logits[3].detach() / 3).softmax(dim=1)
@@ -153,17 +168,130 @@ def test_validation_accuracy_is_that_of_each_exit_in_evaluation_mode(
     assert trainer.history[0].accuracy == pytest.approx(expected)
 
 
-def test_without_beta_there_are_no_adapters(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
-    assert len(make_trainer(replace(toy_recipe, beta=0.0)).adapters) == 0
-    assert len(make_trainer(toy_recipe).adapters) == 2
-
-
-@pytest.mark.parametrize("exits", [(0,), (4,), (1, 5)])
-def test_feature_exits_that_are_not_there_are_refused(
-    make_trainer: MakeTrainer, toy_recipe: Recipe, exits: tuple[int, ...]
+@pytest.mark.parametrize(
+    ("method", "adapters"),
+    [
+        (METHODS["dsn"], []),
+        (METHODS["journal"], [nn.Linear, nn.Linear]),
+        (replace(METHODS["journal"], beta=0.0), []),
+        (replace(METHODS["journal"], feature_term="all"), [nn.Linear] * 3),
+        (METHODS["scan"], [nn.Identity] * 3),
+    ],
+)
+def test_a_feature_term_has_an_adapter_for_each_student(
+    make_trainer: MakeTrainer, toy_recipe: Recipe, method: Method, adapters: list
 ) -> None:
-    with pytest.raises(ValueError, match=r"feature_exits \(.*\) is out of range: give exits of 1 to 3"):
-        make_trainer(replace(toy_recipe, feature_exits=exits))
+    assert [type(adapter) for adapter in make_trainer(toy_recipe, method).adapters] == adapters
+
+
+def test_embeddings_of_another_width_are_brought_to_the_teachers() -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 3, width=4))
+    net.heads[0] = ShallowHead([4, 20], 3)
+    first, second, third = feature_adapters(net, METHODS["scan"])
+    assert isinstance(first, nn.Linear)
+    assert (first.in_features, first.out_features) == (20, 32)
+    assert isinstance(second, nn.Identity)
+    assert isinstance(third, nn.Identity)
+
+
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_every_method_learns(make_trainer: MakeTrainer, toy_recipe: Recipe, method: Method) -> None:
+    trainer = make_trainer(replace(toy_recipe, epochs=20, augmentation=NO_AUGMENTATION), method)
+    trainer.fit()
+    assert min(trainer.history[-1].accuracy) >= 0.75
+
+
+def test_the_backbone_phase_leaves_the_shallow_heads_alone(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    trainer = make_trainer(replace(toy_recipe, epochs=2, backbone_share=0.5))
+    before = {name: tensor.clone() for name, tensor in trainer.net.state_dict().items()}
+    moved: list[set[str]] = []
+
+    def watch(report: EpochReport) -> None:
+        now = trainer.net.state_dict()
+        moved.append({name for name, tensor in before.items() if not torch.equal(tensor, now[name])})
+
+    trainer.fit(on_epoch=watch)
+    shallow = {name for name in before if name.startswith(("heads.0.", "heads.1.", "heads.2."))}
+    assert not moved[0] & shallow
+    assert {"stages.0.0.0.weight", "heads.3.classifier.weight"} <= moved[0]
+    assert {name for name in shallow if name.endswith("classifier.weight")} <= moved[1]
+
+
+def test_averaged_weights_follow_the_trained_ones_and_are_the_result(
+    make_trainer: MakeTrainer, toy_recipe: Recipe
+) -> None:
+    trainer = make_trainer(replace(toy_recipe, epochs=1, ema=0.75, augmentation=NO_AUGMENTATION))
+    name = "stages.0.0.0.weight"
+    expected: list[torch.Tensor] = []
+
+    def follow(progress: Progress) -> None:
+        now = trainer.net.state_dict()[name].clone()
+        expected.append(now if not expected else 0.75 * expected[-1] + 0.25 * now)
+
+    trainer.fit(on_step=follow)
+    torch.testing.assert_close(trainer.result.state_dict()[name], expected[-1])
+    assert not torch.equal(trainer.result.state_dict()[name], trainer.net.state_dict()[name])
+    assert trainer.history[0].accuracy == accuracy_per_exit(
+        trainer.result, trainer.validation, trainer.preprocessing, torch.float32
+    )
+
+
+def test_without_averaging_the_result_is_the_network(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    trainer = make_trainer(toy_recipe)
+    assert trainer.result is trainer.net
+
+
+def test_a_batch_in_parts_gives_the_step_of_the_whole_one(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    recipe = replace(toy_recipe, augmentation=NO_AUGMENTATION)
+    whole = make_trainer(recipe, METHODS["dsn"])
+    parts = make_trainer(replace(recipe, accumulate=2), METHODS["dsn"], file="parts.pt")
+    images_BHWC, labels_B = next(whole.train.epoch(0))
+    # Twice the same half: batch statistics of each part are then those of the whole.
+    images_BHWC, labels_B = images_BHWC[:4].repeat(2, 1, 1, 1), labels_B[:4].repeat(2)
+    losses = [t.train_step(images_BHWC, labels_B, torch.Generator(), backbone_only=False) for t in (whole, parts)]
+    torch.testing.assert_close(*losses)
+    for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_an_external_teacher_has_its_share_of_the_loss(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    teacher_net = MultiExitNet(ModelConfig("resnet18", 3, width=5, input_size=16)).eval()
+    calibration = Calibration((1.0, 1.5, 2.0, 2.5), (0.0, 0.5, 0.5, 1.0))
+    bundle = Bundle(
+        "t", "1", teacher_net.config, Preprocessing(16), ("blue", "green", "red"), calibration, 0.5, teacher_net
+    )
+    recipe = replace(toy_recipe, augmentation=NO_AUGMENTATION)
+    taught = make_trainer(
+        recipe, METHODS["dsn"], teacher=ExternalTeacher(bundle), teacher_weight=0.25, teacher_temperature=2.0
+    )
+    alone = make_trainer(recipe, METHODS["dsn"])
+    images_BHWC, labels_B = next(taught.train.epoch(0))
+    with torch.no_grad():
+        teacher_logits = teacher_net(normalize(images_BHWC, Preprocessing(16))).logits
+        accumulated = teacher_logits[0]
+        for carry, logits_BC in zip(calibration.carries[1:], teacher_logits[1:], strict=True):
+            accumulated = carry * accumulated + logits_BC
+        target = (accumulated / 2.5 / 2.0).softmax(dim=1)
+        students = taught.net.train()(normalize(images_BHWC, taught.preprocessing)).logits
+        external = sum(4.0 * -(target * (z / 2.0).log_softmax(dim=1)).sum(dim=1).mean() for z in students)
+        expected = 0.75 * alone.loss(images_BHWC, labels_B) + 0.25 * external
+        torch.testing.assert_close(taught.loss(images_BHWC, labels_B), expected)
+
+
+def test_a_run_cut_inside_an_epoch_goes_on_there(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    recipe = replace(toy_recipe, ema=0.9)
+    whole = make_trainer(recipe, file="whole.pt")
+    whole.fit()
+    with pytest.raises(Stop):
+        make_trainer(recipe, file="cut.pt", checkpoint_s=0.0).fit(on_step=stop_at(2, 2))
+    resumed = make_trainer(recipe, weights=99, file="cut.pt")
+    resumed.resume()
+    told: list[Progress] = []
+    resumed.fit(on_step=told.append)
+    assert [(p.epoch, p.step, p.pictures) for p in told[:2]] == [(2, 3, 24), (3, 1, 8)]
+    expected, got = everything(whole), everything(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
+    assert without_times(whole.history) == without_times(resumed.history)
 
 
 def test_a_diverged_run_says_so_and_keeps_its_last_good_epoch(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
@@ -180,12 +308,16 @@ def test_a_diverged_run_says_so_and_keeps_its_last_good_epoch(make_trainer: Make
     assert all(torch.isfinite(t).all() for t in tensors(state["model"]).values())
 
 
-@pytest.mark.parametrize("field", ["recipe", "model", "seed", "data"])
+@pytest.mark.parametrize("field", ["recipe", "method", "model", "seed", "data"])
 def test_another_runs_checkpoint_is_refused_by_the_field_that_differs(
     make_trainer: MakeTrainer, toy_recipe: Recipe, field: str
 ) -> None:
     make_trainer(toy_recipe).save()
-    other = make_trainer(replace(toy_recipe, alpha=0.4) if field == "recipe" else toy_recipe, seed=int(field == "seed"))
+    other = make_trainer(
+        replace(toy_recipe, warmup=0.2) if field == "recipe" else toy_recipe,
+        METHODS["dsn" if field == "method" else "journal"],
+        seed=int(field == "seed"),
+    )
     if field in ("model", "data"):
         other.identity[field] = "something else"
     before = everything(other)
@@ -194,7 +326,7 @@ def test_another_runs_checkpoint_is_refused_by_the_field_that_differs(
     assert all(torch.equal(t, before[name]) for name, t in everything(other).items())
 
 
-@pytest.mark.parametrize("missing", ["identity", "epoch", "history", "model", "adapters", "optimizer"])
+@pytest.mark.parametrize("missing", ["identity", "epoch", "history", "model", "adapters", "optimizers"])
 def test_a_file_that_is_no_runs_checkpoint_is_refused(
     make_trainer: MakeTrainer, toy_recipe: Recipe, missing: str
 ) -> None:
@@ -218,19 +350,6 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer: MakeTrainer, toy
     save_checkpoint(trainer.checkpoint, {"identity": 3})
     with pytest.raises(CheckpointError, match="not a checkpoint of a training run"):
         trainer.resume()
-
-
-@pytest.mark.parametrize(("decay_norms", "expected"), [(True, 5e-4), (False, 0.0)])
-def test_decay_reaches_vectors_only_where_the_recipe_says_so(
-    toy_recipe: Recipe, decay_norms: bool, expected: float
-) -> None:
-    net = MultiExitNet(ModelConfig("resnet18", 3, width=4))
-    kernels, vectors = build_optimizer([net], replace(toy_recipe, decay_norms=decay_norms)).param_groups
-    assert (kernels["weight_decay"], vectors["weight_decay"]) == (5e-4, expected)
-    assert {p.ndim for p in vectors["params"]} == {1}
-    assert min(p.ndim for p in kernels["params"]) == 2
-    assert len(kernels["params"]) + len(vectors["params"]) == len(list(net.parameters()))
-    assert (kernels["momentum"], kernels["nesterov"]) == (0.9, True)
 
 
 def test_precision_is_as_asked() -> None:

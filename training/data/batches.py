@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import weakref
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset
+from torch.utils.data import DataLoader, Dataset, Sampler
 
 from training.data.errors import DataError
-from training.data.image_set import FolderSet, ImageSet
+from training.data.image_set import FolderSet, ImageSet, Int64Array
+from training.data.parts import Pictures
+from training.data.shard_set import ShardSet
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
@@ -19,27 +22,36 @@ class Batches:
     """Walks over a set in batches of (images_BHWC uint8, labels_B int64), both on `device`.
 
     An ImageSet is copied to the device once, and batches are gathered there; one that would take more than half of a
-    GPU's free memory stays in host memory. A FolderSet is decoded on the fly by `workers` processes (0: in this one).
-    Raises DataError for a batch size below 1, negative workers, or a set too small for a single batch.
+    GPU's free memory stays in host memory. A FolderSet or ShardSet is decoded on the fly by `workers` processes (0: in
+    this one), which stay alive between walks and always work two batches each ahead; one walk at a time.
+    rank, world_size: of data-parallel training. `batch_size` is a process's; the batches of all ranks, one after the
+    other, are the batch that a single process with a batch of world_size·batch_size gets. Every rank takes as many
+    steps; of a short last batch (drop_last off) some ranks may get fewer pictures, or none.
+    Raises DataError for a batch size below 1, negative workers, a rank that is none, or a set too small for a batch.
     """
 
     def __init__(
         self,
-        dataset: ImageSet | FolderSet,
+        dataset: Pictures,
         batch_size: int,
         device: torch.device,
         shuffle: bool,
         drop_last: bool,
         workers: int = 0,
+        rank: int = 0,
+        world_size: int = 1,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"the batch size must be at least 1; got {batch_size}")
         if workers < 0:
             raise DataError(f"the number of workers must be at least 0; got {workers}")
-        least = batch_size if drop_last else 1
+        if not 0 <= rank < world_size:
+            raise DataError(f"the rank must be 0 to {world_size - 1}, of {world_size} processes; got {rank}")
+        whole = batch_size * world_size
+        least = whole if drop_last else 1
         if len(dataset) < least:
             raise DataError(
-                f"{len(dataset)} pictures are too few for one batch of {batch_size}, at least {least} are "
+                f"{len(dataset)} pictures are too few for one batch of {whole}, at least {least} are "
                 "needed; choose a smaller batch size or add pictures"
             )
         self.dataset = dataset
@@ -48,25 +60,36 @@ class Batches:
         self.shuffle = shuffle
         self.drop_last = drop_last
         self.workers = workers
+        self.rank = rank
+        self.world_size = world_size
         self._resident: Batch | None = None
+        self._decoder: _Decoder | None = None
         if isinstance(dataset, ImageSet):
             home = device if _fits(dataset.images_NHWC.nbytes, device) else torch.device("cpu")
             images_NHWC = torch.from_numpy(dataset.images_NHWC).to(home)
             self._resident = images_NHWC, torch.from_numpy(dataset.labels_N).to(home)
+        else:
+            self._decoder = _Decoder(dataset, device, workers)
 
     def __len__(self) -> int:
-        """Batches an epoch."""
-        whole, rest = divmod(len(self.dataset), self.batch_size)
+        """Batches an epoch, the same for every rank."""
+        whole, rest = divmod(len(self.dataset), self.batch_size * self.world_size)
         return whole if self.drop_last or not rest else whole + 1
 
-    def epoch(self, seed: int | None = None) -> Iterator[Batch]:
+    def epoch(self, seed: int | None = None, start: int = 0) -> Iterator[Batch]:
         """One walk over the set; with shuffle the order is a pure function of `seed`, on every device.
 
-        Raises DataError when shuffle is on and no seed is given, and while walking for a broken picture.
+        start: the batch to begin with, to take up an epoch where it was left; what lies before is not even read.
+        Raises DataError when shuffle is on and no seed is given, for a start beyond the end, and while walking for a
+        broken picture.
         """
-        chunks = self._order(seed).split(self.batch_size)[: len(self)]
-        if isinstance(self.dataset, FolderSet):
-            return self._decode(self.dataset, chunks)
+        if not 0 <= start <= len(self):
+            raise DataError(f"an epoch of {len(self)} batches can start at 0 to {len(self)}; got {start}")
+        chunks = self._order(seed).split(self.batch_size * self.world_size)[start : len(self)]
+        if self.world_size > 1:
+            chunks = tuple(chunk.tensor_split(self.world_size)[self.rank] for chunk in chunks)
+        if self._decoder is not None:
+            return self._decoder.walk(chunks)
         assert self._resident is not None
         return self._gather(chunks, *self._resident)
 
@@ -78,44 +101,77 @@ class Batches:
         return torch.randperm(len(self.dataset), generator=torch.Generator().manual_seed(seed))
 
     def _gather(
-        self, chunks: tuple[torch.Tensor, ...], images_NHWC: torch.Tensor, labels_N: torch.Tensor
+        self, chunks: Sequence[torch.Tensor], images_NHWC: torch.Tensor, labels_N: torch.Tensor
     ) -> Iterator[Batch]:
         for chunk in chunks:
             index_B = chunk.to(images_NHWC.device, non_blocking=True)
             images_BHWC, labels_B = images_NHWC.index_select(0, index_B), labels_N.index_select(0, index_B)
             yield images_BHWC.to(self.device), labels_B.to(self.device)
 
-    def _decode(self, pictures: FolderSet, chunks: tuple[torch.Tensor, ...]) -> Iterator[Batch]:
+
+class _Decoder:
+    """One DataLoader for all walks, so that its workers start once."""
+
+    def __init__(self, pictures: FolderSet | ShardSet, device: torch.device, workers: int) -> None:
+        self.device = device
+        self._schedule = _Schedule()
+        self._walk: object = None
         loader: DataLoader[Batch | DataError] = DataLoader(
             _BatchReader(pictures),
             batch_size=None,
-            sampler=[chunk.tolist() for chunk in chunks],
-            num_workers=self.workers,
+            sampler=self._schedule,
+            num_workers=workers,
             collate_fn=_as_read,
-            pin_memory=self.device.type == "cuda",
+            pin_memory=device.type == "cuda",
+            persistent_workers=workers > 0,
             # Else the loader draws from torch's global generator, and a walk would change what follows it.
             generator=torch.Generator(),
         )
-        for read in loader:
+        # As part of a cycle, such as an exception's traceback, its queues could be closed before the workers are told
+        # to stop, and each would be waited for in vain: so no loader is ever garbage before this lets go of it.
+        self._kept = [loader]
+        weakref.finalize(self, self._kept.clear).atexit = False
+
+    def walk(self, chunks: Sequence[torch.Tensor]) -> Iterator[Batch]:
+        self._schedule.chunks = chunks
+        self._walk = chunks
+        for read in self._kept[0]:
             if isinstance(read, DataError):
                 raise read
             images_BHWC, labels_B = read
             yield images_BHWC.to(self.device, non_blocking=True), labels_B.to(self.device, non_blocking=True)
+            assert self._walk is chunks, "workers serve one walk at a time, and a newer one has begun"
+
+
+class _Schedule(Sampler[Int64Array]):
+    """The indices of each batch of the walk at hand."""
+
+    chunks: Sequence[torch.Tensor] = ()
+
+    def __iter__(self) -> Iterator[Int64Array]:
+        return map(torch.Tensor.numpy, self.chunks)
+
+    def __len__(self) -> int:
+        return len(self.chunks)
 
 
 class _BatchReader(Dataset[Batch | DataError]):
     """Decodes whole batches. A broken picture comes back as a value, since an error raised in a worker
     reaches the user wrapped in the worker's traceback."""
 
-    def __init__(self, pictures: FolderSet) -> None:
+    def __init__(self, pictures: FolderSet | ShardSet) -> None:
         self.pictures = pictures
 
-    def __getitem__(self, indices: list[int]) -> Batch | DataError:
+    def __getitem__(self, indices: Int64Array) -> Batch | DataError:
+        size = self.pictures.preprocessing.size
+        images_BHWC = np.empty((len(indices), size, size, 3), dtype=np.uint8)
+        labels_B = np.empty(len(indices), dtype=np.int64)
         try:
-            images, labels = zip(*(self.pictures[i] for i in indices), strict=True)
+            for row, index in enumerate(indices.tolist()):
+                images_BHWC[row], labels_B[row] = self.pictures[index]
         except DataError as error:
             return error
-        return torch.from_numpy(np.stack(images)), torch.tensor(labels, dtype=torch.int64)
+        return torch.from_numpy(images_BHWC), torch.from_numpy(labels_B)
 
 
 def _as_read(read: Any) -> Any:

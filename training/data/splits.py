@@ -15,6 +15,11 @@ from training.data.cifar import CIFAR_PIXELS, LAYOUTS, read_cifar
 from training.data.errors import DataError
 from training.data.image_folder import decode_all, read_image_folder
 from training.data.image_set import FolderSet, ImageSet
+from training.data.parts import Parts, Pictures
+from training.data.shard_files import find_shards
+from training.data.shard_index import default_cache
+from training.data.shard_set import ShardSet
+from training.data.shards import read_shards
 from training.data.stratify import HOLDOUT_SEED, fraction_count, stratified_holdout
 
 DATA_ROOT_VARIABLE = "OFFRAMP_DATA_ROOT"
@@ -32,9 +37,9 @@ class Splits:
     test: for reporting only. source: what was read and how it was split, for the model card.
     """
 
-    train: ImageSet | FolderSet
-    calibration: ImageSet | FolderSet
-    test: ImageSet | FolderSet
+    train: Pictures
+    calibration: Pictures
+    test: Pictures
     class_names: tuple[str, ...]
     source: str
 
@@ -47,7 +52,10 @@ def load_splits(
     seed: int = HOLDOUT_SEED,
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
 ) -> Splits:
-    """Load "cifar10", "cifar100", or a directory of pictures sorted into one folder a class.
+    """Load "cifar10", "cifar100", a directory of pictures sorted into one folder a class, or WebDataset shards.
+
+    Shards are a directory with tar files called …train… (and …val… or …test…), or a pattern such as
+    "imagenet/train-{000..127}.tar"; their index is kept in the user's cache (see shard_index).
 
     data_root: where the CIFAR files lie; None means OFFRAMP_DATA_ROOT, else ./data. A directory that is not
     found as given is also looked for below it.
@@ -55,7 +63,7 @@ def load_splits(
     train (at least one a class) for a directory.
     seed: of the hold-outs. It is a constant apart from the training seed, so that runs of any seed share one
     split, and a resumed or repeated training never sees a calibration or test picture.
-    memory_limit_bytes: a directory whose decoded pictures exceed it is decoded on demand (FolderSet).
+    memory_limit_bytes: a set whose decoded pictures exceed it is decoded on demand (FolderSet, ShardSet).
     Raises DataError naming what is missing or broken, and the fix.
     """
     if calibration_size is not None and calibration_size < 1:
@@ -63,8 +71,12 @@ def load_splits(
     root = data_root if data_root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, DEFAULT_DATA_ROOT))
     if dataset in LAYOUTS:
         return _cifar_splits(dataset, root, preprocessing, calibration_size, seed, memory_limit_bytes)
+    shards = find_shards(dataset, root)
+    if shards is not None:
+        parts = read_shards(shards, preprocessing, seed, default_cache())
+        return _file_splits(parts, calibration_size, seed, memory_limit_bytes)
     folder = _find_folder(dataset, root)
-    return _folder_splits(folder, preprocessing, calibration_size, seed, memory_limit_bytes)
+    return _file_splits(read_image_folder(folder, preprocessing, seed), calibration_size, seed, memory_limit_bytes)
 
 
 def _cifar_splits(
@@ -90,23 +102,18 @@ def _cifar_splits(
     return Splits(train.subset(kept), train.subset(held), test, train.class_names, source)
 
 
-def _folder_splits(
-    folder: Path,
-    preprocessing: Preprocessing,
-    calibration_size: int | None,
-    seed: int,
-    memory_limit_bytes: int,
+def _file_splits(
+    parts: Parts[FolderSet] | Parts[ShardSet], calibration_size: int | None, seed: int, memory_limit_bytes: int
 ) -> Splits:
-    sets = read_image_folder(folder, preprocessing, seed)
-    labels_N = sets.train.labels_N
+    labels_N, size = parts.train.labels_N, parts.train.preprocessing.size
     count = calibration_size or fraction_count(labels_N, FOLDER_CALIBRATION_FRACTION)
     kept, held = stratified_holdout(labels_N, count, seed)
-    train, calibration = sets.train.subset(kept), sets.train.subset(held)
-    source = _describe(sets.source, count, seed)
-    size_bytes = (len(sets.train) + len(sets.test)) * preprocessing.size**2 * 3
+    train, calibration = parts.train.subset(kept), parts.train.subset(held)
+    source = _describe(parts.source, count, seed)
+    size_bytes = (len(parts.train) + len(parts.test)) * size**2 * 3
     if size_bytes > memory_limit_bytes:
-        return Splits(train, calibration, sets.test, train.class_names, source)
-    return Splits(decode_all(train), decode_all(calibration), decode_all(sets.test), train.class_names, source)
+        return Splits(train, calibration, parts.test, train.class_names, source)
+    return Splits(decode_all(train), decode_all(calibration), decode_all(parts.test), train.class_names, source)
 
 
 def _describe(source: str, calibration_count: int, seed: int) -> str:
@@ -122,8 +129,9 @@ def _find_folder(dataset: str, root: Path) -> Path:
     raise DataError(
         f"no data set {dataset!r}: it is neither {' nor '.join(LAYOUTS)} nor a directory. Looked at:\n"
         f"{looked}\nGive a directory with one folder of pictures a class: train/<class>/… and "
-        "test/<class>/…, or <class>/…. A relative one is also looked for below the data root, which is named "
-        f"with --data-root or the environment variable {DATA_ROOT_VARIABLE}."
+        "test/<class>/…, or <class>/…; or one with tar shards: train-000.tar … and val-000.tar …. A relative "
+        "one is also looked for below the data root, which is named with --data-root or the environment variable "
+        f"{DATA_ROOT_VARIABLE}."
     )
 
 

@@ -1,0 +1,187 @@
+"""`offramp paper`: the paper's comparison, trained anew: methods against each other, over seeds, within a time budget.
+
+Every run has its own folder below `--runs`. What is finished is kept, what was cut short is resumed; a run that another
+process of the same command is training is left to it, so that the command may be started once for each device. The
+table is made of all runs that are finished, whoever trained them.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.machine import provenance
+from benchmarks.options import PaperOptions
+from benchmarks.paper_report import paper_plot, paper_section
+from models.backbones import standard_width
+from models.bundle import load_bundle
+from models.cost import count_cost
+from training.finish import finish
+from training.methods import METHODS
+from training.options import TrainOptions, recorded_command
+from training.recipes import RECIPES
+from training.run import prepare, train
+from training.trainer import EpochReport
+
+
+class OutOfTime(Exception):
+    """The budget is spent; what is trained so far lies in the checkpoints."""
+
+
+@dataclass(frozen=True)
+class Row:
+    """One finished run. Accuracies are of the test pictures (0..1), by the last epoch's weights.
+
+    accuracy: of each exit alone; served: of each exit with the visited exits' logits; ensemble: of the mean of all
+    logits. cost figures: multiply-adds of one picture that answers at exit k, with all earlier heads (sequential) and
+    with its own head only (as_published).
+    """
+
+    network: str
+    method: str
+    seed: int
+    epochs: int
+    recipe: str
+    accuracy: tuple[float, ...]
+    served: tuple[float, ...]
+    ensemble: float
+    parameters: int
+    backbone_multiply_adds: int
+    sequential_multiply_adds: tuple[int, ...]
+    as_published_multiply_adds: tuple[int, ...]
+    hours: float
+    hardware: str
+    command: str
+
+
+def planned(options: PaperOptions) -> list[TrainOptions]:
+    """Every run, seeds outermost, so that a budget that ends early leaves the methods equally far."""
+    architectures, methods = options.architectures.split(","), options.methods.split(",")
+    if options.recipe not in RECIPES:
+        raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
+    for method in methods:
+        if method not in METHODS:
+            raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
+    runs = []
+    for seed in map(int, options.seeds.split(",")):
+        for architecture in architectures:
+            width = options.width or standard_width(architecture)
+            epochs = options.epochs or RECIPES[options.recipe]().epochs
+            for method in methods:
+                name = f"{architecture}-w{width}-{options.recipe}{epochs}-{method}-s{seed}"
+                runs.append(
+                    TrainOptions(
+                        options.dataset,
+                        options.runs / name,
+                        data_root=options.data_root,
+                        architecture=architecture,
+                        width=width,
+                        method=method,
+                        recipe=options.recipe,
+                        epochs=epochs,
+                        seed=seed,
+                        device=options.device,
+                        precision=options.precision,
+                    )
+                )
+    return runs
+
+
+def run(options: PaperOptions) -> None:
+    """Train what is not finished, then write JSON, Markdown and plot of all that is."""
+    before = provenance()
+    deadline_s = time.monotonic() + 3600 * options.hours if options.hours else float("inf")
+    runs = planned(options)
+    try:
+        for wanted in runs:
+            with claimed(wanted.output) as mine:
+                if mine and not (wanted.output / "evaluation.json").exists():
+                    train_one(wanted, deadline_s)
+    except OutOfTime:
+        print(f"{options.hours:g} hours are over; the same command goes on from here")
+    rows = [row_of(wanted) for wanted in runs if (wanted.output / "evaluation.json").exists()]
+    if not rows:
+        raise BenchmarkError(f"no run of {len(runs)} is finished yet: give more --hours, or fewer --epochs")
+    document = {"benchmark": "paper", **before, "planned": len(runs), "rows": [asdict(row) for row in rows]}
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.write_text(json.dumps(document, indent=1) + "\n")
+    options.output.with_suffix(".md").write_text(paper_section(document) + "\n")
+    paper_plot(document, options.output.with_suffix(".png"))
+    print(paper_section(document))
+    print(f"{len(rows)} of {len(runs)} runs are finished; {options.output} written, with .md and .png beside it")
+
+
+def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
+    """One run from where it stands to its evaluation. Raises OutOfTime at the end of the epoch that passes the time."""
+    if clock() >= deadline_s:
+        raise OutOfTime
+    resumes = (options.output / "checkpoint.pt").exists()
+    prepared = prepare(TrainOptions(**{**vars(options), "resume": resumes}))
+    print(
+        f"{options.output.name}: {'resumed' if resumes else 'begun'} at epoch {prepared.trainer.epoch + 1}", flush=True
+    )
+
+    def watch(report: EpochReport) -> None:
+        exits = " ".join(f"{share:.1%}" for share in report.accuracy)
+        print(f"  epoch {report.epoch}/{report.epochs}: {exits}, {report.seconds:.0f} s", flush=True)
+        if clock() >= deadline_s and report.epoch < report.epochs:
+            raise OutOfTime
+
+    train(prepared, watch)
+    _, evaluation = finish(prepared, recorded_command("train", options))
+    # Last, and so the mark of a finished run.
+    (options.output / "evaluation.json").write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+
+
+@contextmanager
+def claimed(folder: Path) -> Iterator[bool]:
+    """Whether this process holds the run; another process's claim ends with that process, however it ends."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with (folder / ".lock").open("w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+
+
+def row_of(options: TrainOptions) -> Row:
+    """What a finished run says. Raises BenchmarkError when its files are of another form."""
+    try:
+        evaluation: dict[str, Any] = json.loads((options.output / "evaluation.json").read_text())
+        bundle = load_bundle(options.output / "bundle")
+        config, made = bundle.config, bundle.training
+        cost = count_cost(config)
+        through, own = 0, []
+        for stage, head in zip(cost.stage_multiply_adds, cost.head_multiply_adds, strict=True):
+            through += stage
+            own.append(through + head)
+        return Row(
+            network=f"{config.architecture}, width {config.width}",
+            method=options.method,
+            seed=options.seed,
+            epochs=made["recipe"]["epochs"],
+            recipe=made["recipe"]["name"],
+            accuracy=tuple(exit["accuracy"] for exit in evaluation["exits"]),
+            served=tuple(exit["ensemble_accuracy"] for exit in evaluation["exits"]),
+            ensemble=evaluation["ensemble_accuracy"],
+            parameters=cost.total_parameters,
+            backbone_multiply_adds=cost.backbone_multiply_adds,
+            sequential_multiply_adds=cost.sequential_multiply_adds,
+            as_published_multiply_adds=tuple(own),
+            hours=made["hours"],
+            hardware=made["hardware"],
+            command=made["command"],
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise BenchmarkError(
+            f"{options.output}: not a finished run of this version ({error!r}); move it away to train it again"
+        ) from error

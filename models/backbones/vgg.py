@@ -1,0 +1,42 @@
+"""VGG with batch norm (Simonyan & Zisserman, ICLR 2015), five stages that each end with a max-pool.
+
+As in "Be Your Own Teacher" one linear layer stands behind them, not the three of the ImageNet network. The stages are
+the same for small and large pictures: VGG has no stem.
+"""
+
+from __future__ import annotations
+
+from torch import nn
+
+from models.backbones.backbone import Backbone
+from models.config import ModelConfig
+
+# 3x3 convolutions a stage; their width relative to the first stage's.
+VGGS = {
+    "vgg11_bn": (1, 1, 2, 2, 2),
+    "vgg13_bn": (2, 2, 2, 2, 2),
+    "vgg16_bn": (2, 2, 3, 3, 3),
+    "vgg19_bn": (2, 2, 4, 4, 4),
+}
+RELATIVE_WIDTHS = (1, 2, 4, 8, 8)
+
+
+def build_vgg(config: ModelConfig) -> Backbone:
+    """Five stages; the convolutions have no bias, which the batch norm behind each would undo."""
+    stages, in_channels = [], 3
+    channels = [config.width * relative for relative in RELATIVE_WIDTHS]
+    for out_channels, count in zip(channels, VGGS[config.architecture], strict=True):
+        parts: list[nn.Module] = []
+        for _ in range(count):
+            parts.extend(
+                (
+                    nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
+                    nn.BatchNorm2d(out_channels),
+                    nn.ReLU(),
+                )
+            )
+            in_channels = out_channels
+        # Rounding up keeps a pixel for the last stages of pictures below 32 pixels.
+        parts.append(nn.MaxPool2d(2, ceil_mode=True))
+        stages.append(nn.Sequential(*parts))
+    return Backbone(stages, channels)

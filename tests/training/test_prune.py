@@ -1,0 +1,212 @@
+"""Pruning: whole channels leave, all exits stay, and what is left is the network that the library cut."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Iterator
+from copy import deepcopy
+from pathlib import Path
+
+import pytest
+import torch
+import torch_pruning
+from torch import Tensor, nn
+
+from models.backbones import BACKBONES, Architecture
+from models.backbones.backbone import Backbone
+from models.bundle import Bundle, load_bundle, rounded, save_bundle
+from models.config import ModelConfig
+from models.cost import count_cost
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+from training.prune import TOLERANCE, PruneError, _rebuilt, prune
+
+# One network of each family, and grouped convolutions beside.
+FAMILIES = (
+    "resnet18", "resnext50_32x4d", "seresnet18", "preact_resnet18", "wrn16_2", "pyramidnet110_a48", "densenet100_12",
+    "vgg11_bn", "mobilenetv2", "shufflenetv2_x0_5",
+)  # fmt: skip
+SIZE = 16
+
+
+def lived_in(architecture: str, width: int = 4, **others: object) -> MultiExitNet:
+    """Random weights, batch norms with statistics, scales and biases of their own."""
+    torch.manual_seed(0)
+    net = MultiExitNet(ModelConfig(architecture, 3, width, SIZE, **others)).eval()
+    for layer in net.modules():
+        if isinstance(layer, nn.BatchNorm2d):
+            for tensor in (layer.weight, layer.running_var):
+                nn.init.uniform_(tensor, 0.5, 1.5)
+            for tensor in (layer.bias, layer.running_mean):
+                nn.init.normal_(tensor)
+    return net
+
+
+def pictures(count: int = 4) -> Tensor:
+    return torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
+
+
+def logits(net: MultiExitNet) -> list[Tensor]:
+    with torch.no_grad():
+        answers: list[Tensor] = net(pictures()).logits
+    return answers
+
+
+def test_every_family_is_tried() -> None:
+    assert {BACKBONES[name].build for name in FAMILIES} == {architecture.build for architecture in BACKBONES.values()}
+
+
+@pytest.mark.parametrize("architecture", FAMILIES)
+def test_every_family_is_pruned_and_comes_back_from_a_bundle(architecture: str, tmp_path: Path) -> None:
+    net = lived_in(architecture, 16 if architecture.startswith("resnext") else 4)
+    pruned = prune(net, 0.6)
+    assert pruned.kept == pytest.approx(0.6, abs=TOLERANCE)
+    assert pruned.after == count_cost(pruned.net.config)
+    assert pruned.after.total_parameters == sum(parameter.numel() for parameter in pruned.net.parameters())
+    assert [tuple(z.shape) for z in logits(pruned.net)] == [(4, 3)] * net.num_exits
+    assert {p.dtype for p in pruned.net.parameters()} == {torch.float32}
+    assert not pruned.net.training
+
+    calibration = Calibration.neutral(net.num_exits)
+    bundle = Bundle("a", "1", pruned.net.config, Preprocessing(SIZE), ("a", "b", "c"), calibration, 1.0, pruned.net)
+    save_bundle(bundle, tmp_path / "bundle", "card")
+    assert all(map(torch.equal, logits(load_bundle(tmp_path / "bundle").net), logits(rounded(pruned.net))))
+
+
+@pytest.mark.parametrize("architecture", ["resnet18", "mobilenetv2", "densenet100_12"])
+def test_the_rebuilt_network_equals_to_the_bit_what_the_library_cut(architecture: str) -> None:
+    net = lived_in(architecture)
+    cut = deepcopy(net)
+    graph = torch_pruning.DependencyGraph().build_dependency(
+        cut, pictures(), forward_fn=lambda model, x: model(x).logits, verbose=False
+    )
+    for layer in (cut.stages[0][0][0] if architecture == "resnet18" else cut.stages[0][0], cut.heads[1].reduce[0][1]):
+        graph.get_pruning_group(layer, torch_pruning.prune_conv_out_channels, idxs=[1]).prune()
+    rebuilt = _rebuilt(net.config, cut)
+    assert len(rebuilt.config.shapes) > 5
+    assert all(map(torch.equal, logits(rebuilt), logits(cut)))
+
+
+def test_the_least_important_channels_leave() -> None:
+    net, faint = lived_in("resnet18"), [1, 4, 6, 7]
+    block = net.stages[1][1]
+    with torch.no_grad():
+        for weight in (block.conv1.weight, block.bn1.weight, block.conv2.weight.transpose(0, 1)):
+            weight[faint] *= 1e-3
+    kept = prune(net, 0.9).net.stages[1][1].bn1.weight.tolist()
+    assert len(kept) == 4
+    assert set(kept) == set(block.bn1.weight.tolist()) - set(block.bn1.weight[faint].tolist())
+
+
+def test_backbone_and_heads_both_shrink_and_classes_stay() -> None:
+    pruned = prune(lived_in("resnet18", width=8), 0.5)
+    assert all(map(int.__lt__, pruned.after.stage_multiply_adds, pruned.before.stage_multiply_adds))
+    assert all(map(int.__lt__, pruned.after.head_multiply_adds, pruned.before.head_multiply_adds))
+    assert [head.classifier.out_features for head in pruned.net.heads] == [3] * 4
+
+
+def test_wide_layers_keep_multiples_of_eight() -> None:
+    net = prune(lived_in("resnet18", width=32), 0.5).net
+    channels = {c.out_channels for c in net.modules() if isinstance(c, nn.Conv2d)}
+    assert {c % 8 for c in channels} == {0}
+
+
+@pytest.mark.parametrize("keep", [0.9, 0.2])
+def test_what_is_kept_is_what_was_asked_for(keep: float) -> None:
+    assert prune(lived_in("resnet18", width=16), keep).kept == pytest.approx(keep, abs=0.02)
+
+
+def test_the_network_given_and_torchs_random_state_stay_as_they_are() -> None:
+    net = lived_in("resnet18").train().requires_grad_(False)
+    before, random_state = {name: t.clone() for name, t in net.state_dict().items()}, torch.get_rng_state()
+    first, second = prune(net, 0.5), prune(net, 0.5)
+    assert torch.equal(torch.get_rng_state(), random_state)
+    assert net.training
+    assert not any(p.requires_grad for p in net.parameters())
+    assert all(torch.equal(before[name], tensor) for name, tensor in net.state_dict().items())
+    assert first.net.config == second.net.config
+    assert all(map(torch.equal, logits(first.net), logits(second.net)))
+
+
+def test_a_pruned_network_is_pruned_further() -> None:
+    once = prune(lived_in("resnet18", width=8), 0.6)
+    twice = prune(once.net, 0.5)
+    assert twice.before == once.after
+    assert twice.kept == pytest.approx(0.5, abs=TOLERANCE)
+    assert set(dict(once.net.config.shapes)) <= set(dict(twice.net.config.shapes))
+
+
+def test_a_network_with_chosen_exits_and_its_deepest_exit_alone_are_pruned() -> None:
+    for exits in ((2, 4), (4,)):
+        pruned = prune(lived_in("resnet18", exits=exits), 0.6)
+        assert pruned.net.num_exits == len(exits)
+        assert pruned.net.config.exits == exits
+
+
+def test_fine_tuning_reaches_every_weight_and_lowers_the_loss() -> None:
+    net = prune(lived_in("resnet18", width=8), 0.5).net.train()
+    x_BCHW, labels_B = pictures(12), torch.arange(12) % 3
+    optimizer, losses = torch.optim.SGD(net.parameters(), lr=0.02, momentum=0.9), []
+    for _ in range(8):
+        loss = torch.stack([nn.functional.cross_entropy(z, labels_B) for z in net(x_BCHW).logits]).sum()
+        optimizer.zero_grad()
+        loss.backward()
+        assert [name for name, p in net.named_parameters() if p.grad is None] == []
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[-1] < 0.5 * losses[0]
+
+
+@pytest.mark.parametrize("keep", [0.0, 1.0, -0.5, 1.5, float("nan"), float("inf")])
+def test_a_share_out_of_range_is_refused(keep: float) -> None:
+    with pytest.raises(PruneError, match=r"keep \S+ is out of range: give the share .* above 0 and below 1"):
+        prune(lived_in("resnet18"), keep)
+
+
+def test_a_share_that_cannot_be_met_names_the_nearest() -> None:
+    with pytest.raises(
+        PruneError, match=r"shufflenetv2_x0_5 of width 4 cannot keep 0.01 .* nearest that its channels allow is 0\.\d+"
+    ):
+        prune(lived_in("shufflenetv2_x0_5"), 0.01)
+
+
+class Turned(nn.Module):
+    """Channels in reverse order: an operation that the library takes for one that leaves channels in place."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x.flip(1)
+
+
+@pytest.fixture
+def turning_network() -> Iterator[str]:
+    """The name of an architecture with reversed channels in the middle."""
+
+    def build(config: ModelConfig) -> Backbone:
+        first = nn.Sequential(nn.Conv2d(3, config.width, 3), nn.BatchNorm2d(config.width), nn.ReLU(), Turned())
+        second = nn.Sequential(nn.Conv2d(config.width, config.width, 3), nn.ReLU())
+        return Backbone([first, second], [config.width, config.width])
+
+    BACKBONES["turning"] = Architecture(build, 8)
+    yield "turning"
+    del BACKBONES["turning"]
+
+
+def test_a_network_that_the_library_gets_wrong_is_refused(turning_network: str) -> None:
+    with pytest.raises(PruneError, match=r"turning cannot be pruned: .* does not follow its channels \(the wrong ch"):
+        prune(lived_in(turning_network, width=8), 0.5)
+
+
+def test_without_the_library_the_extra_is_named() -> None:
+    # None in sys.modules makes an import fail as it does where the package is not installed.
+    code = (
+        "import sys; sys.modules['torch_pruning'] = None\n"
+        "from models.config import ModelConfig\nfrom models.multi_exit import MultiExitNet\n"
+        "from training.prune import prune\n"
+        "try:\n    prune(MultiExitNet(ModelConfig('resnet18', 3, width=4)), 0.5)\n"
+        "except ModuleNotFoundError as error:\n    print(error)"
+    )
+    root = Path(__file__).resolve().parents[2]
+    result = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert result.stdout == "pruning needs torch-pruning, which is not installed: pip install 'offramp[prune]'\n"

@@ -1,0 +1,157 @@
+"""From options to what they name: recipe, method, network. All that a user may have mistyped is refused here."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+
+from models.backbones import standard_width
+from models.bundle import NAME, WEIGHTS, load_bundle
+from models.config import HeadKind, ModelConfig
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
+from training.methods import METHODS, Method
+from training.options import TrainOptions
+from training.recipes import RECIPES, Recipe
+
+# Options that change a value of the same name, where they are given.
+RECIPE_OPTIONS = (
+    "batch_size", "accumulate", "optimizer", "learning_rate", "muon_rate", "backbone_share", "ema",
+    "smoothing",
+)  # fmt: skip
+DEFAULT_ARCHITECTURE = "resnet18"
+METHOD_OPTIONS = ("alpha", "temperature", "beta", "feature_term")
+
+
+def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
+    """The named recipe with the options' changes. Raises ValueError for an unknown name."""
+    if options.recipe not in RECIPES:
+        raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
+    recipe = RECIPES[options.recipe]() if options.epochs is None else RECIPES[options.recipe](options.epochs)
+    red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
+    augmentation = replace(
+        recipe.augmentation, mean_colour=(red, green, blue), **_given(options, ("policy", "cutout", "erase"))
+    )
+    mixing = replace(recipe.mixing, **_given(options, ("mixup", "cutmix")))
+    return replace(recipe, augmentation=augmentation, mixing=mixing, **_given(options, RECIPE_OPTIONS))
+
+
+def build_method(options: TrainOptions) -> Method:
+    """The named method with the options' changes. Raises ValueError for an unknown name."""
+    if options.method not in METHODS:
+        raise ValueError(f"method {options.method!r} is unknown: choose one of {', '.join(METHODS)}")
+    return replace(METHODS[options.method], **_given(options, METHOD_OPTIONS))
+
+
+def _given(options: TrainOptions, names: Sequence[str]) -> dict[str, Any]:
+    values = {name: getattr(options, name) for name in names}
+    return {name: value for name, value in values.items() if value is not None}
+
+
+def build_config(options: TrainOptions, method: Method, num_classes: int, input_size: int) -> ModelConfig:
+    """The new network that the options describe. Raises ValueError for exits that the architecture has not."""
+    architecture = options.architecture or DEFAULT_ARCHITECTURE
+    config = ModelConfig(
+        architecture,
+        num_classes,
+        options.width or standard_width(architecture),
+        input_size,
+        head=cast(HeadKind, options.head or "journal"),
+        exits=_exits(options.exits),
+    )
+    if method.exits == "last":
+        if config.exits:
+            raise ValueError(f"method {method.name} has no early exits: leave --exits {options.exits} out")
+        with torch.device("meta"):
+            config = replace(config, exits=(len(MultiExitNet(config).stages),))
+    return config
+
+
+def _exits(text: str | None) -> tuple[int, ...]:
+    try:
+        return tuple(int(word) for word in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"exits {text!r} are not numbers: give stages such as 2,4") from None
+
+
+def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...], input_size: int) -> MultiExitNet:
+    """A new network, or that of the bundle `--start-from`, pruned where `--prune` asks for it.
+
+    Raises ValueError for options that do not fit the bundle, and what `prune` raises.
+    """
+    if options.start_from is None:
+        if options.prune is not None:
+            raise ValueError("--prune needs a trained network: name its bundle with --start-from")
+        return MultiExitNet(build_config(options, method, len(labels), input_size))
+    bundle = load_bundle(options.start_from)
+    config = bundle.config
+    asked: dict[str, Any] = {"architecture": options.architecture, "width": options.width, "head": options.head}
+    asked |= {"input_size": input_size, "exits": _exits(options.exits) or None}
+    for name, value in asked.items():
+        if value not in (None, getattr(config, name)):
+            raise ValueError(
+                f"the bundle {options.start_from} has {name} {getattr(config, name)}, not {value}: "
+                f"leave --{name.replace('_', '-')} as the bundle has it, or start from another bundle"
+            )
+    if method.exits == "last" and bundle.net.num_exits > 1:
+        raise ValueError(f"method {method.name} has no early exits, the bundle {options.start_from} has: choose dsn")
+    net = bundle.net if bundle.labels == labels else _with_new_classifiers(bundle.net, len(labels))
+    if options.prune is None:
+        return net
+    from training.prune import prune
+
+    return prune(net, options.prune).net
+
+
+def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
+    """The same weights but for the last linear layer of every head, which is made anew."""
+    made = MultiExitNet(replace(net.config, num_classes=num_classes))
+    classifiers = tuple(f"heads.{index}.classifier." for index in range(net.num_exits))
+    kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(classifiers)}
+    made.load_state_dict(kept, strict=False)
+    return made
+
+
+def sources(options: TrainOptions) -> dict[str, str]:
+    """The bundles that the run learns from, by what their weights are."""
+    paths = {"start_from": options.start_from, "teacher": options.teacher}
+    return {name: hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest() for name, path in paths.items() if path}
+
+
+def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
+    """Raises ValueError when a data set's classes are not the bundle's, in the same order."""
+    if tuple(labels) != tuple(class_names):
+        strange = sorted(set(labels) ^ set(class_names))
+        raise ValueError(
+            f"the data set has {len(class_names)} classes, the bundle {len(labels)}; they differ in "
+            f"{', '.join(strange[:5]) or 'their order'}: give the data set that the bundle was trained on"
+        )
+
+
+def input_size(options: TrainOptions) -> int:
+    """The side of the network's input in pixels: as given, else the starting bundle's, else what suits the data."""
+    if options.input_size is not None:
+        return options.input_size
+    if options.start_from is not None:
+        return load_bundle(options.start_from).config.input_size
+    return 32 if options.dataset in ("cifar10", "cifar100") else 64
+
+
+def bundle_name(options: TrainOptions) -> str:
+    """The model's name: as given, else after data set and architecture. Raises ValueError for an unusable one."""
+    if options.name is None:
+        folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options.dataset).resolve().name)[:40].strip("-._")
+        architecture = options.architecture
+        if architecture is None:
+            start = options.start_from
+            architecture = load_bundle(start).config.architecture if start else DEFAULT_ARCHITECTURE
+        return f"{folder}-{architecture}".lstrip("-")
+    if not NAME.fullmatch(options.name):
+        raise ValueError(f"name {options.name!r} is not usable: give up to 64 letters, digits, '.', '_' or '-'")
+    return options.name

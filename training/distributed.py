@@ -1,0 +1,136 @@
+"""Several processes that train one network: who they are, and batch norm over the pictures of all of them.
+
+`torchrun --nproc-per-node N -m offramp train …` starts them; each takes its share of every step's pictures, and
+DistributedDataParallel averages their gradients. The leader alone writes files and talks.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from models.device import choose_device
+from models.multi_exit import MultiExitNet
+
+
+@dataclass(frozen=True)
+class World:
+    """The processes of a run. rank: this one's number, 0..size-1; rank 0 is the leader."""
+
+    rank: int = 0
+    size: int = 1
+
+    @property
+    def leader(self) -> bool:
+        """Whether this process writes the files and talks."""
+        return self.rank == 0
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of all processes' values."""
+        if self.size == 1:
+            return value
+        total = value.clone()
+        dist.all_reduce(total)
+        return total / self.size
+
+
+@contextmanager
+def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
+    """Meet the other processes that torchrun started, if it did; each gets a GPU of its own where there are GPUs.
+
+    Raises ValueError when a GPU is named for several processes, or a machine has fewer GPUs than processes.
+    """
+    size = int(os.environ.get("WORLD_SIZE", "1"))
+    if size == 1:
+        yield World(), choose_device(device_name)
+        return
+    if device_name.startswith("cuda:"):
+        raise ValueError(f"device {device_name!r} is one GPU, and torchrun started {size} processes: give cuda or cpu")
+    cuda = device_name == "cuda" or (device_name == "auto" and torch.cuda.is_available())
+    device = choose_device(f"cuda:{os.environ['LOCAL_RANK']}" if cuda else "cpu")
+    if cuda:
+        torch.cuda.set_device(device)
+    dist.init_process_group("nccl" if cuda else "gloo")
+    try:
+        yield World(dist.get_rank(), dist.get_world_size()), device
+    finally:
+        dist.destroy_process_group()
+
+
+def synchronized_batch_norm(net: MultiExitNet, device: torch.device) -> MultiExitNet:
+    """The same network with batch norm over the pictures of all processes: torch's SyncBatchNorm on GPUs.
+
+    torch has none for the CPU; there it is `CpuSyncBatchNorm`. Names and values of all parameters stay.
+    """
+    if device.type == "cuda":
+        converted: MultiExitNet = nn.SyncBatchNorm.convert_sync_batchnorm(net)
+        return converted
+    for parent in list(net.modules()):
+        for name, child in parent.named_children():
+            if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
+                setattr(parent, name, CpuSyncBatchNorm.like(child))
+    return net
+
+
+class _SumOverProcesses(torch.autograd.Function):
+    """The sum of all processes' tensors; gradients are summed as well."""
+
+    @staticmethod
+    def forward(ctx: Any, own: Tensor) -> Tensor:
+        total = own.clone()
+        dist.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> Tensor:
+        (gradient,) = gradients
+        total = gradient.clone()
+        dist.all_reduce(total)
+        return total
+
+
+class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
+    """Batch norm over the pictures of all processes; (B, C, ...) -> the same shape."""
+
+    @classmethod
+    def like(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> CpuSyncBatchNorm:
+        """With the very parameters and statistics of `norm`."""
+        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        made._parameters, made._buffers = norm._parameters, norm._buffers
+        return made.train(norm.training)
+
+    def _check_input_dim(self, input: Tensor) -> None:
+        """All shapes that have channels."""
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Normalise by the statistics of all processes' pictures, and follow them in the running statistics."""
+        if not self.training:
+            normalized: Tensor = super().forward(input)
+            return normalized
+        x = input.float()
+        axes = [axis for axis in range(x.ndim) if axis != 1]
+        count = torch.tensor([x.numel() / x.shape[1]])
+        totals = _SumOverProcesses.apply(torch.cat([x.sum(axes), (x * x).sum(axes), count]))
+        sums_C, squares_C, total = totals[: self.num_features], totals[self.num_features : -1], totals[-1]
+        mean_C = sums_C / total
+        variance_C = squares_C / total - mean_C**2
+        with torch.no_grad():
+            assert self.running_mean is not None
+            assert self.running_var is not None
+            assert self.num_batches_tracked is not None
+            assert self.momentum is not None
+            self.running_mean.lerp_(mean_C, self.momentum)
+            self.running_var.lerp_(variance_C * total / (total - 1), self.momentum)
+            self.num_batches_tracked += 1
+        shape = [1, -1] + [1] * (x.ndim - 2)
+        scale_C = (variance_C + self.eps).rsqrt() * self.weight
+        shift_C = self.bias - mean_C * scale_C
+        normalized = x * scale_C.view(shape) + shift_C.view(shape)
+        return normalized.to(input.dtype)

@@ -1,0 +1,99 @@
+"""Optimisers of a recipe: momentum SGD, and Muon for the convolutions' kernels where the recipe asks for it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from training.recipes import Recipe
+
+
+class KernelMuon(torch.optim.Muon):
+    """torch's Muon, which takes matrices, over convolution kernels (O, I, H, W) seen as O x IHW matrices.
+
+    Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
+    """
+
+    def __init__(self, kernels: Iterable[nn.Parameter], rate: float, decay: float) -> None:
+        self.kernels = list(kernels)
+        # They share the kernels' memory, so that a step of theirs moves the kernels.
+        matrices = [nn.Parameter(_matrix(kernel.detach())) for kernel in self.kernels]
+        super().__init__(matrices, lr=rate, weight_decay=decay)
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:  # type: ignore[override]
+        """Move every kernel that has a gradient."""
+        assert closure is None
+        for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
+            matrix.grad = None if kernel.grad is None else _like_matrix(kernel.grad, kernel)
+        super().step()  # type: ignore[no-untyped-call]
+
+    def zero_grad(self, set_to_none: bool = True) -> None:
+        """Drop the kernels' gradients."""
+        assert set_to_none
+        for kernel in self.kernels:
+            kernel.grad = None
+
+
+def _matrix(kernel_OIHW: Tensor) -> Tensor:
+    if kernel_OIHW.is_contiguous():
+        return kernel_OIHW.view(len(kernel_OIHW), -1)
+    return kernel_OIHW.permute(0, 2, 3, 1).view(len(kernel_OIHW), -1)
+
+
+def _like_matrix(gradient_OIHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
+    if kernel_OIHW.is_contiguous():
+        return gradient_OIHW.reshape(len(gradient_OIHW), -1)
+    return gradient_OIHW.permute(0, 2, 3, 1).reshape(len(gradient_OIHW), -1)
+
+
+class Optimizers:
+    """All optimisers of a run, as one: they step, and follow the recipe's learning rate, together."""
+
+    def __init__(self, modules: Iterable[nn.Module], recipe: Recipe) -> None:
+        parameters = [parameter for module in modules for parameter in module.parameters()]
+        # A depthwise kernel is a stack of vectors: there is no matrix to orthogonalise.
+        muon = [p for p in parameters if recipe.optimizer == "muon" and p.ndim == 4 and p.shape[1] > 1]
+        theirs = {id(parameter) for parameter in muon}
+        kernels = [p for p in parameters if p.ndim > 1 and id(p) not in theirs]
+        vectors = [p for p in parameters if p.ndim <= 1]
+        groups: list[dict[str, Any]] = [
+            {"params": kernels},
+            {"params": vectors, "weight_decay": recipe.weight_decay * recipe.decay_norms},
+        ]
+        sgd = torch.optim.SGD(
+            groups,
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            nesterov=recipe.nesterov,
+            weight_decay=recipe.weight_decay,
+        )
+        self.members: list[torch.optim.Optimizer] = [sgd]
+        if muon:
+            self.members.append(KernelMuon(muon, recipe.muon_rate, recipe.muon_decay))
+        self._peaks = [[group["lr"] for group in member.param_groups] for member in self.members]
+
+    def set_rate(self, share: float) -> None:
+        """The learning rate from here on, as a share (0..1) of each one's peak."""
+        for member, peaks in zip(self.members, self._peaks, strict=True):
+            for group, peak in zip(member.param_groups, peaks, strict=True):
+                group["lr"] = share * peak
+
+    def step(self) -> None:
+        """Move all parameters that have a gradient, and drop the gradients."""
+        for member in self.members:
+            member.step()
+        for member in self.members:
+            member.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> list[dict[str, Any]]:
+        """Of each member, in order."""
+        return [member.state_dict() for member in self.members]
+
+    def load_state_dict(self, states: list[dict[str, Any]]) -> None:
+        """Take up `state_dict` of an equal run. Raises ValueError when it is of another."""
+        for member, state in zip(self.members, states, strict=True):
+            member.load_state_dict(state)

@@ -1,0 +1,279 @@
+"""Structured pruning: whole channels leave a trained network, all its exits stay; fine-tune it afterwards.
+
+Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023), through its authors' library
+torch-pruning: it finds the channels that must go together, says how much each such set matters, and cuts them out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from copy import deepcopy
+from dataclasses import dataclass, replace
+from math import ceil, prod
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from models.config import ModelConfig
+from models.cost import NetworkCost, count_cost
+from models.multi_exit import MultiExitNet
+from models.resize import Resizable, changed_shapes, weight_shapes
+
+# Share of the full-depth multiply-adds by which the result may miss what was asked for.
+TOLERANCE = 0.05
+# No layer shrinks below this share of its channels.
+LEAST_SHARE = 1 / 8
+# Channels stay in multiples of this where there are enough: vector and matrix units work in such blocks.
+MULTIPLE = 8
+# Operations that move channels to places where the library does not look for them (ShuffleNet's shuffle, PyramidNet's
+# padded shortcuts): sets of channels that run through one stay whole.
+MOVING = ("Split", "Unbind", "Slice", "Stack", "Pad", "Permute", "Transpose", "Roll", "Index", "Repeat")
+
+
+class PruneError(ValueError):
+    """A network that cannot be pruned, or not that far; the message says why and what can be done."""
+
+
+@dataclass(frozen=True)
+class Pruned:
+    """A pruned network, not yet fine-tuned: on the CPU, in float32 and evaluation mode. before, after: what it cost."""
+
+    net: MultiExitNet
+    before: NetworkCost
+    after: NetworkCost
+
+    @property
+    def kept(self) -> float:
+        """The share of full-depth multiply-adds, all heads included, that is left."""
+        return self.after.sequential_multiply_adds[-1] / self.before.sequential_multiply_adds[-1]
+
+
+def prune(net: MultiExitNet, keep: float) -> Pruned:
+    """A copy of `net` without its least important channels, so that about `keep` of its multiply-adds remain.
+
+    keep: share of the full-depth multiply-adds, all heads included, in (0, 1); met within 0.05. Channels are ranked
+    over the whole network, backbone and heads alike, by the norm of all weights that would leave with them, relative
+    to the mean of their set. A network that was pruned before is pruned further. `net` itself, and torch's random
+    state, stay as they are; the same network gives the same result.
+    Raises PruneError when `keep` is out of range or cannot be met, or when the library cannot follow the network;
+    ModuleNotFoundError without torch-pruning (the `prune` extra).
+    """
+    if not 0.0 < keep < 1.0:
+        raise PruneError(
+            f"keep {keep} is out of range: give the share of multiply-adds that stays, above 0 and below 1"
+        )
+    library = _library()
+    # In float64, so that a wrong result can be told from rounding.
+    exact = deepcopy(net).cpu().double().eval().requires_grad_(True)
+    size, generator = net.config.input_size, torch.Generator().manual_seed(0)
+    x_BCHW = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
+    with _refusing(net.config):
+        graph, sets = _channel_sets(library, exact, x_BCHW)
+    removed = _choose(exact, sets, keep, _applications(exact, x_BCHW))
+    with torch.no_grad():
+        expected = _silenced(exact, sets, removed)(x_BCHW).logits
+        with _refusing(net.config):
+            for channels, leaving in zip(sets, removed, strict=True):
+                if leaving:
+                    graph.get_pruning_group(channels.root, channels.handler, leaving).prune()
+            pruned = _rebuilt(net.config, exact)
+            answers = pruned(x_BCHW).logits
+    if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(answers, expected, strict=True)):
+        raise _refusal(net.config, "the wrong channels left")
+    return Pruned(pruned.float(), count_cost(net.config), count_cost(pruned.config))
+
+
+def _library() -> ModuleType:
+    try:
+        import torch_pruning
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            "pruning needs torch-pruning, which is not installed: pip install 'offramp[prune]'", name="torch_pruning"
+        ) from error
+    return torch_pruning  # type: ignore[no-any-return]
+
+
+def _refusal(config: ModelConfig, reason: str) -> PruneError:
+    return PruneError(
+        f"{config.architecture} cannot be pruned: torch-pruning does not follow its channels ({reason}); "
+        "give a network of another architecture"
+    )
+
+
+@contextmanager
+def _refusing(config: ModelConfig) -> Iterator[None]:
+    try:
+        yield
+    except PruneError:
+        raise
+    # What the library, or a network that it cut wrongly, raises.
+    except (LookupError, RuntimeError, ValueError, AssertionError) as error:
+        raise _refusal(config, f"{type(error).__name__}: {error}") from error
+
+
+@dataclass(frozen=True)
+class Member:
+    """A layer's share in a set of channels: which of its own channels, in or out, leave with which of the set's."""
+
+    layer: str
+    of_output: bool
+    channels: tuple[int, ...]
+    set_channels: tuple[int, ...]
+
+
+@dataclass(frozen=True)
+class ChannelSet:
+    """Channels of all layers that have to go together.
+
+    root, handler: how the library names the set. importance: one number a channel, on average 1. groups: as many
+    times these channels follow one another, for grouped convolutions; they lose the same channels in every group.
+    """
+
+    root: nn.Module
+    handler: Any
+    importance: Tensor
+    groups: int
+    members: tuple[Member, ...]
+
+    @property
+    def multiple(self) -> int:
+        """Steps of at most a quarter of the set, a power of two up to MULTIPLE, counted over all groups."""
+        channels = len(self.importance) * self.groups
+        return max(1, min(MULTIPLE, 1 << max(0, (channels // 4).bit_length() - 1)) // self.groups)
+
+    def leaving(self, threshold: float) -> set[int]:
+        """The set's channels that leave when all up to the threshold are to go, but for rounding and LEAST_SHARE."""
+        size = len(self.importance)
+        wanted = int((self.importance > threshold).sum())
+        staying = min(size, max(1, round(wanted / self.multiple)) * self.multiple)
+        ranked: list[int] = torch.argsort(self.importance, stable=True).tolist()
+        # Layers may own different parts of a set (their outputs are concatenated): each keeps the best of its own.
+        kept: set[int] = set()
+        for member in self.members:
+            own = {channel % size for channel in member.set_channels}
+            kept.update([channel for channel in ranked if channel in own][-ceil(len(own) * LEAST_SHARE) :])
+        chosen = [channel for channel in ranked if channel not in kept][: size - staying]
+        return {channel + group * size for channel in chosen for group in range(self.groups)}
+
+
+def _channel_sets(library: ModuleType, net: MultiExitNet, x_BCHW: Tensor) -> tuple[Any, list[ChannelSet]]:
+    with torch.enable_grad():
+        graph = library.DependencyGraph().build_dependency(
+            net, x_BCHW, forward_fn=lambda model, x: model(x).logits, verbose=False
+        )
+    importance = library.importance.GroupMagnitudeImportance()
+    names = {layer: name for name, layer in net.named_modules()}
+    # The classes are the classifiers' outputs: they stay.
+    groups = graph.get_all_groups(ignored_layers=[head.classifier for head in net.heads])
+    free = [group for group in groups if not any(_holds(item.dep.target.module) for item in group)]
+    return graph, [_channel_set(graph, names, group, importance(group)) for group in free]
+
+
+def _holds(part: nn.Module | nn.Parameter) -> bool:
+    """Whether a set of channels stays whole because it runs through this layer, parameter or operation."""
+    if isinstance(part, Resizable):
+        return False
+    if isinstance(part, nn.Parameter) or any(True for _ in part.parameters()):
+        return True
+    # One of the library's stand-ins for what is no layer: they name the operation, or autograd's class for it.
+    return any(name in str(part) for name in MOVING)
+
+
+def _channel_set(graph: Any, names: dict[nn.Module, str], group: Any, importance: Tensor) -> ChannelSet:
+    members, groups = [], 1
+    for item in group:
+        layer = item.dep.target.module
+        if isinstance(layer, Resizable):
+            of_output = graph.is_out_channel_pruning_fn(item.dep.handler)
+            members.append(Member(names[layer], of_output, tuple(item.idxs), tuple(item.root_idxs)))
+        if isinstance(layer, nn.Conv2d) and layer.groups < layer.out_channels:
+            groups = max(groups, layer.groups)
+    root = group[0].dep
+    importance = importance.view(groups, -1).mean(dim=0)
+    return ChannelSet(root.target.module, root.handler, importance, groups, tuple(members))
+
+
+def _applications(net: MultiExitNet, x_BCHW: Tensor) -> dict[str, int]:
+    """How often each weight of a layer is multiplied for one picture: once for each pixel of the layer's output."""
+    applications: dict[str, int] = {}
+
+    def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
+        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+            applications[name] = output[0, 0].numel()
+
+        return count
+
+    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    hooks = [layer.register_forward_hook(counter(name)) for name, layer in layers]
+    with torch.no_grad():
+        net(x_BCHW)
+    for hook in hooks:
+        hook.remove()
+    return applications
+
+
+def _choose(
+    net: MultiExitNet, sets: Sequence[ChannelSet], keep: float, applications: dict[str, int]
+) -> list[list[int]]:
+    """The channels to remove from each set, by the one threshold whose cost is nearest to `keep`."""
+
+    def multiply_adds(shapes: dict[str, tuple[int, ...]]) -> int:
+        return sum(count * prod(shapes[name]) for name, count in applications.items())
+
+    whole = multiply_adds(weight_shapes(net))
+
+    def kept_at(index: int) -> float:
+        return multiply_adds(_remaining_shapes(net, sets, [s.leaving(thresholds[index]) for s in sets])) / whole
+
+    thresholds: list[float] = torch.cat([torch.zeros(1), *(s.importance.float() for s in sets)]).unique().tolist()
+    low, high = 0, len(thresholds) - 1
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (middle, high) if kept_at(middle) > keep else (low, middle)
+    best = min((low, high), key=lambda index: abs(kept_at(index) - keep))
+    if abs(kept_at(best) - keep) > TOLERANCE:
+        raise PruneError(
+            f"{net.config.architecture} of width {net.config.width} cannot keep {keep} of its multiply-adds: "
+            f"the nearest that its channels allow is {kept_at(best):.3f}"
+        )
+    return [sorted(channels.leaving(thresholds[best])) for channels in sets]
+
+
+def _remaining_shapes(
+    net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[set[int]]
+) -> dict[str, tuple[int, ...]]:
+    layers, shapes = dict(net.named_modules()), {name: list(shape) for name, shape in weight_shapes(net).items()}
+    for channels, leaving in zip(sets, removed, strict=True):
+        for member in channels.members:
+            gone = sum(channel in leaving for channel in member.set_channels)
+            if member.of_output:
+                shapes[member.layer][0] -= gone
+            else:
+                shapes[member.layer][1] -= gone // getattr(layers[member.layer], "groups", 1)
+    return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _silenced(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[Sequence[int]]) -> MultiExitNet:
+    """A copy in which the removed channels are still there and say nothing: what the pruned network must equal."""
+    silent = deepcopy(net)
+    layers = dict(silent.named_modules())
+    for channels, leaving in zip(sets, map(set, removed), strict=True):
+        for member in channels.members:
+            if member.of_output:
+                pairs = zip(member.channels, member.set_channels, strict=True)
+                rows = [own for own, of_set in pairs if of_set in leaving]
+                for parameter in layers[member.layer].parameters():
+                    parameter[rows] = 0.0
+    return silent
+
+
+def _rebuilt(config: ModelConfig, cut: MultiExitNet) -> MultiExitNet:
+    """The network of `cut`'s weights, from a description alone, as a bundle rebuilds it."""
+    with torch.random.fork_rng(devices=[]):
+        unpruned = weight_shapes(MultiExitNet(replace(config, shapes=())))
+        net = MultiExitNet(replace(config, shapes=changed_shapes(unpruned, weight_shapes(cut)))).eval()
+    net.load_state_dict(cut.state_dict(), assign=True)
+    return net

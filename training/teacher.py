@@ -1,0 +1,43 @@
+"""An external teacher: a trained bundle whose answers another network learns from."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from models.bundle import Bundle, load_bundle
+from models.preprocess import normalize
+
+
+@dataclass(frozen=True)
+class ExternalTeacher:
+    """A bundle that teaches with the calibrated logits of its deepest exit, the ensemble of all that it visits."""
+
+    bundle: Bundle
+
+    @torch.no_grad()
+    def logits(self, images_BHWC: Tensor) -> Tensor:
+        """uint8 (B, H, W, 3) -> (B, classes) float32, the logarithm of its probabilities but for a constant a row."""
+        calibration = self.bundle.calibration
+        accumulated: Tensor | None = None
+        for exit, logits_BC in enumerate(self.bundle.net(normalize(images_BHWC, self.bundle.preprocessing)).logits, 1):
+            accumulated = calibration.accumulate(exit, accumulated, logits_BC)
+        assert accumulated is not None
+        return accumulated / calibration.temperatures[-1]
+
+
+def load_teacher(path: Path, input_size: int, labels: tuple[str, ...], device: torch.device) -> ExternalTeacher:
+    """The bundle at `path` as a teacher. Raises ValueError when it takes other pictures or knows other classes."""
+    bundle = load_bundle(path)
+    if bundle.config.input_size != input_size:
+        raise ValueError(
+            f"the teacher {path} takes pictures of {bundle.config.input_size} pixels, the student {input_size}: "
+            f"give --input-size {bundle.config.input_size}, or another teacher"
+        )
+    if bundle.labels != labels:
+        raise ValueError(f"the teacher {path} knows other classes than the data set: train one on the same data set")
+    bundle.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    return ExternalTeacher(bundle)
