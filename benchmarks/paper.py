@@ -2,7 +2,8 @@
 
 Every run has its own folder below `--runs`. What is finished is kept, what was cut short is resumed; a run that another
 process of the same command is training is left to it, so that the command may be started once for each device. The
-table is made of all runs that are finished, whoever trained them.
+table is made of all finished runs in that folder, whoever trained them: a variation that this command does not offer is
+one `offramp train … --output RUNS/NAME` away.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from benchmarks.options import PaperOptions
 from benchmarks.paper_report import paper_plot, paper_section
 from models.backbones import standard_width
 from models.bundle import load_bundle
+from models.config import ModelConfig
 from models.cost import count_cost
 from training.finish import finish
 from training.methods import METHODS
@@ -45,10 +47,12 @@ class Row:
     """
 
     network: str
+    data: str
+    recipe: str
+    epochs: int
+    batch_size: int
     method: str
     seed: int
-    epochs: int
-    recipe: str
     accuracy: tuple[float, ...]
     served: tuple[float, ...]
     ensemble: float
@@ -106,16 +110,18 @@ def run(options: PaperOptions) -> None:
                     train_one(wanted, deadline_s)
     except OutOfTime:
         print(f"{options.hours:g} hours are over; the same command goes on from here")
-    rows = [row_of(wanted) for wanted in runs if (wanted.output / "evaluation.json").exists()]
+    finished = sorted(path.parent for path in options.runs.glob("*/evaluation.json"))
+    rows = sorted(map(row_of, finished), key=_place)
     if not rows:
         raise BenchmarkError(f"no run of {len(runs)} is finished yet: give more --hours, or fewer --epochs")
-    document = {"benchmark": "paper", **before, "planned": len(runs), "rows": [asdict(row) for row in rows]}
+    left = sum(wanted.output not in finished for wanted in runs)
+    document = {"benchmark": "paper", **before, "rows": [asdict(row) for row in rows]}
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=1) + "\n")
     options.output.with_suffix(".md").write_text(paper_section(document) + "\n")
     paper_plot(document, options.output.with_suffix(".png"))
     print(paper_section(document))
-    print(f"{len(rows)} of {len(runs)} runs are finished; {options.output} written, with .md and .png beside it")
+    print(f"{len(rows)} runs are finished, {left} are left; {options.output} written, with .md and .png beside it")
 
 
 def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -153,23 +159,24 @@ def claimed(folder: Path) -> Iterator[bool]:
             yield True
 
 
-def row_of(options: TrainOptions) -> Row:
+def row_of(folder: Path) -> Row:
     """What a finished run says. Raises BenchmarkError when its files are of another form."""
     try:
-        evaluation: dict[str, Any] = json.loads((options.output / "evaluation.json").read_text())
-        bundle = load_bundle(options.output / "bundle")
-        config, made = bundle.config, bundle.training
-        cost = count_cost(config)
+        evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
+        bundle = load_bundle(folder / "bundle")
+        made, cost = bundle.training, count_cost(bundle.config)
         through, own = 0, []
         for stage, head in zip(cost.stage_multiply_adds, cost.head_multiply_adds, strict=True):
             through += stage
             own.append(through + head)
         return Row(
-            network=f"{config.architecture}, width {config.width}",
-            method=options.method,
-            seed=options.seed,
-            epochs=made["recipe"]["epochs"],
+            network=_network(bundle.config),
+            data=made["data"],
             recipe=made["recipe"]["name"],
+            epochs=made["recipe"]["epochs"],
+            batch_size=made["recipe"]["batch_size"],
+            method=_method(made),
+            seed=made["seed"],
             accuracy=tuple(exit["accuracy"] for exit in evaluation["exits"]),
             served=tuple(exit["ensemble_accuracy"] for exit in evaluation["exits"]),
             ensemble=evaluation["ensemble_accuracy"],
@@ -183,5 +190,34 @@ def row_of(options: TrainOptions) -> Row:
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(
-            f"{options.output}: not a finished run of this version ({error!r}); move it away to train it again"
+            f"{folder}: not a finished run of this version ({error!r}); move it away to train it again"
         ) from error
+
+
+def _network(config: ModelConfig) -> str:
+    head = "" if config.head == "journal" else f", {config.head} heads"
+    return f"{config.architecture}, width {config.width}{head}{', pruned' if config.shapes else ''}"
+
+
+def _method(made: dict[str, Any]) -> str:
+    """The method's name, and what of it, or of the recipe's parts, was changed."""
+    method = made["method"]
+    recipe = asdict(RECIPES[made["recipe"]["name"]](made["recipe"]["epochs"]))
+    usual = json.loads(json.dumps({**recipe, **asdict(METHODS[method["name"]])}))
+    chosen = {**made["recipe"], **method}
+    # The batch size stands in the table's title; the augmentation holds the data set's mean colour.
+    told = usual.keys() - {"name", "batch_size", "augmentation"}
+    changes = [f"{name} {chosen[name]}" for name in usual if name in told and chosen[name] != usual[name]]
+    variation = {**made["recipe"]["augmentation"], "mean_colour": usual["augmentation"]["mean_colour"]}
+    changes += [f"{name} {value}" for name, value in variation.items() if value != usual["augmentation"].get(name)]
+    if "teacher" in made:
+        changes.append(f"teacher {made['teacher']}")
+    return ", ".join([method["name"], *changes])
+
+
+def _place(row: Row) -> tuple[str, str, str, int, int, str, int]:
+    methods = list(METHODS)
+    return (
+        row.data, row.network, row.recipe, row.epochs,
+        methods.index(row.method.partition(",")[0]), row.method, row.seed,
+    )  # fmt: skip

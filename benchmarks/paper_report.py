@@ -85,20 +85,21 @@ def paired_gain(ours: Sequence[Row], theirs: Sequence[Row], exit: int | None) ->
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Rows by network, then method, in the order in which they come."""
+    """Rows that may be compared, by network, recipe and length in words; then by method, in the order they come."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        groups.setdefault(row["network"], {}).setdefault(row["method"], []).append(row)
+        title = f"{row['network']}, {row['epochs']} epochs of recipe {row['recipe']}, {row['batch_size']} a step"
+        groups.setdefault(title, {}).setdefault(row["method"], []).append(row)
     return groups
 
 
 def paper_section(document: Document) -> str:
     """All networks' tables, what they say in words, and the published figures."""
     parts = []
-    for network, methods in grouped(document["rows"]).items():
-        some = next(iter(methods.values()))[0]
+    for title, methods in grouped(document["rows"]).items():
+        data = next(iter(methods.values()))[0]["data"].partition(",")[0]
         parts += [
-            f"**{network}**, recipe {some['recipe']}, {some['epochs']} epochs; test accuracy in % (mean ± deviation)",
+            f"**{title}**: {data}, test accuracy in % (mean ± deviation)",
             "",
             *_accuracy_table(methods),
             "",
@@ -110,7 +111,7 @@ def paper_section(document: Document) -> str:
     rows = document["rows"]
     provenance = (
         "Every figure is of the last epoch's weights, as stored in the bundle (float16 kernels); no test picture chose "
-        "anything. All methods of a network have the same recipe, augmentation, seeds and heads. "
+        "anything. All rows of a table share recipe, augmentation and heads, but for what their name says. "
         f"{', '.join(sorted({row['hardware'] for row in rows}))}; {document['date'][:10]}. `{document['command']}`"
     )
     caveat = (
@@ -223,7 +224,7 @@ def paper_plot(document: Document, path: Path) -> None:
     figure, panels = pyplot.subplots(
         1, len(groups), figsize=(6 * len(groups), 4.4), layout="constrained", squeeze=False
     )
-    for panel, (network, methods) in zip(panels[0], groups.items(), strict=True):
+    for panel, (title, methods) in zip(panels[0], groups.items(), strict=True):
         for method, rows in methods.items():
             plain = rows[0]["backbone_multiply_adds"]
             cost = [c / plain for c in rows[0]["sequential_multiply_adds"]]
@@ -233,9 +234,7 @@ def paper_plot(document: Document, path: Path) -> None:
             if len(cost) > 1:
                 ensemble = estimate([100 * row["ensemble"] for row in rows]).mean
                 panel.plot(cost[-1], ensemble, "*", markersize=12, color=line[0].get_color())
-        panel.set(
-            xlabel="multiply-adds / plain network", ylabel="test accuracy, %", title=f"{network} (star: ensemble)"
-        )
+        panel.set(xlabel="multiply-adds / plain network", ylabel="test accuracy, %", title=f"{title}\n(star: ensemble)")
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(path, dpi=130)

@@ -129,19 +129,21 @@ def measure(options: PipelineOptions) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class Walk:
-    """One epoch: pictures a second, and CPU milliseconds a picture of all processes; None where there is no /proc."""
+    """One epoch: pictures a second, CPU milliseconds a picture of all processes, and how many cores that was.
+
+    Fewer cores than there are processes to decode: others had the rest. cpu_ms tells the cost even then. None where
+    there is no /proc.
+    """
 
     pictures_per_s: float
     cpu_ms: float | None
+    cores_used: float | None
 
 
 def summary(walks: Sequence[Walk]) -> dict[str, Any]:
     """Median and extremes over the rounds."""
-    cpu_ms = [walk.cpu_ms for walk in walks if walk.cpu_ms is not None]
-    return {
-        "pictures_per_s": asdict(spread([walk.pictures_per_s for walk in walks])),
-        "cpu_ms": asdict(spread(cpu_ms)) if cpu_ms else None,
-    }
+    values = {name: [asdict(walk)[name] for walk in walks] for name in ("pictures_per_s", "cpu_ms", "cores_used")}
+    return {name: None if None in found else asdict(spread(found)) for name, found in values.items()}
 
 
 def timed_walk(batches: Batches, seed: int) -> Walk:
@@ -152,8 +154,10 @@ def timed_walk(batches: Batches, seed: int) -> Walk:
     if batches.device.type == "cuda":
         torch.cuda.synchronize(batches.device)
     seconds, cpu_after_s = perf_counter() - start, cpu_s()
-    known = cpu_before_s is not None and cpu_after_s is not None
-    return Walk(count / seconds, 1e3 * (cpu_after_s - cpu_before_s) / count if known else None)
+    if cpu_before_s is None or cpu_after_s is None:
+        return Walk(count / seconds, None, None)
+    used_s = cpu_after_s - cpu_before_s
+    return Walk(count / seconds, 1e3 * used_s / count, used_s / seconds)
 
 
 def cpu_s() -> float | None:
@@ -220,18 +224,24 @@ def _content(pictures: FolderSet | ShardSet, index: int) -> bytes:
 
 def pipeline_section(document: dict[str, Any]) -> str:
     """The document as a Markdown table with its conditions."""
-    lines = ["| form | workers | pictures/s | CPU a picture, ms |", "| --- | ---: | ---: | ---: |"]
+    lines = [
+        "| form | workers | pictures/s | CPU a picture, ms | cores used |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
     for row in document["rows"]:
-        speed, cpu = row["pictures_per_s"], row["cpu_ms"]
-        values = f"{speed['median']:.0f} ({speed['min']:.0f}–{speed['max']:.0f})"
-        cpu_values = f"{cpu['median']:.2f} ({cpu['min']:.2f}–{cpu['max']:.2f})" if cpu else "–"
-        lines.append(f"| {row['form']} | {row['workers']} | {values} | {cpu_values} |")
+        cells = [row["form"], str(row["workers"])]
+        for name, form in (("pictures_per_s", ".0f"), ("cpu_ms", ".2f"), ("cores_used", ".2f")):
+            values = row[name]
+            cells.append(
+                f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})" if values else "–"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
     machine = document["machine"]
     source = (
         f"{document['pictures']:,} pictures of {document['mean_file_bytes'] / 1000:.0f} kB to {document['size']} "
         f"pixels, batches of {document['batch_size']} to {document['device']}. Median (least–most) of "
         f"{document['rounds_each']} interleaved epochs; workers 0: decoded by the training process itself. "
-        "CPU: of all processes. "
+        "CPU: of all processes; fewer cores used than processes means that others had the rest. "
         f"{machine['cpu']}, {machine['cores']} cores, load before {machine['load_average_before']}; "
         f"{document['date'][:10]}. `{document['command']}`"
     )

@@ -1,6 +1,6 @@
 """Markdown for readers, from result files; and the documents that hold it, kept in step with them.
 
-    python -m benchmarks.tables            # write the tables into docs/performance.md
+    python -m benchmarks.tables            # write the tables into docs/performance.md and docs/paper.md
     python -m benchmarks.tables --check    # fail where a document is stale
 
 A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`.
@@ -17,10 +17,11 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.paper_report import paper_section
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-DOCUMENTS = (PROJECT / "docs" / "performance.md",)
+DOCUMENTS = (PROJECT / "docs" / "performance.md", PROJECT / "docs" / "paper.md")
 MARKED = re.compile(r"(<!-- results: (?P<name>[\w.-]+\.json) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
 
 # Accuracy, in percentage points, that a verdict of "exits pay" may lose against exits off.
@@ -111,7 +112,7 @@ def accuracy_section(document: Document) -> str:
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
 
 
-SECTIONS = {"thresholds": thresholds_section, "accuracy": accuracy_section}
+SECTIONS = {"thresholds": thresholds_section, "accuracy": accuracy_section, "paper": paper_section}
 
 
 def _spread(values: dict[str, float], form: str, unit: str = "") -> str:
@@ -149,7 +150,9 @@ def _section(path: Path) -> str:
 def main(arguments: Sequence[str], results: Path = RESULTS) -> int:
     """Write or check the documents; 1 when one is stale, with its name and the fix."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Tables of the docs from results.")
-    parser.add_argument("documents", nargs="*", type=Path, default=DOCUMENTS, help="default: docs/performance.md")
+    parser.add_argument(
+        "documents", nargs="*", type=Path, default=DOCUMENTS, help="default: docs/performance.md and docs/paper.md"
+    )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
     options = parser.parse_args(arguments)
     status = 0

@@ -19,7 +19,8 @@ from torch.nn.parameter import is_lazy
 
 from models.backbones.backbone import Backbone
 from models.heads import Head
-from models.tracing import AttachError, crossing, described, module_of, part, trace
+from models.tracing import AttachError as AttachError
+from models.tracing import crossing, described, module_of, part, trace
 from models.trial import Shape, Trial, check_parts, is_feature_map, shapes_of, trial_of
 
 # What may follow the classifier: it leaves the order of the classes, and the exits answer with logits.
@@ -237,7 +238,8 @@ def _check_weights(backbone: Backbone) -> None:
             here = f"{name!r} of {part_name}"
             if not isinstance(value, Tensor) or not (value.is_floating_point() or name.endswith("num_batches_tracked")):
                 raise AttachError(
-                    f"{here} holds no floats, and a bundle keeps no other: register it with persistent=False"
+                    f"{here} holds no floats, and a bundle keeps no other: register it with persistent=False "
+                    "in a module that contains no cut"
                 )
             if id(value) in owners:
                 raise AttachError(

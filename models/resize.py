@@ -9,7 +9,7 @@ from torch import nn
 
 from models.config import LayerShapes, ModelConfig
 
-Resizable = nn.Conv2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d
+Resizable = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d
 
 
 def resize(net: nn.Module, shapes: LayerShapes) -> None:
@@ -34,6 +34,13 @@ def resize(net: nn.Module, shapes: LayerShapes) -> None:
         _resize_layer(name, layer, shape)
 
 
+def outputs(layer: Resizable) -> int:
+    """The number of channels or features that leave a layer."""
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
+        return layer.out_channels
+    return layer.out_features if isinstance(layer, nn.Linear) else layer.num_features
+
+
 def weight_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
     """The weight's shape of every layer that `resize` knows, by name."""
     return {name: tuple(layer.weight.shape) for name, layer in net.named_modules() if isinstance(layer, Resizable)}
@@ -55,16 +62,16 @@ def for_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
 
 def _resize_layer(name: str, layer: Resizable, shape: tuple[int, ...]) -> None:
     layer.weight = nn.Parameter(layer.weight.new_empty(shape))
-    if layer.bias is not None:
-        layer.bias = nn.Parameter(layer.bias.new_empty(shape[0]))
-    if isinstance(layer, nn.Conv2d):
+    if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
         # A depthwise convolution has a group a channel; other grouped convolutions keep their groups.
         layer.groups = min(layer.groups, shape[0])
         if shape[0] % layer.groups:
             raise ValueError(
                 f"shapes: {name!r} has {layer.groups} groups, which {shape[0]} channels do not fill evenly"
             )
-        layer.out_channels, layer.in_channels = shape[0], shape[1] * layer.groups
+        first, second = shape[0], shape[1] * layer.groups
+        is_transposed = isinstance(layer, nn.ConvTranspose2d)
+        layer.in_channels, layer.out_channels = (first, second) if is_transposed else (second, first)
     elif isinstance(layer, nn.Linear):
         layer.out_features, layer.in_features = shape
     else:
@@ -72,4 +79,6 @@ def _resize_layer(name: str, layer: Resizable, shape: tuple[int, ...]) -> None:
         if layer.running_mean is not None and layer.running_var is not None:
             layer.running_mean = layer.running_mean.new_empty(shape[0])
             layer.running_var = layer.running_var.new_empty(shape[0])
+    if layer.bias is not None:
+        layer.bias = nn.Parameter(layer.bias.new_empty(outputs(layer)))
     layer.reset_parameters()

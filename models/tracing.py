@@ -77,7 +77,6 @@ def trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mappin
             node.args = _merged(node.args, other.args, graph, place)
             node.kwargs = _merged(node.kwargs, other.kwargs, graph, place)
         other.meta["same"] = node
-    _keep_constants(graph, network)
     _read_batch_size_from_the_picture(graph)
     return graph, {name: [getattr(one, "node", one) for one in results] for name, results in returned.items()}
 
@@ -100,14 +99,6 @@ def _trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mappi
         ) from error
 
 
-def _keep_constants(graph: fx.Graph, network: nn.Module) -> None:
-    # torch.fx leaves the forward's own tensors as plain attributes, which would not move with the network.
-    for node in graph.nodes:
-        if isinstance(tensor := vars(network).get(str(node.target)), Tensor):
-            delattr(network, str(node.target))
-            network.register_buffer(str(node.target), tensor)
-
-
 def _same_target(node: fx.Node, other: fx.Node, network: nn.Module) -> bool:
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
         # A tensor made by the forward, once in each trace.
@@ -115,7 +106,7 @@ def _same_target(node: fx.Node, other: fx.Node, network: nn.Module) -> bool:
         if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor) or mine.shape != theirs.shape:
             return False
         return mine.is_meta or torch.equal(mine, theirs)
-    return node.target == other.target
+    return bool(node.target == other.target)
 
 
 def _merged(mine: Any, theirs: Any, graph: fx.Graph, place: str) -> Any:
@@ -164,8 +155,9 @@ def _is_shape(node: Any) -> bool:
 
 def _is_batch_size(node: fx.Node) -> bool:
     if node.op == "call_function":
-        return node.target is operator.getitem and node.args[1] == 0 and _is_shape(node.args[0])
-    return node.op == "call_method" and node.target == "size" and (node.args[1:] == (0,) or node.kwargs == {"dim": 0})
+        return node.target is operator.getitem and bool(node.args[1] == 0) and _is_shape(node.args[0])
+    is_first = node.args[1:] == (0,) or node.kwargs == {"dim": 0}
+    return node.op == "call_method" and node.target == "size" and is_first
 
 
 def crossing(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:

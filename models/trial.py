@@ -19,6 +19,10 @@ TRIAL_BATCH = 3
 TOLERANCE = 1e-4
 
 _MODE = {False: "evaluation", True: "training"}
+_WHERE = {
+    torch.preserve_format: "by itself",
+    torch.channels_last: "where features lie channels-last in memory, as while serving; use reshape instead of view",
+}
 
 Shape = tuple[int, ...]
 
@@ -98,10 +102,8 @@ def check_parts(trial: Trial, parts: Sequence[fx.Graph], end: fx.Graph) -> None:
     """
     changing: set[int] = set()
     for training in (False, True):
-        network = deepcopy(trial.network).train(training)
-        # Contiguous once, as in training, and once as while serving.
-        layout = torch.contiguous_format if training else torch.channels_last
-        answer = _run(deepcopy(network), [*parts, end], trial.pictures(), layout, changing)
+        network = trial.network.train(training)
+        answer = _run(deepcopy(network), [*parts, end], trial.pictures(), changing)
         with torch.no_grad(), _seeded():
             expected = network(trial.pictures())
         if not trial.is_meta and not _same(answer, expected):
@@ -110,27 +112,28 @@ def check_parts(trial: Trial, parts: Sequence[fx.Graph], end: fx.Graph) -> None:
                 "state between calls, or hooks or a replaced forward change a module that contains a cut; move that "
                 "into a small nn.Module of its own"
             )
+    _run(trial.network.eval(), parts, trial.pictures(), changing, torch.channels_last)
     for index in changing:
         copy_input(parts[index])
 
 
 def _run(
-    network: nn.Module, parts: Sequence[fx.Graph], x: Tensor, layout: torch.memory_format, changing: set[int]
+    network: nn.Module,
+    parts: Sequence[fx.Graph],
+    x: Tensor,
+    changing: set[int],
+    layout: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
     """The answer of the parts, one after another; those that change their input are added to `changing`."""
-    network.to(memory_format=layout)  # type: ignore[call-overload]
     with torch.no_grad(), _seeded():
         for index, part in enumerate(parts):
             module = module_of(part, (network,)).train(network.training)
-            features = x.clone(memory_format=layout if x.ndim == 4 else torch.preserve_format)
+            features = x.clone(memory_format=layout)
             version = features._version
             try:
                 x = module(features)
             except RuntimeError as error:
-                raise AttachError(
-                    f"part {index + 1} does not take features that lie channels-last in memory, as they do while "
-                    f"serving: {error}. Use reshape or flatten instead of view"
-                ) from error
+                raise AttachError(f"part {index + 1} fails {_WHERE[layout]}: {error}") from error
             if features._version != version:
                 changing.add(index)
     return x

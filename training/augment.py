@@ -128,6 +128,7 @@ class Augmentation:
     crop_border      what the crop pads with: "fill" or "reflect" (the mirrored image)
     resized_crop     range of the share of the area that is cropped and enlarged to the whole, in place of the
                      padded crop (crop_padding 0); (0.08, 1) is usual for ImageNet; None for none
+    resized_side     side in pixels of what the resized crop gives; None for that of the images
 
     Raises ValueError for a value out of range.
     """
@@ -144,6 +145,7 @@ class Augmentation:
     erase_fill: EraseFill = "noise"
     crop_border: CropBorder = "fill"
     resized_crop: Range | None = None
+    resized_side: int | None = None
 
     def __post_init__(self) -> None:
         if self.crop_padding < 0:
@@ -165,11 +167,13 @@ class Augmentation:
                     f"resized_crop {self.resized_crop} takes the place of the padded crop, but crop_padding is "
                     f"{self.crop_padding}; set one of them to None or 0"
                 )
+        if self.resized_side is not None and (self.resized_crop is None or self.resized_side < 1):
+            raise ValueError(f"resized_side is {self.resized_side}; give a side in pixels, together with resized_crop")
 
     def __call__(self, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
         """Augment a uint8 batch; the generator lives on its device. The input is left as it is."""
         if self.resized_crop is not None:
-            images_BCHW = random_resized_crop(images_BCHW, self.resized_crop, generator)
+            images_BCHW = random_resized_crop(images_BCHW, self.resized_crop, generator, side=self.resized_side)
         else:
             border = self.fill if self.crop_border == "fill" else self.crop_border
             images_BCHW = random_crop(images_BCHW, self.crop_padding, generator, border)

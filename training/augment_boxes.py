@@ -76,10 +76,12 @@ def random_resized_crop(
     area: Range,
     generator: torch.Generator,
     aspect: Range = (3 / 4, 4 / 3),
+    side: int | None = None,
 ) -> Tensor:
-    """Enlarge a random box of each image to the size of the image, bilinearly.
+    """Bring a random box of each image to one size, bilinearly.
 
-    area: the range of the box's share of the image; (0.08, 1) is usual for ImageNet.
+    area: the range of the box's share of the image; (0.08, 1) is usual for ImageNet. side: of the square result in
+    pixels; None for the size of the images.
     Raises ValueError for a range out of order. Source: Szegedy et al., "Going deeper with convolutions"
     (CVPR 2015, arXiv 1409.4842), section 6.
     """
@@ -88,8 +90,8 @@ def random_resized_crop(
     device = images_BCHW.device
     boxes = random_boxes(batch, height, width, area, aspect, generator, device)
     # grid_sample's coordinates: -1 and 1 are the outer edges of the image.
-    y_BH = _sampled_places(boxes.height_B, boxes.down_B, height) * (2 / height) - 1
-    x_BW = _sampled_places(boxes.width_B, boxes.across_B, width) * (2 / width) - 1
+    y_BH = _sampled_places(boxes.height_B, boxes.down_B, height, side or height) * (2 / height) - 1
+    x_BW = _sampled_places(boxes.width_B, boxes.across_B, width, side or width) * (2 / width) - 1
     grid_BHW2 = torch.stack(torch.broadcast_tensors(x_BW.unsqueeze(1), y_BH.unsqueeze(2)), 3)
     values_BCHW = images_BCHW.to(torch.float32, memory_format=torch.contiguous_format)
     # Beyond the border the border goes on, as in Pillow's resize with a box.
@@ -97,9 +99,9 @@ def random_resized_crop(
     return enlarged_BCHW.round_().to(torch.uint8, memory_format=memory_format_of(images_BCHW))
 
 
-def _sampled_places(side_B: Tensor, place_B: Tensor, length: int) -> Tensor:
-    """The centres of `length` equal cells of each box along one axis, in pixels, B×length."""
-    share_L = (torch.arange(length, device=side_B.device) + 0.5) / length
+def _sampled_places(side_B: Tensor, place_B: Tensor, length: int, count: int) -> Tensor:
+    """The centres of `count` equal cells of each box along one axis of `length` pixels, in pixels, B×count."""
+    share_L = (torch.arange(count, device=side_B.device) + 0.5) / count
     start_B = place_B * (length - side_B)
     return start_B.unsqueeze(1) + side_B.unsqueeze(1) * share_L
 

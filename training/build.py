@@ -16,15 +16,18 @@ from models.bundle import NAME, WEIGHTS, load_bundle
 from models.config import HeadKind, ModelConfig
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
+from training.data import ImageSet, Pictures
 from training.methods import METHODS, Method
 from training.options import TrainOptions
-from training.recipes import RECIPES, Recipe
+from training.recipes import RECIPES, Recipe, short
 
 # Options that change a value of the same name, where they are given.
 RECIPE_OPTIONS = (
     "batch_size", "accumulate", "optimizer", "learning_rate", "muon_rate", "backbone_share", "ema",
     "smoothing",
 )  # fmt: skip
+# The share of a picture's shorter side that evaluation keeps of photographs: 224 of 256 pixels.
+CENTRE = 0.875
 DEFAULT_ARCHITECTURE = "resnet18"
 METHOD_OPTIONS = ("alpha", "temperature", "beta", "feature_term")
 
@@ -35,11 +38,32 @@ def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
         raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[options.recipe]() if options.epochs is None else RECIPES[options.recipe](options.epochs)
     red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
-    augmentation = replace(
-        recipe.augmentation, mean_colour=(red, green, blue), **_given(options, ("policy", "cutout", "erase"))
-    )
+    changed = _given(options, ("policy", "cutout", "erase"))
+    augmentation = replace(recipe.augmentation, mean_colour=(red, green, blue), **changed)
+    if augmentation.resized_crop is not None:
+        augmentation = replace(augmentation, resized_side=preprocessing.size)
     mixing = replace(recipe.mixing, **_given(options, ("mixup", "cutmix")))
     return replace(recipe, augmentation=augmentation, mixing=mixing, **_given(options, RECIPE_OPTIONS))
+
+
+def build_preprocessing(options: TrainOptions) -> Preprocessing:
+    """How pictures come to the network's size, but for their colour statistics.
+
+    A recipe of resized crops shows the network parts of pictures, and so it is asked about the centre of them.
+    """
+    recipe = RECIPES.get(options.recipe, short)()
+    crop_fraction = CENTRE if recipe.augmentation.resized_crop is not None else 1.0
+    return Preprocessing(input_size(options), crop_fraction)
+
+
+def margins_kept(pictures: Pictures, recipe: Recipe) -> Pictures:
+    """The training set with whole pictures, larger than the network's input, where a resized crop cuts from them.
+
+    Only of sets decoded on demand; one that is held in memory holds the centre, of the network's size.
+    """
+    if recipe.augmentation.resized_crop is None or isinstance(pictures, ImageSet):
+        return pictures
+    return replace(pictures, preprocessing=Preprocessing(round(pictures.preprocessing.size / CENTRE)))
 
 
 def build_method(options: TrainOptions) -> Method:

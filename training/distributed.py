@@ -117,7 +117,8 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         x = input.float()
         axes = [axis for axis in range(x.ndim) if axis != 1]
         count = torch.tensor([x.numel() / x.shape[1]])
-        totals = _SumOverProcesses.apply(torch.cat([x.sum(axes), (x * x).sum(axes), count]))
+        own = torch.cat([x.sum(axes), (x * x).sum(axes), count])
+        totals = _SumOverProcesses.apply(own)  # type: ignore[no-untyped-call]
         sums_C, squares_C, total = totals[: self.num_features], totals[self.num_features : -1], totals[-1]
         mean_C = sums_C / total
         variance_C = squares_C / total - mean_C**2

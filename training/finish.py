@@ -46,6 +46,8 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
         "hardware": hardware(device),
         "command": command,
     }
+    if trainer.teacher is not None:
+        made["teacher"] = trainer.teacher.bundle.name
     bundle = Bundle(
         name=bundle_name(run.options),
         version="1",

@@ -30,7 +30,7 @@ LEAST_SHARE = 1 / 8
 MULTIPLE = 8
 # Operations that move channels to places where the library does not look for them (ShuffleNet's shuffle, PyramidNet's
 # padded shortcuts): sets of channels that run through one stay whole.
-MOVING = ("Split", "Unbind", "Slice", "Stack", "Pad", "Permute", "Transpose", "Roll", "Index", "Repeat")
+MOVING = ("Split", "Unbind", "Slice", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
 
 
 class PruneError(ValueError):
@@ -175,7 +175,7 @@ def _channel_sets(library: ModuleType, net: MultiExitNet, x_BCHW: Tensor) -> tup
 def _holds(part: nn.Module | nn.Parameter) -> bool:
     """Whether a set of channels stays whole because it runs through this layer, parameter or operation."""
     if isinstance(part, Resizable):
-        return False
+        return isinstance(part, nn.ConvTranspose2d) and part.groups > 1
     if isinstance(part, nn.Parameter) or any(True for _ in part.parameters()):
         return True
     # One of the library's stand-ins for what is no layer: they name the operation, or autograd's class for it.
@@ -197,16 +197,18 @@ def _channel_set(graph: Any, names: dict[nn.Module, str], group: Any, importance
 
 
 def _applications(net: MultiExitNet, x_BCHW: Tensor) -> dict[str, int]:
-    """How often each weight of a layer is multiplied for one picture: once for each pixel of the layer's output."""
+    """How often each weight of a layer is multiplied for one picture: once for each pixel that it makes or spreads."""
     applications: dict[str, int] = {}
 
     def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
         def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            applications[name] = output[0, 0].numel()
+            pixels = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
+            applications[name] = pixels[0, 0].numel()
 
         return count
 
-    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
+    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, kinds)]
     hooks = [layer.register_forward_hook(counter(name)) for name, layer in layers]
     with torch.no_grad():
         net(x_BCHW)
@@ -248,12 +250,17 @@ def _remaining_shapes(
     layers, shapes = dict(net.named_modules()), {name: list(shape) for name, shape in weight_shapes(net).items()}
     for channels, leaving in zip(sets, removed, strict=True):
         for member in channels.members:
-            gone = sum(channel in leaving for channel in member.set_channels)
-            if member.of_output:
-                shapes[member.layer][0] -= gone
-            else:
-                shapes[member.layer][1] -= gone // getattr(layers[member.layer], "groups", 1)
+            layer, gone = layers[member.layer], sum(channel in leaving for channel in member.set_channels)
+            dimension = _dimension(layer, member.of_output)
+            shapes[member.layer][dimension] -= gone // (
+                layer.groups if dimension and isinstance(layer, nn.Conv2d) else 1
+            )
     return {name: tuple(shape) for name, shape in shapes.items()}
+
+
+def _dimension(layer: nn.Module, of_output: bool) -> int:
+    """Where a layer's weight counts its outputs, or its inputs."""
+    return int(of_output == isinstance(layer, nn.ConvTranspose2d))
 
 
 def _silenced(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[Sequence[int]]) -> MultiExitNet:
@@ -266,7 +273,8 @@ def _silenced(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[S
                 pairs = zip(member.channels, member.set_channels, strict=True)
                 rows = [own for own, of_set in pairs if of_set in leaving]
                 for parameter in layers[member.layer].parameters():
-                    parameter[rows] = 0.0
+                    dimension = _dimension(layers[member.layer], of_output=True) if parameter.ndim > 1 else 0
+                    parameter.index_fill_(dimension, torch.tensor(rows, dtype=torch.long), 0.0)
     return silent
 
 

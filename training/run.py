@@ -11,11 +11,20 @@ import numpy as np
 import torch
 
 from models.device import choose_device
-from models.preprocess import Preprocessing
-from training.build import build_method, build_network, build_recipe, bundle_name, input_size, sources
+from models.preprocess import Channels, Preprocessing
+from training.build import (
+    build_method,
+    build_network,
+    build_preprocessing,
+    build_recipe,
+    bundle_name,
+    margins_kept,
+    sources,
+)
 from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
 from training.distributed import World, synchronized_batch_norm
 from training.options import TrainOptions
+from training.recipes import Recipe
 from training.teacher import load_teacher
 from training.trainer import ALONE, EpochReport, Precision, Progress, Trainer, resolve_precision
 
@@ -31,7 +40,7 @@ def check_precision(name: str) -> Precision:
     raise ValueError(f"precision {name!r} is unknown: give one of {', '.join(get_args(Precision))}")
 
 
-def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> Preprocessing:
+def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> tuple[Channels, Channels]:
     """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
     picked = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
     # One picture at a time, as sums of integers: exact, and large pictures need no memory.
@@ -46,7 +55,7 @@ def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> Preprocessin
     std = np.sqrt(squares / pixels - mean**2)
     red, green, blue = (mean / 255.0).round(4).tolist()
     red_std, green_std, blue_std = (std / 255.0).round(4).clip(0.01).tolist()
-    return Preprocessing(picture_HWC.shape[0], mean=(red, green, blue), std=(red_std, green_std, blue_std))
+    return (red, green, blue), (red_std, green_std, blue_std)
 
 
 @dataclass(frozen=True)
@@ -74,9 +83,11 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
     device = device or choose_device(options.device)
     dtype = resolve_precision(check_precision(options.precision), device)
-    size = input_size(options)
-    splits = load_splits(options.dataset, options.data_root, Preprocessing(size))
-    preprocessing = channel_statistics(splits.train)
+    unscaled = build_preprocessing(options)
+    size = unscaled.size
+    splits = load_splits(options.dataset, options.data_root, unscaled)
+    mean, std = channel_statistics(splits.train)
+    preprocessing = replace(unscaled, mean=mean, std=std)
     recipe = build_recipe(options, preprocessing)
     if options.batch_size is None and recipe.batch_size > len(splits.train) // (4 * world.size):
         # A folder of a few pictures: at least four steps an epoch, rather than none.
@@ -88,9 +99,8 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         synchronized_batch_norm(net, device) if options.sync_bn and world.size > 1 else net,
         method,
         recipe,
-        train=Batches(splits.train, recipe.batch_size, device, True, True, options.workers, world.rank, world.size),
-        validation=Batches(splits.calibration, VALIDATION_BATCH, device, False, False, options.workers),
-        preprocessing=preprocessing,
+        *_batches(options, splits, recipe, device, world),
+        preprocessing,
         device=device,
         dtype=dtype,
         seed=options.seed,
@@ -106,6 +116,26 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     if options.resume:
         trainer.resume()
     return Run(options, splits, preprocessing, trainer)
+
+
+def _batches(
+    options: TrainOptions, splits: Splits, recipe: Recipe, device: torch.device, world: World
+) -> tuple[Batches, Batches]:
+    """This process's share of the training pictures, and all calibration pictures."""
+    train = Batches(
+        margins_kept(splits.train, recipe),
+        recipe.batch_size,
+        device,
+        shuffle=True,
+        drop_last=True,
+        workers=options.workers,
+        rank=world.rank,
+        world_size=world.size,
+    )
+    calibration = Batches(
+        splits.calibration, VALIDATION_BATCH, device, shuffle=False, drop_last=False, workers=options.workers
+    )
+    return train, calibration
 
 
 def train(

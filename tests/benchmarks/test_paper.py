@@ -54,10 +54,11 @@ def row() -> MakeRow:
         shares = [value / 100 for value in accuracy]
         cost = [100 * (k + 1) for k in range(len(accuracy))]
         return {
-            "network": "net", "method": method, "seed": seed, "epochs": 3, "recipe": "fast", "accuracy": shares,
-            "served": shares, "ensemble": ensemble / 100, "parameters": 1_500_000, "backbone_multiply_adds": 200,
-            "sequential_multiply_adds": cost, "as_published_multiply_adds": cost, "hours": 0.5, "hardware": "cpu",
-            "command": "offramp train",
+            "network": "net", "data": "CIFAR-100, test", "recipe": "fast", "epochs": 3, "batch_size": 9,
+            "method": method, "seed": seed, "accuracy": shares, "served": shares, "ensemble": ensemble / 100,
+            "parameters": 1_500_000, "backbone_multiply_adds": 200,
+            "sequential_multiply_adds": cost, "as_published_multiply_adds": cost,
+            "hours": 0.5, "hardware": "cpu", "command": "offramp train",
         }  # fmt: skip
 
     return make
@@ -112,15 +113,28 @@ def test_runs_are_trained_once_and_the_table_is_made_of_them(
     assert capsys.readouterr().out.count(": begun at epoch 1") == 4
     document = json.loads(options.output.read_text())
     assert [(r["method"], r["seed"], len(r["accuracy"])) for r in document["rows"]] == [
-        ("baseline", 0, 1), ("dsn", 0, 4), ("baseline", 1, 1), ("dsn", 1, 4)
+        ("baseline", 0, 1), ("baseline", 1, 1), ("dsn", 0, 4), ("dsn", 1, 4)
     ]  # fmt: skip
     evaluation = json.loads((planned(options)[1].output / "evaluation.json").read_text())
-    assert document["rows"][1]["accuracy"] == [exit["accuracy"] for exit in evaluation["exits"]]
+    assert document["rows"][2]["accuracy"] == [exit["accuracy"] for exit in evaluation["exits"]]
     assert options.output.with_suffix(".md").read_text().strip() == paper_section(document)
     assert options.output.with_suffix(".png").stat().st_size > 1000
     run(options)
     assert "begun" not in capsys.readouterr().out
     assert json.loads(options.output.read_text())["rows"] == document["rows"]
+
+
+def test_variations_trained_by_hand_join_the_table_under_their_changes(options: PaperOptions) -> None:
+    (plain,) = planned(replace(options, methods="journal", seeds="0"))
+    variation = replace(
+        plain, output=options.runs / "mine", feature_term="off", ema=0.5, cutout=4, teacher=plain.output / "bundle"
+    )
+    for wanted in (plain, variation):
+        train_one(wanted, deadline_s=math.inf)
+    run(replace(options, methods="journal", seeds="0"))
+    assert [r["method"] for r in json.loads(options.output.read_text())["rows"]] == [
+        "journal", "journal, ema 0.5, feature_term off, cutout 4, teacher colours-resnet18"
+    ]  # fmt: skip
 
 
 def test_a_run_cut_short_by_the_budget_goes_on_where_it_was(
@@ -153,11 +167,11 @@ def test_without_any_finished_run_there_is_no_table(options: PaperOptions) -> No
 
 
 def test_a_run_of_another_form_is_named(options: PaperOptions) -> None:
-    wanted = planned(options)[0]
-    wanted.output.mkdir(parents=True)
-    (wanted.output / "evaluation.json").write_text("{}")
+    folder = options.runs / "strange"
+    folder.mkdir(parents=True)
+    (folder / "evaluation.json").write_text("{}")
     with pytest.raises(BenchmarkError, match=r"not a finished run of this version .* move it away to train it again"):
-        row_of(wanted)
+        row_of(folder)
 
 
 def test_an_estimate_is_mean_deviation_and_students_interval() -> None:

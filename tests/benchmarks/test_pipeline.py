@@ -56,7 +56,7 @@ def test_the_document_holds_every_round_and_what_it_was_measured_on(photos: Path
     for row in document["rows"]:
         rounds = [r for r in document["rounds"] if r["form"] == row["form"]]
         assert len(rounds) == document["rounds_each"] == 2
-        for name in ("pictures_per_s", "cpu_ms"):
+        for name in ("pictures_per_s", "cpu_ms", "cores_used"):
             assert row[name]["min"] == min(r[name] for r in rounds)
             assert row[name]["max"] == max(r[name] for r in rounds)
     assert document["pictures"] == 12

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import asdict, replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from models.config import LayerShapes, ModelConfig
 from models.cost import count_cost
 from models.heads import DepthwiseConv
 from models.multi_exit import MultiExitNet
-from models.resize import changed_shapes, for_classes, resize, weight_shapes
+from models.resize import changed_shapes, for_classes, outputs, resize, weight_shapes
 
 WHOLE = ModelConfig("resnet18", num_classes=3, width=4)
 # One channel fewer inside a block, two fewer inside an attention module, three fewer in front of a classifier.
@@ -34,12 +35,16 @@ SHAPES: LayerShapes = (
 PRUNED = replace(WHOLE, shapes=SHAPES)
 
 
+def layer_of(net: MultiExitNet, name: str) -> Any:
+    return net.get_submodule(name)
+
+
 def test_a_network_is_built_with_the_shapes_of_its_description() -> None:
     torch.manual_seed(0)
     net = MultiExitNet(PRUNED)
     assert changed_shapes(weight_shapes(MultiExitNet(WHOLE)), weight_shapes(net)) == SHAPES
     assert net.embedding_sizes == (32, 32, 29, 32)
-    block, depthwise = net.stages[0][1], net.heads[1].attention.down[4]
+    block, depthwise = layer_of(net, "stages.0.1"), layer_of(net, "heads.1.attention.down.4")
     assert (block.conv1.in_channels, block.conv1.out_channels, block.bn1.num_features) == (4, 3, 3)
     assert (depthwise.in_channels, depthwise.out_channels, depthwise.groups) == (6, 6, 6)
     assert block.bn1.running_var.tolist() == block.bn1.weight.tolist() == [1.0, 1.0, 1.0]
@@ -51,12 +56,10 @@ def test_a_network_is_built_with_the_shapes_of_its_description() -> None:
 
 def test_fresh_weights_are_drawn_for_the_size_they_have() -> None:
     torch.manual_seed(0)
-    net = MultiExitNet(replace(WHOLE, width=64, shapes=(("stages.3.1.conv1", (64, 512, 3, 3)), *INSIDE_LAST_BLOCK)))
+    behind: LayerShapes = (("stages.3.1.bn1", (64,)), ("stages.3.1.conv2", (512, 64, 3, 3)))
+    net = MultiExitNet(replace(WHOLE, width=64, shapes=(("stages.3.1.conv1", (64, 512, 3, 3)), *behind)))
     expected = (2 / (64 * 9)) ** 0.5
-    assert net.stages[3][1].conv1.weight.std().item() == pytest.approx(expected, rel=0.02)
-
-
-INSIDE_LAST_BLOCK: LayerShapes = (("stages.3.1.bn1", (64,)), ("stages.3.1.conv2", (512, 64, 3, 3)))
+    assert layer_of(net, "stages.3.1.conv1").weight.std().item() == pytest.approx(expected, rel=0.02)
 
 
 def test_a_pruned_network_is_counted_as_it_is() -> None:
@@ -88,10 +91,18 @@ def test_a_description_survives_json() -> None:
     assert asdict(WHOLE)["shapes"] == ()
 
 
+def test_transposed_convolutions_are_resized_in_their_own_order() -> None:
+    layer = nn.ConvTranspose2d(8, 6, 4, stride=2)
+    resize(nn.Sequential(layer), (("0", (7, 5, 4, 4)),))
+    assert (layer.in_channels, layer.out_channels, outputs(layer)) == (7, 5, 5)
+    assert layer(torch.randn(1, 7, 2, 2)).shape == (1, 5, 6, 6)
+
+
 def test_grouped_convolutions_keep_their_groups_and_depthwise_ones_stay_depthwise() -> None:
-    net = nn.Sequential(nn.Conv2d(8, 16, 1, groups=4), nn.Conv2d(16, 16, 1, groups=16), DepthwiseConv(16, stride=1))
+    convolutions = [nn.Conv2d(8, 16, 1, groups=4), nn.Conv2d(16, 16, 1, groups=16), DepthwiseConv(16, stride=1)]
+    net = nn.Sequential(*convolutions)
     resize(net, (("0", (12, 1, 1, 1)), ("1", (12, 1, 1, 1)), ("2", (12, 1, 3, 3))))
-    assert [(c.in_channels, c.out_channels, c.groups) for c in net] == [(4, 12, 4), (12, 12, 12), (12, 12, 12)]
+    assert [(c.in_channels, c.out_channels, c.groups) for c in convolutions] == [(4, 12, 4), (12, 12, 12), (12, 12, 12)]
     assert net(torch.randn(1, 4, 5, 5)).shape == (1, 12, 5, 5)
 
 
@@ -160,6 +171,6 @@ def test_lists_nested_without_end_are_refused(saved_bundle: Path) -> None:
 
 def test_a_pruned_network_can_be_given_other_classes() -> None:
     net = MultiExitNet(for_classes(PRUNED, 7))
-    assert [head.classifier.out_features for head in net.heads] == [7] * 4
+    assert [layer_of(net, f"heads.{k}.classifier").out_features for k in range(4)] == [7] * 4
     assert net.embedding_sizes == (32, 32, 29, 32)
     assert for_classes(WHOLE, 7) == replace(WHOLE, num_classes=7)

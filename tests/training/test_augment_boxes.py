@@ -203,3 +203,14 @@ def test_arguments_out_of_range_are_refused() -> None:
         random_erase(torch.zeros(1, 3, 8, 8), 0.5, seeded(0))
     with pytest.raises(ValueError, match=r"torch\.float32.*uint8"):
         random_resized_crop(torch.zeros(1, 3, 8, 8), (0.5, 1.0), seeded(0))
+
+
+def test_a_resized_crop_can_give_another_size() -> None:
+    images_BCHW = torch.randint(0, 256, (4, 3, 16, 20), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    whole = random_resized_crop(images_BCHW, (1.0, 1.0), torch.Generator().manual_seed(1), aspect=(1.25, 1.25), side=8)
+    assert whole.shape == (4, 3, 8, 8)
+    # Of a picture halved along both axes every pixel is the mean of its neighbours.
+    square = images_BCHW[..., :16]
+    halved = random_resized_crop(square, (1.0, 1.0), torch.Generator().manual_seed(1), aspect=(1.0, 1.0), side=8)
+    expected = square.float().view(4, 3, 8, 2, 8, 2).mean((3, 5))
+    assert (halved.float() - expected).abs().max() <= 0.5

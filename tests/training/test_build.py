@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
@@ -23,12 +24,14 @@ from training.build import (
     bundle_name,
     check_labels,
     input_size,
+    margins_kept,
     sources,
 )
+from training.data import FolderSet, ImageSet
 from training.methods import METHODS
 from training.mixing import Mixing
 from training.options import TrainOptions
-from training.recipes import journal, short
+from training.recipes import imagenet, journal, short
 from training.teacher import load_teacher
 
 LABELS = ("blue", "green", "red")
@@ -249,3 +252,11 @@ def test_a_folder_given_as_a_dot_has_a_name_too(
     monkeypatch.chdir(tmp_path / "pets")
     assert bundle_name(replace(options, dataset=".")) == "pets-resnet18"
     assert bundle_name(replace(options, dataset=".", name="given")) == "given"
+
+
+def test_pictures_decoded_on_demand_keep_a_margin_for_resized_crops(tmp_path: Path) -> None:
+    files = FolderSet(tmp_path, ("a.png",), np.zeros(1, np.int64), ("a",), Preprocessing(224, 0.875))
+    held = ImageSet(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), ("a",))
+    assert margins_kept(files, imagenet()).preprocessing == Preprocessing(256)  # type: ignore[union-attr]
+    assert margins_kept(files, short()) is files
+    assert margins_kept(held, imagenet()) is held

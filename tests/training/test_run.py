@@ -117,10 +117,9 @@ def test_an_output_that_is_a_file_is_refused_before_any_work(tree_options: Train
 
 def test_channel_statistics_are_those_of_the_training_pixels(toy_set: ImageSet) -> None:
     scaled = toy_set.images_NHWC.reshape(-1, 3) / 255.0
-    preprocessing = channel_statistics(toy_set)
-    assert preprocessing.size == 16
-    assert preprocessing.mean == pytest.approx(scaled.mean(axis=0), abs=5.1e-5)
-    assert preprocessing.std == pytest.approx(scaled.std(axis=0), abs=5.1e-5)
+    mean, std = channel_statistics(toy_set)
+    assert mean == pytest.approx(scaled.mean(axis=0), abs=5.1e-5)
+    assert std == pytest.approx(scaled.std(axis=0), abs=5.1e-5)
 
 
 def test_channel_statistics_of_files_equal_those_in_memory(tree_options: TrainOptions) -> None:
@@ -134,7 +133,16 @@ def test_channel_statistics_of_files_equal_those_in_memory(tree_options: TrainOp
 
 def test_pictures_of_one_colour_still_have_a_spread_to_divide_by() -> None:
     grey = ImageSet(np.full((3, 16, 16, 3), 51, np.uint8), np.zeros(3, np.int64), ("grey",))
-    assert channel_statistics(grey) == Preprocessing(16, mean=(0.2, 0.2, 0.2), std=(0.01, 0.01, 0.01))
+    assert channel_statistics(grey) == ((0.2, 0.2, 0.2), (0.01, 0.01, 0.01))
+
+
+def test_a_recipe_of_resized_crops_trains_on_parts_and_asks_about_the_centre(tree_options: TrainOptions) -> None:
+    run = prepare(replace(tree_options, recipe="imagenet", input_size=32))
+    assert (run.preprocessing.size, run.preprocessing.crop_fraction) == (32, 0.875)
+    assert run.trainer.recipe.augmentation.resized_side == 32
+    assert run.splits.test.images_NHWC.shape[1:] == (32, 32, 3)  # type: ignore[union-attr]
+    train(run)
+    assert run.trainer.epoch == 1
 
 
 def test_precisions_that_are_not_there_are_refused() -> None:
