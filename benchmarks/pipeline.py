@@ -31,6 +31,7 @@ from benchmarks.errors import BenchmarkError
 from benchmarks.machine import provenance
 from benchmarks.serving import cpu_s_from_stat
 from benchmarks.stats import spread
+from benchmarks.tables import pipeline_section
 from models.device import choose_device, hardware
 from models.preprocess import Preprocessing
 from training.data import Batches, FolderSet, ShardSet
@@ -220,32 +221,6 @@ def _spread_out(count: int, most: int) -> np.ndarray:
 
 def _content(pictures: FolderSet | ShardSet, index: int) -> bytes:
     return pictures.read(index) if isinstance(pictures, ShardSet) else pictures.paths[index].read_bytes()
-
-
-def pipeline_section(document: dict[str, Any]) -> str:
-    """The document as a Markdown table with its conditions."""
-    lines = [
-        "| form | workers | pictures/s | CPU a picture, ms | cores used |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in document["rows"]:
-        cells = [row["form"], str(row["workers"])]
-        for name, form in (("pictures_per_s", ".0f"), ("cpu_ms", ".2f"), ("cores_used", ".2f")):
-            values = row[name]
-            cells.append(
-                f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})" if values else "–"
-            )
-        lines.append(f"| {' | '.join(cells)} |")
-    machine = document["machine"]
-    source = (
-        f"{document['pictures']:,} pictures of {document['mean_file_bytes'] / 1000:.0f} kB to {document['size']} "
-        f"pixels, batches of {document['batch_size']} to {document['device']}. Median (least–most) of "
-        f"{document['rounds_each']} interleaved epochs; workers 0: decoded by the training process itself. "
-        "CPU: of all processes; fewer cores used than processes means that others had the rest. "
-        f"{machine['cpu']}, {machine['cores']} cores, load before {machine['load_average_before']}; "
-        f"{document['date'][:10]}. `{document['command']}`"
-    )
-    return "\n".join([*lines, "", source])
 
 
 if __name__ == "__main__":

@@ -112,7 +112,38 @@ def accuracy_section(document: Document) -> str:
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
 
 
-SECTIONS = {"thresholds": thresholds_section, "accuracy": accuracy_section, "paper": paper_section}
+def pipeline_section(document: Document) -> str:
+    """The document as a Markdown table with its conditions."""
+    lines = [
+        "| form | workers | pictures/s | CPU a picture, ms | cores used |",
+        "| --- | ---: | ---: | ---: | ---: |",
+    ]
+    for row in document["rows"]:
+        cells = [row["form"], str(row["workers"])]
+        for name, form in (("pictures_per_s", ".0f"), ("cpu_ms", ".2f"), ("cores_used", ".2f")):
+            values = row[name]
+            cells.append(
+                f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})" if values else "–"
+            )
+        lines.append(f"| {' | '.join(cells)} |")
+    machine = document["machine"]
+    source = (
+        f"{document['pictures']:,} pictures of {document['mean_file_bytes'] / 1000:.0f} kB to {document['size']} "
+        f"pixels, batches of {document['batch_size']} to {document['device']}. Median (least–most) of "
+        f"{document['rounds_each']} interleaved epochs; workers 0: decoded by the training process itself. "
+        "CPU: of all processes; fewer cores used than processes means that others had the rest. "
+        f"{machine['cpu']}, {machine['cores']} cores, load before {machine['load_average_before']}; "
+        f"{document['date'][:10]}. `{document['command']}`"
+    )
+    return "\n".join([*lines, "", source])
+
+
+SECTIONS = {
+    "thresholds": thresholds_section,
+    "accuracy": accuracy_section,
+    "paper": paper_section,
+    "pipeline": pipeline_section,
+}
 
 
 def _spread(values: dict[str, float], form: str, unit: str = "") -> str:

@@ -20,7 +20,7 @@ from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench")
+COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench", "paper")
 
 
 @pytest.fixture

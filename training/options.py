@@ -15,7 +15,10 @@ import typer
 
 Dataset = Annotated[
     str,
-    typer.Argument(help="cifar10, cifar100, or a folder of pictures: one sub-folder a class.", metavar="DATASET"),
+    typer.Argument(
+        help="cifar10, cifar100, a folder of pictures (one sub-folder a class), or WebDataset shards.",
+        metavar="DATASET",
+    ),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")]
 DataRoot = Annotated[Path, typer.Option(help="Where the CIFAR files lie, and folders that are not found as given.")]

@@ -28,13 +28,17 @@ TOLERANCE = 0.05
 LEAST_SHARE = 1 / 8
 # Channels stay in multiples of this where there are enough: vector and matrix units work in such blocks.
 MULTIPLE = 8
-# Operations that move channels to places where the library does not look for them (ShuffleNet's shuffle, PyramidNet's
-# padded shortcuts): sets of channels that run through one stay whole.
-MOVING = ("Split", "Unbind", "Slice", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
+# Operations that may move channels to places where the library does not look for them (ShuffleNet's shuffle,
+# PyramidNet's padded shortcuts). Many do no harm, on rows or columns for instance, so they count only when it failed.
+MOVING = ("Split", "Unbind", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
 
 
 class PruneError(ValueError):
     """A network that cannot be pruned, or not that far; the message says why and what can be done."""
+
+
+class NotFollowedError(PruneError):
+    """The library lost track of which channels belong together."""
 
 
 @dataclass(frozen=True)
@@ -56,22 +60,30 @@ def prune(net: MultiExitNet, keep: float) -> Pruned:
 
     keep: share of the full-depth multiply-adds, all heads included, in (0, 1); met within 0.05. Channels are ranked
     over the whole network, backbone and heads alike, by the norm of all weights that would leave with them, relative
-    to the mean of their set. A network that was pruned before is pruned further. `net` itself, and torch's random
-    state, stay as they are; the same network gives the same result.
+    to the mean of their set; where the library does not follow a network's channels, those that it mistakes stay. A
+    network that was pruned before is pruned further. `net` itself, and torch's random state, stay as they are; the
+    same network gives the same result.
     Raises PruneError when `keep` is out of range or cannot be met, or when the library cannot follow the network;
     ModuleNotFoundError without torch-pruning (the `prune` extra).
     """
     if not 0.0 < keep < 1.0:
-        raise PruneError(
-            f"keep {keep} is out of range: give the share of multiply-adds that stays, above 0 and below 1"
-        )
+        raise PruneError(f"keep {keep} is out of range: give the share of multiply-adds to keep, above 0 and below 1")
     library = _library()
+    try:
+        pruned = _cut(library, net, keep, moving=())
+    except NotFollowedError:
+        pruned = _cut(library, net, keep, moving=MOVING)
+    return Pruned(pruned.float(), count_cost(net.config), count_cost(pruned.config))
+
+
+def _cut(library: ModuleType, net: MultiExitNet, keep: float, moving: Sequence[str]) -> MultiExitNet:
+    """The pruned network in float64. moving: operations whose channels all stay."""
     # In float64, so that a wrong result can be told from rounding.
     exact = deepcopy(net).cpu().double().eval().requires_grad_(True)
     size, generator = net.config.input_size, torch.Generator().manual_seed(0)
     x_BCHW = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
     with _refusing(net.config):
-        graph, sets = _channel_sets(library, exact, x_BCHW)
+        graph, sets = _channel_sets(library, exact, x_BCHW, moving)
     removed = _choose(exact, sets, keep, _applications(exact, x_BCHW))
     with torch.no_grad():
         expected = _silenced(exact, sets, removed)(x_BCHW).logits
@@ -83,7 +95,7 @@ def prune(net: MultiExitNet, keep: float) -> Pruned:
             answers = pruned(x_BCHW).logits
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(answers, expected, strict=True)):
         raise _refusal(net.config, "the wrong channels left")
-    return Pruned(pruned.float(), count_cost(net.config), count_cost(pruned.config))
+    return pruned
 
 
 def _library() -> ModuleType:
@@ -96,8 +108,8 @@ def _library() -> ModuleType:
     return torch_pruning  # type: ignore[no-any-return]
 
 
-def _refusal(config: ModelConfig, reason: str) -> PruneError:
-    return PruneError(
+def _refusal(config: ModelConfig, reason: str) -> NotFollowedError:
+    return NotFollowedError(
         f"{config.architecture} cannot be pruned: torch-pruning does not follow its channels ({reason}); "
         "give a network of another architecture"
     )
@@ -107,10 +119,8 @@ def _refusal(config: ModelConfig, reason: str) -> PruneError:
 def _refusing(config: ModelConfig) -> Iterator[None]:
     try:
         yield
-    except PruneError:
-        raise
     # What the library, or a network that it cut wrongly, raises.
-    except (LookupError, RuntimeError, ValueError, AssertionError) as error:
+    except (LookupError, TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise _refusal(config, f"{type(error).__name__}: {error}") from error
 
 
@@ -159,7 +169,9 @@ class ChannelSet:
         return {channel + group * size for channel in chosen for group in range(self.groups)}
 
 
-def _channel_sets(library: ModuleType, net: MultiExitNet, x_BCHW: Tensor) -> tuple[Any, list[ChannelSet]]:
+def _channel_sets(
+    library: ModuleType, net: MultiExitNet, x_BCHW: Tensor, moving: Sequence[str]
+) -> tuple[Any, list[ChannelSet]]:
     with torch.enable_grad():
         graph = library.DependencyGraph().build_dependency(
             net, x_BCHW, forward_fn=lambda model, x: model(x).logits, verbose=False
@@ -168,18 +180,18 @@ def _channel_sets(library: ModuleType, net: MultiExitNet, x_BCHW: Tensor) -> tup
     names = {layer: name for name, layer in net.named_modules()}
     # The classes are the classifiers' outputs: they stay.
     groups = graph.get_all_groups(ignored_layers=[head.classifier for head in net.heads])
-    free = [group for group in groups if not any(_holds(item.dep.target.module) for item in group)]
+    free = [group for group in groups if not any(_holds(item.dep.target.module, moving) for item in group)]
     return graph, [_channel_set(graph, names, group, importance(group)) for group in free]
 
 
-def _holds(part: nn.Module | nn.Parameter) -> bool:
+def _holds(part: nn.Module | nn.Parameter, moving: Sequence[str]) -> bool:
     """Whether a set of channels stays whole because it runs through this layer, parameter or operation."""
     if isinstance(part, Resizable):
         return isinstance(part, nn.ConvTranspose2d) and part.groups > 1
     if isinstance(part, nn.Parameter) or any(True for _ in part.parameters()):
         return True
     # One of the library's stand-ins for what is no layer: they name the operation, or autograd's class for it.
-    return any(name in str(part) for name in MOVING)
+    return any(name in str(part) for name in moving)
 
 
 def _channel_set(graph: Any, names: dict[nn.Module, str], group: Any, importance: Tensor) -> ChannelSet:

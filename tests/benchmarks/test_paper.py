@@ -96,11 +96,12 @@ def test_lists_that_are_none_are_refused(options: PaperOptions, changes: dict, m
 
 
 def test_a_name_that_is_unknown_is_refused_before_any_training(options: PaperOptions) -> None:
-    for changes, message in (
+    unknown: tuple[tuple[dict[str, Any], str], ...] = (
         ({"recipe": "long"}, "recipe 'long' is unknown"),
         ({"methods": "dsn,magic"}, "method 'magic' is unknown: choose one of baseline"),
         ({"architectures": "resnet81"}, "architecture 'resnet81' is unknown"),
-    ):
+    )
+    for changes, message in unknown:
         with pytest.raises(ValueError, match=message):
             run(replace(options, width=None, **changes))
     assert not options.runs.exists()
@@ -187,7 +188,7 @@ def test_gains_are_paired_by_seed(row: MakeRow) -> None:
     dsn = [row("dsn", seed, (49.0 + seed, 61.0), 60.0 + seed) for seed in (0, 1, 2)]
     shallow, deepest, ensemble = (paired_gain(ours, dsn, exit) for exit in (1, -1, None))
     assert shallow is not None
-    assert (shallow.n, shallow.mean, shallow.deviation) == (2, pytest.approx(1.0), pytest.approx(0.0))
+    assert [shallow.n, shallow.mean, shallow.deviation] == pytest.approx([2, 1.0, 0.0])
     assert deepest is not None
     assert deepest.mean == pytest.approx(-0.5)
     assert ensemble is not None

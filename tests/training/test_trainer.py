@@ -20,13 +20,13 @@ from training.augment import Augmentation
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.methods import METHODS, Method
 from training.recipes import Recipe
+from training.student import feature_adapters
 from training.teacher import ExternalTeacher
 from training.trainer import (
     EpochReport,
     Progress,
     Trainer,
     accuracy_per_exit,
-    feature_adapters,
     resolve_precision,
 )
 
@@ -153,6 +153,7 @@ def test_one_step_is_momentum_sgd_on_the_journal_loss(make_trainer: MakeTrainer,
     torch.testing.assert_close(loss, by_hand.detach())
     by_hand.backward()
     for after, before in zip(trainer.net.parameters(), twin.net.parameters(), strict=True):
+        assert before.grad is not None
         torch.testing.assert_close(after, before - 0.05 * before.grad, rtol=1e-4, atol=1e-5)
 
 
