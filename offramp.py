@@ -121,8 +121,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from training.data import Batches, load_splits
     from training.evaluate import collect_logits
     from training.evaluate import evaluate as judge
-    from training.run import check_precision
-    from training.trainer import resolve_precision
+    from training.precision import resolve_precision
 
     load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
@@ -130,7 +129,7 @@ def evaluate(options: EvaluateOptions) -> None:
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
     batches = Batches(splits.test, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
-    dtype = resolve_precision(check_precision(options.precision), device)
+    dtype = resolve_precision(options.precision, device)
     outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
     evaluation = judge(outputs, bundle.calibration, count_cost(bundle.config))
     _print_evaluation(evaluation)

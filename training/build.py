@@ -142,10 +142,15 @@ def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
     return made
 
 
-def sources(options: TrainOptions) -> dict[str, str]:
-    """The bundles that the run learns from, by what their weights are."""
+def sources(options: TrainOptions) -> dict[str, Any]:
+    """What a run learns from beside its data: bundles, by what their weights are, and the teacher's share."""
     paths = {"start_from": options.start_from, "teacher": options.teacher}
-    return {name: hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest() for name, path in paths.items() if path}
+    told: dict[str, Any] = {
+        name: hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest() for name, path in paths.items() if path
+    }
+    if options.teacher:
+        told |= {"teacher_weight": options.teacher_weight, "teacher_temperature": options.teacher_temperature}
+    return told
 
 
 def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
-from typing import get_args
 
 import numpy as np
 import torch
@@ -24,20 +23,13 @@ from training.build import (
 from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
 from training.distributed import World, synchronized_batch_norm
 from training.options import TrainOptions
+from training.precision import resolve_precision
 from training.recipes import Recipe
-from training.teacher import load_teacher
-from training.trainer import ALONE, EpochReport, Precision, Progress, Trainer, resolve_precision
+from training.teacher import ExternalTeacher, load_teacher
+from training.trainer import ALONE, EpochReport, Progress, Trainer
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
-
-
-def check_precision(name: str) -> Precision:
-    """Raises ValueError for a name that is none of auto, fp32, bf16."""
-    for precision in get_args(Precision):
-        if name == precision:
-            return precision  # type: ignore[no-any-return]
-    raise ValueError(f"precision {name!r} is unknown: give one of {', '.join(get_args(Precision))}")
 
 
 def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> tuple[Channels, Channels]:
@@ -82,7 +74,7 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     if checkpoint.exists() and not options.resume:
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
     device = device or choose_device(options.device)
-    dtype = resolve_precision(check_precision(options.precision), device)
+    dtype = resolve_precision(options.precision, device)
     unscaled = build_preprocessing(options)
     size = unscaled.size
     splits = load_splits(options.dataset, options.data_root, unscaled)
@@ -105,9 +97,7 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         dtype=dtype,
         seed=options.seed,
         checkpoint=checkpoint,
-        teacher=load_teacher(options.teacher, size, splits.class_names, device) if options.teacher else None,
-        teacher_weight=options.teacher_weight,
-        teacher_temperature=options.teacher_temperature,
+        teacher=_teacher(options, splits, size, device),
         checkpoint_s=60.0 * options.checkpoint_minutes,
         world=world,
         identity={"data": splits.train.fingerprint(), "precision": str(dtype), **sources(options)},
@@ -116,6 +106,13 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     if options.resume:
         trainer.resume()
     return Run(options, splits, preprocessing, trainer)
+
+
+def _teacher(options: TrainOptions, splits: Splits, input_size: int, device: torch.device) -> ExternalTeacher | None:
+    if options.teacher is None:
+        return None
+    weight, temperature = options.teacher_weight, options.teacher_temperature
+    return load_teacher(options.teacher, input_size, splits.class_names, device, weight, temperature)
 
 
 def _batches(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,9 +15,20 @@ from models.preprocess import normalize
 
 @dataclass(frozen=True)
 class ExternalTeacher:
-    """A bundle that teaches with the calibrated logits of its deepest exit, the ensemble of all that it visits."""
+    """A bundle that teaches with the calibrated logits of its deepest exit, the ensemble of all that it visits.
+
+    weight: its share (0..1) of the loss. temperature: of both softmaxes.
+    """
 
     bundle: Bundle
+    weight: float = 0.5
+    temperature: float = 4.0
+
+    def __post_init__(self) -> None:
+        if not 0.0 <= self.weight <= 1.0:
+            raise ValueError(f"the teacher's weight {self.weight} is out of range: give a share in [0, 1]")
+        if not 0.0 < self.temperature < math.inf:
+            raise ValueError(f"the teacher's temperature {self.temperature} is out of range: give one above 0")
 
     @torch.no_grad()
     def logits(self, images_BHWC: Tensor) -> Tensor:
@@ -29,7 +41,9 @@ class ExternalTeacher:
         return accumulated / calibration.temperatures[-1]
 
 
-def load_teacher(path: Path, input_size: int, labels: tuple[str, ...], device: torch.device) -> ExternalTeacher:
+def load_teacher(
+    path: Path, input_size: int, labels: tuple[str, ...], device: torch.device, weight: float, temperature: float
+) -> ExternalTeacher:
     """The bundle at `path` as a teacher. Raises ValueError when it takes other pictures or knows other classes."""
     bundle = load_bundle(path)
     if bundle.config.input_size != input_size:
@@ -40,4 +54,4 @@ def load_teacher(path: Path, input_size: int, labels: tuple[str, ...], device: t
     if bundle.labels != labels:
         raise ValueError(f"the teacher {path} knows other classes than the data set: train one on the same data set")
     bundle.net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-    return ExternalTeacher(bundle)
+    return ExternalTeacher(bundle, weight, temperature)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from contextlib import nullcontext
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, cast
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,8 +28,6 @@ from training.optimizers import Optimizers
 from training.recipes import Recipe
 from training.student import Student, StudentOutputs, feature_adapters
 from training.teacher import ExternalTeacher
-
-Precision = Literal["auto", "fp32", "bf16"]
 
 ALONE = World()
 
@@ -68,23 +66,11 @@ class EpochReport:
     images_per_s: float
 
 
-def resolve_precision(precision: Precision, device: torch.device) -> torch.dtype:
-    """The autocast type: "auto" is bfloat16 where the device computes it natively, float32 elsewhere."""
-    if precision == "fp32":
-        return torch.float32
-    if precision == "bf16":
-        return torch.bfloat16
-    if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
-    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
-    return torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32
-
-
 class Trainer:
     """Trains `net` by `method` and `recipe` on `train`, watching `validation`; a checkpoint each epoch, or oftener.
 
     All randomness is a function of (seed, epoch, step), so a resumed run takes the very steps of an uninterrupted one.
-    teacher, teacher_weight, teacher_temperature: another network to learn from, and how much (0..1) of the loss is its.
+    teacher: another network to learn from as well.
     checkpoint_s: seconds after which a checkpoint is written inside an epoch too.
     world: the processes of the run, each with its own `train` part; the leader alone validates and writes checkpoints.
     `identity` is stored in the checkpoint: a run can only be resumed as what it was.
@@ -104,8 +90,6 @@ class Trainer:
         seed: int,
         checkpoint: Path,
         teacher: ExternalTeacher | None = None,
-        teacher_weight: float = 0.5,
-        teacher_temperature: float = 4.0,
         checkpoint_s: float = 600.0,
         world: World = ALONE,
         identity: dict[str, Any] | None = None,
@@ -121,8 +105,6 @@ class Trainer:
         self.seed = seed
         self.checkpoint = checkpoint
         self.teacher = teacher
-        self.teacher_weight = teacher_weight
-        self.teacher_temperature = teacher_temperature
         self.checkpoint_s = checkpoint_s
         self.world = world
         self.identity = {
@@ -262,9 +244,9 @@ class Trainer:
         if students:
             features = feature_loss([f.float() for f in students], embedding_BD.float(), method.squared)
             loss = loss + method.beta * features
-        if taught is not None:
-            external = external_distillation_loss(logits, taught, self.teacher_temperature)
-            loss = (1.0 - self.teacher_weight) * loss + self.teacher_weight * external
+        if self.teacher is not None and taught is not None:
+            external = external_distillation_loss(logits, taught, self.teacher.temperature)
+            loss = (1.0 - self.teacher.weight) * loss + self.teacher.weight * external
         return loss
 
     @property

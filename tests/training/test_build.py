@@ -197,18 +197,19 @@ def test_sources_tell_bundles_apart_by_their_weights(options: TrainOptions, save
     first, second = save("first"), save("second", seed=1)
     assert sources(options) == {}
     told = sources(replace(options, start_from=first, teacher=second))
-    assert told.keys() == {"start_from", "teacher"}
+    assert told.keys() == {"start_from", "teacher", "teacher_weight", "teacher_temperature"}
     assert told["start_from"] != told["teacher"]
-    assert sources(replace(options, teacher=first)) == {"teacher": told["start_from"]}
+    assert sources(replace(options, start_from=second)) == {"start_from": told["teacher"]}
 
 
 def test_a_teacher_must_take_the_same_pictures_and_know_the_same_classes(save: SaveBundle) -> None:
     path, cpu = save(), torch.device("cpu")
-    assert load_teacher(path, 16, LABELS, cpu).bundle.name == "start"
+    teacher = load_teacher(path, 16, LABELS, cpu, weight=0.3, temperature=2.0)
+    assert (teacher.bundle.name, teacher.weight, teacher.temperature) == ("start", 0.3, 2.0)
     with pytest.raises(ValueError, match="takes pictures of 16 pixels, the student 32: give --input-size 16"):
-        load_teacher(path, 32, LABELS, cpu)
+        load_teacher(path, 32, LABELS, cpu, 0.5, 4.0)
     with pytest.raises(ValueError, match="knows other classes than the data set"):
-        load_teacher(path, 16, ("a", "b", "c"), cpu)
+        load_teacher(path, 16, ("a", "b", "c"), cpu, 0.5, 4.0)
 
 
 def test_classes_must_be_the_bundles_in_their_order() -> None:

@@ -17,7 +17,6 @@ from training.data import FolderSet, ImageSet
 from training.options import TrainOptions
 from training.run import (
     channel_statistics,
-    check_precision,
     prepare,
     train,
 )
@@ -143,9 +142,3 @@ def test_a_recipe_of_resized_crops_trains_on_parts_and_asks_about_the_centre(tre
     assert run.splits.test.images_NHWC.shape[1:] == (32, 32, 3)  # type: ignore[union-attr]
     train(run)
     assert run.trainer.epoch == 1
-
-
-def test_precisions_that_are_not_there_are_refused() -> None:
-    assert check_precision("bf16") == "bf16"
-    with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, fp32, bf16"):
-        check_precision("fp8")

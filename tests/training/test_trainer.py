@@ -19,6 +19,7 @@ from models.preprocess import Preprocessing, normalize
 from training.augment import Augmentation
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.methods import METHODS, Method
+from training.precision import resolve_precision
 from training.recipes import Recipe
 from training.student import feature_adapters
 from training.teacher import ExternalTeacher
@@ -27,7 +28,6 @@ from training.trainer import (
     Progress,
     Trainer,
     accuracy_per_exit,
-    resolve_precision,
 )
 
 MakeTrainer = Callable[..., Trainer]
@@ -262,9 +262,7 @@ def test_an_external_teacher_has_its_share_of_the_loss(make_trainer: MakeTrainer
         "t", "1", teacher_net.config, Preprocessing(16), ("blue", "green", "red"), calibration, 0.5, teacher_net
     )
     recipe = replace(toy_recipe, augmentation=NO_AUGMENTATION)
-    taught = make_trainer(
-        recipe, METHODS["dsn"], teacher=ExternalTeacher(bundle), teacher_weight=0.25, teacher_temperature=2.0
-    )
+    taught = make_trainer(recipe, METHODS["dsn"], teacher=ExternalTeacher(bundle, weight=0.25, temperature=2.0))
     alone = make_trainer(recipe, METHODS["dsn"])
     images_BHWC, labels_B = next(taught.train.epoch(0))
     with torch.no_grad():
@@ -358,3 +356,5 @@ def test_precision_is_as_asked() -> None:
     assert resolve_precision("fp32", cpu) == torch.float32
     assert resolve_precision("bf16", cpu) == torch.bfloat16
     assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
+    with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, fp32, bf16"):
+        resolve_precision("fp8", cpu)

@@ -1,0 +1,22 @@
+"""The number type of training: float32, or bfloat16 under autocast."""
+
+from __future__ import annotations
+
+import torch
+
+PRECISIONS = ("auto", "fp32", "bf16")
+
+
+def resolve_precision(name: str, device: torch.device) -> torch.dtype:
+    """The autocast type: "auto" is bfloat16 where the device computes it natively, float32 elsewhere.
+
+    Raises ValueError for a name that is none of auto, fp32, bf16.
+    """
+    if name not in PRECISIONS:
+        raise ValueError(f"precision {name!r} is unknown: give one of {', '.join(PRECISIONS)}")
+    if name != "auto":
+        return torch.float32 if name == "fp32" else torch.bfloat16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+    capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
+    return torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32
