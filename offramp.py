@@ -274,10 +274,9 @@ def _print_evaluation(evaluation: Evaluation) -> None:
 
 
 def _write_evaluation(evaluation: Evaluation, name: str, folder: Path) -> None:
-    from training.report import plot
+    from training.report import plot, write_evaluation
 
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+    write_evaluation(evaluation, folder)
     try:
         plot(evaluation, name, folder / "evaluation.png")
         typer.echo(f"{folder}/evaluation.json and evaluation.png written")

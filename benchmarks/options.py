@@ -96,6 +96,7 @@ class PaperOptions:
     )
     architectures: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18"
     width: Annotated[int | None, typer.Option(min=4, help="Channels of the stem; default: the architecture's.")] = None
+    head: Annotated[str, typer.Option(help="Head of the early stages: journal, scan or light.")] = "journal"
     methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; three at least to tell methods apart.")] = (
         "0,1,2"
@@ -105,6 +106,9 @@ class PaperOptions:
     hours: Annotated[
         float, typer.Option(min=0, help="Stop training after this long; the next call goes on. 0: when all is done.")
     ] = 0.0
+    backbones: Annotated[
+        str, typer.Option(help="Python files or modules with networks of one's own, separated by commas.")
+    ] = ""
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
     precision: Annotated[str, typer.Option(help="auto, fp32 or bf16 (autocast).")] = "auto"
     output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = Path(

@@ -13,7 +13,8 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -22,15 +23,17 @@ from benchmarks.machine import provenance
 from benchmarks.options import PaperOptions
 from benchmarks.paper_report import paper_plot, paper_section
 from models.backbones import standard_width
+from models.backbones.plugins import load_backbones
 from models.bundle import load_bundle
 from models.config import ModelConfig
 from models.cost import count_cost
+from training.epoch import EpochReport
 from training.finish import finish
 from training.methods import METHODS
 from training.options import TrainOptions, recorded_command
 from training.recipes import RECIPES
+from training.report import write_evaluation
 from training.run import prepare, train
-from training.trainer import EpochReport
 
 
 class OutOfTime(Exception):
@@ -73,13 +76,15 @@ def planned(options: PaperOptions) -> list[TrainOptions]:
     for method in methods:
         if method not in METHODS:
             raise ValueError(f"method {method!r} is unknown: choose one of {', '.join(METHODS)}")
+    data = Path(options.dataset).resolve().name
     runs = []
     for seed in map(int, options.seeds.split(",")):
         for architecture in architectures:
             width = options.width or standard_width(architecture)
             epochs = options.epochs or RECIPES[options.recipe]().epochs
             for method in methods:
-                name = f"{architecture}-w{width}-{options.recipe}{epochs}-{method}-s{seed}"
+                head = "" if options.head == "journal" else f"-{options.head}"
+                name = f"{data}-{architecture}-w{width}{head}-{options.recipe}{epochs}-{method}-s{seed}"
                 runs.append(
                     TrainOptions(
                         options.dataset,
@@ -87,6 +92,8 @@ def planned(options: PaperOptions) -> list[TrainOptions]:
                         data_root=options.data_root,
                         architecture=architecture,
                         width=width,
+                        head=options.head,
+                        backbones=options.backbones,
                         method=method,
                         recipe=options.recipe,
                         epochs=epochs,
@@ -102,16 +109,28 @@ def run(options: PaperOptions) -> None:
     """Train what is not finished, then write JSON, Markdown and plot of all that is."""
     before = provenance()
     deadline_s = time.monotonic() + 3600 * options.hours if options.hours else float("inf")
-    runs = planned(options)
+    load_backbones(options.backbones)
+    runs, failed = planned(options), 0
     try:
         for wanted in runs:
             with claimed(wanted.output) as mine:
-                if mine and not (wanted.output / "evaluation.json").exists():
+                if not mine or (wanted.output / "evaluation.json").exists():
+                    continue
+                try:
                     train_one(wanted, deadline_s)
+                except ValueError as error:
+                    # One that diverged, or whose folder holds another run, does not keep the others from their table.
+                    failed += 1
+                    print(f"{wanted.output.name}: failed: {error}", flush=True)
     except OutOfTime:
         print(f"{options.hours:g} hours are over; the same command goes on from here")
     finished = sorted(path.parent for path in options.runs.glob("*/evaluation.json"))
     rows = sorted(map(row_of, finished), key=_place)
+    for row, following in pairwise(rows):
+        if _place(row) == _place(following):
+            raise BenchmarkError(
+                f"{options.runs}: two runs of {row.network}, {row.method}, seed {row.seed}, look alike; move one away"
+            )
     if not rows:
         raise BenchmarkError(f"no run of {len(runs)} is finished yet: give more --hours, or fewer --epochs")
     left = sum(wanted.output not in finished for wanted in runs)
@@ -121,7 +140,9 @@ def run(options: PaperOptions) -> None:
     options.output.with_suffix(".md").write_text(paper_section(document) + "\n")
     paper_plot(document, options.output.with_suffix(".png"))
     print(paper_section(document))
-    print(f"{len(rows)} runs are finished, {left} are left; {options.output} written, with .md and .png beside it")
+    print(
+        f"{len(rows)} runs are finished, {left} are left, {failed} failed; {options.output} written, with .md and .png beside it"
+    )
 
 
 def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
@@ -129,7 +150,7 @@ def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], floa
     if clock() >= deadline_s:
         raise OutOfTime
     resumes = (options.output / "checkpoint.pt").exists()
-    prepared = prepare(TrainOptions(**{**vars(options), "resume": resumes}))
+    prepared = prepare(replace(options, resume=resumes))
     print(
         f"{options.output.name}: {'resumed' if resumes else 'begun'} at epoch {prepared.trainer.epoch + 1}", flush=True
     )
@@ -143,7 +164,7 @@ def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], floa
     train(prepared, watch)
     _, evaluation = finish(prepared, recorded_command("train", options))
     # Last, and so the mark of a finished run.
-    (options.output / "evaluation.json").write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+    write_evaluation(evaluation, options.output)
 
 
 @contextmanager
@@ -165,10 +186,6 @@ def row_of(folder: Path) -> Row:
         evaluation: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
         bundle = load_bundle(folder / "bundle")
         made, cost = bundle.training, count_cost(bundle.config)
-        through, own = 0, []
-        for stage, head in zip(cost.stage_multiply_adds, cost.head_multiply_adds, strict=True):
-            through += stage
-            own.append(through + head)
         return Row(
             network=_network(bundle.config),
             data=made["data"],
@@ -183,7 +200,7 @@ def row_of(folder: Path) -> Row:
             parameters=cost.total_parameters,
             backbone_multiply_adds=cost.backbone_multiply_adds,
             sequential_multiply_adds=cost.sequential_multiply_adds,
-            as_published_multiply_adds=tuple(own),
+            as_published_multiply_adds=cost.own_head_multiply_adds,
             hours=made["hours"],
             hardware=made["hardware"],
             command=made["command"],
@@ -196,7 +213,10 @@ def row_of(folder: Path) -> Row:
 
 def _network(config: ModelConfig) -> str:
     head = "" if config.head == "journal" else f", {config.head} heads"
-    return f"{config.architecture}, width {config.width}{head}{', pruned' if config.shapes else ''}"
+    # The plain network has its last exit only.
+    exits = f", exits {config.exits}" if len(config.exits) > 1 else ""
+    pruned = ", pruned" if config.shapes else ""
+    return f"{config.architecture}, width {config.width}, {config.input_size} pixels{head}{exits}{pruned}"
 
 
 def _method(made: dict[str, Any]) -> str:
@@ -210,14 +230,15 @@ def _method(made: dict[str, Any]) -> str:
     changes = [f"{name} {chosen[name]}" for name in usual if name in told and chosen[name] != usual[name]]
     variation = {**made["recipe"]["augmentation"], "mean_colour": usual["augmentation"]["mean_colour"]}
     changes += [f"{name} {value}" for name, value in variation.items() if value != usual["augmentation"].get(name)]
-    if "teacher" in made:
-        changes.append(f"teacher {made['teacher']}")
+    changes += [f"{name} {made[name]}" for name in ("teacher", "start_from") if made.get(name)]
+    if made.get("processes", 1) > 1:
+        changes.append(f"{made['processes']} processes")
     return ", ".join([method["name"], *changes])
 
 
-def _place(row: Row) -> tuple[str, str, str, int, int, str, int]:
+def _place(row: Row) -> tuple[str, str, str, int, int, int, str, int]:
     methods = list(METHODS)
     return (
-        row.data, row.network, row.recipe, row.epochs,
+        row.data, row.network, row.recipe, row.epochs, row.batch_size,
         methods.index(row.method.partition(",")[0]), row.method, row.seed,
     )  # fmt: skip

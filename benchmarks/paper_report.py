@@ -88,7 +88,10 @@ def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
     """Rows that may be compared, by network, recipe and length in words; then by method, in the order they come."""
     groups: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
-        title = f"{row['network']}, {row['epochs']} epochs of recipe {row['recipe']}, {row['batch_size']} a step"
+        data = row["data"].partition(",")[0]
+        title = (
+            f"{data}: {row['network']}, {row['epochs']} epochs of recipe {row['recipe']}, {row['batch_size']} a step"
+        )
         groups.setdefault(title, {}).setdefault(row["method"], []).append(row)
     return groups
 
@@ -97,9 +100,8 @@ def paper_section(document: Document) -> str:
     """All networks' tables, what they say in words, and the published figures."""
     parts = []
     for title, methods in grouped(document["rows"]).items():
-        data = next(iter(methods.values()))[0]["data"].partition(",")[0]
         parts += [
-            f"**{title}**: {data}, test accuracy in % (mean ± deviation)",
+            f"**{title}**; test accuracy in % (mean ± deviation)",
             "",
             *_accuracy_table(methods),
             "",
@@ -116,7 +118,7 @@ def paper_section(document: Document) -> str:
     )
     caveat = (
         "Published, CIFAR-100, width 64 (other recipes and lengths, so a distance to these rows is no verdict on a "
-        "method; the users of the journal's code report its best test epoch):"
+        "method; the users of the journal's code report its best test epoch; VGG has five exits here, four there):"
     )
     return "\n".join([*parts, provenance, "", caveat, "", *_published_table()])
 

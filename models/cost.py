@@ -46,6 +46,15 @@ class NetworkCost:
         return tuple(sequence)
 
     @property
+    def own_head_multiply_adds(self) -> tuple[int, ...]:
+        """What answering at exit k costs with its own head only, as the papers count: stages 1..k and head k."""
+        spent, sequence = 0, []
+        for stage, head in zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True):
+            spent += stage
+            sequence.append(spent + head)
+        return tuple(sequence)
+
+    @property
     def sequential_over_backbone(self) -> tuple[float, ...]:
         """Sequential cost relative to the plain network; above 1 at the last exit, by what the heads cost."""
         return tuple(cost / self.backbone_multiply_adds for cost in self.sequential_multiply_adds)

@@ -12,10 +12,11 @@ from typing import Any, cast
 import torch
 
 from models.backbones import standard_width
-from models.bundle import NAME, WEIGHTS, load_bundle
+from models.bundle import DESCRIPTION, NAME, WEIGHTS, load_bundle
 from models.config import HeadKind, ModelConfig
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
+from models.resize import for_classes
 from training.data import ImageSet, Pictures
 from training.methods import METHODS, Method
 from training.options import TrainOptions
@@ -135,7 +136,7 @@ def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...]
 
 def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
     """The same weights but for the last linear layer of every head, which is made anew."""
-    made = MultiExitNet(replace(net.config, num_classes=num_classes))
+    made = MultiExitNet(for_classes(net.config, num_classes))
     classifiers = tuple(f"heads.{index}.classifier." for index in range(net.num_exits))
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(classifiers)}
     made.load_state_dict(kept, strict=False)
@@ -143,14 +144,20 @@ def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
 
 
 def sources(options: TrainOptions) -> dict[str, Any]:
-    """What a run learns from beside its data: bundles, by what their weights are, and the teacher's share."""
-    paths = {"start_from": options.start_from, "teacher": options.teacher}
-    told: dict[str, Any] = {
-        name: hashlib.sha256((path / WEIGHTS).read_bytes()).hexdigest() for name, path in paths.items() if path
+    """What a run learns from beside its data: bundles, by what they hold, and the teacher's share; None without."""
+    taught = options.teacher is not None
+    return {
+        "start_from": _fingerprint(options.start_from),
+        "teacher": _fingerprint(options.teacher),
+        "teacher_weight": options.teacher_weight if taught else None,
+        "teacher_temperature": options.teacher_temperature if taught else None,
     }
-    if options.teacher:
-        told |= {"teacher_weight": options.teacher_weight, "teacher_temperature": options.teacher_temperature}
-    return told
+
+
+def _fingerprint(bundle: Path | None) -> str | None:
+    if bundle is None:
+        return None
+    return hashlib.sha256((bundle / DESCRIPTION).read_bytes() + (bundle / WEIGHTS).read_bytes()).hexdigest()
 
 
 def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:

@@ -32,13 +32,17 @@ class World:
         """Whether this process writes the files and talks."""
         return self.rank == 0
 
-    def mean(self, value: Tensor) -> Tensor:
-        """The mean of all processes' values."""
+    def sum(self, value: Tensor) -> Tensor:
+        """The sum of all processes' values."""
         if self.size == 1:
             return value
         total = value.clone()
         dist.all_reduce(total)
-        return total / self.size
+        return total
+
+    def mean(self, value: Tensor) -> Tensor:
+        """The mean of all processes' values."""
+        return value if self.size == 1 else self.sum(value) / self.size
 
 
 @contextmanager
@@ -68,7 +72,15 @@ def synchronized_batch_norm(net: MultiExitNet, device: torch.device) -> MultiExi
     """The same network with batch norm over the pictures of all processes: torch's SyncBatchNorm on GPUs.
 
     torch has none for the CPU; there it is `CpuSyncBatchNorm`. Names and values of all parameters stay.
+    Raises ValueError for a batch norm that does more than that, or less: its kind would be lost.
     """
+    for name, module in net.named_modules():
+        known = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not (known and _usual(module)):
+            raise ValueError(
+                f"{name} is a {type(module).__name__} that cannot be synchronised: --sync-bn knows plain "
+                "BatchNorm1d and BatchNorm2d with weights, statistics and a momentum; train without it"
+            )
     if device.type == "cuda":
         converted: MultiExitNet = nn.SyncBatchNorm.convert_sync_batchnorm(net)
         return converted
@@ -77,6 +89,10 @@ def synchronized_batch_norm(net: MultiExitNet, device: torch.device) -> MultiExi
             if isinstance(child, nn.BatchNorm1d | nn.BatchNorm2d):
                 setattr(parent, name, CpuSyncBatchNorm.like(child))
     return net
+
+
+def _usual(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+    return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
 class _SumOverProcesses(torch.autograd.Function):
@@ -115,13 +131,14 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             normalized: Tensor = super().forward(input)
             return normalized
         x = input.float()
-        axes = [axis for axis in range(x.ndim) if axis != 1]
+        axes, shape = [axis for axis in range(x.ndim) if axis != 1], [1, -1] + [1] * (x.ndim - 2)
         count = torch.tensor([x.numel() / x.shape[1]])
-        own = torch.cat([x.sum(axes), (x * x).sum(axes), count])
-        totals = _SumOverProcesses.apply(own)  # type: ignore[no-untyped-call]
-        sums_C, squares_C, total = totals[: self.num_features], totals[self.num_features : -1], totals[-1]
-        mean_C = sums_C / total
-        variance_C = squares_C / total - mean_C**2
+        totals = _SumOverProcesses.apply(torch.cat([x.sum(axes), count]))  # type: ignore[no-untyped-call]
+        total = totals[-1]
+        mean_C = totals[:-1] / total
+        # Squares of what is centred: of large values with a small spread the difference of squares would be noise.
+        centred = x - mean_C.view(shape)
+        variance_C = _SumOverProcesses.apply((centred * centred).sum(axes)) / total  # type: ignore[no-untyped-call]
         with torch.no_grad():
             assert self.running_mean is not None
             assert self.running_var is not None
@@ -130,8 +147,6 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
             self.running_mean.lerp_(mean_C, self.momentum)
             self.running_var.lerp_(variance_C * total / (total - 1), self.momentum)
             self.num_batches_tracked += 1
-        shape = [1, -1] + [1] * (x.ndim - 2)
         scale_C = (variance_C + self.eps).rsqrt() * self.weight
-        shift_C = self.bias - mean_C * scale_C
-        normalized = x * scale_C.view(shape) + shift_C.view(shape)
+        normalized = centred * scale_C.view(shape) + self.bias.view(shape)
         return normalized.to(input.dtype)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -49,6 +49,31 @@ def collect_logits(
         collected.append(torch.stack(logits).float().cpu())
         labels.append(labels_B.cpu())
     return ExitLogits(torch.cat(collected, dim=1), torch.cat(labels))
+
+
+@torch.inference_mode()
+def accuracy_per_exit(
+    net: MultiExitNet,
+    batches: Batches,
+    preprocessing: Preprocessing,
+    dtype: torch.dtype,
+    total: Callable[[Tensor], Tensor] = lambda own: own,
+) -> tuple[float, ...]:
+    """Share of pictures (0..1) that each exit alone answers right, shallowest first; counted on the device.
+
+    total: what makes the counts of one process those of all that share the pictures.
+    """
+    net.eval()
+    counts = torch.zeros(net.num_exits + 1, dtype=torch.float64, device=batches.device)
+    for images_BHWC, labels_B in batches.epoch():
+        if not len(labels_B):
+            continue
+        with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
+            logits = net(normalize(images_BHWC, preprocessing)).logits
+        counts[:-1] += torch.stack([(z.argmax(dim=1) == labels_B).sum() for z in logits])
+        counts[-1] += len(labels_B)
+    counts = total(counts)
+    return tuple((counts[:-1] / counts[-1]).tolist())
 
 
 def served_logits(outputs: ExitLogits, calibration: Calibration) -> Iterator[Tensor]:

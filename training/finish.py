@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, replace
 from typing import Any
 
-from models.bundle import Bundle, rounded, save_bundle
+from models.bundle import Bundle, load_bundle, rounded, save_bundle
 from models.cost import count_cost
 from models.device import hardware
 from models.exit_policy import Calibration
@@ -47,7 +47,13 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
         "command": command,
     }
     if trainer.teacher is not None:
-        made["teacher"] = trainer.teacher.bundle.name
+        teacher = trainer.teacher
+        made["teacher"] = f"{teacher.bundle.name} ({teacher.weight:g} of the loss, T = {teacher.temperature:g})"
+    if run.options.start_from is not None:
+        made["start_from"] = load_bundle(run.options.start_from).name
+    if trainer.world.size > 1:
+        made["processes"] = trainer.world.size
+        made["command"] = f"torchrun --nproc-per-node {trainer.world.size} -m {command}"
     bundle = Bundle(
         name=bundle_name(run.options),
         version="1",

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import torch
@@ -17,7 +17,7 @@ class KernelMuon(torch.optim.Muon):
     Source: Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024).
     """
 
-    def __init__(self, kernels: Iterable[nn.Parameter], rate: float, decay: float) -> None:
+    def __init__(self, kernels: Iterable[Tensor], rate: float, decay: float) -> None:
         self.kernels = list(kernels)
         # They share the kernels' memory, so that a step of theirs moves the kernels.
         matrices = [nn.Parameter(_matrix(kernel.detach())) for kernel in self.kernels]
@@ -30,6 +30,8 @@ class KernelMuon(torch.optim.Muon):
         for kernel, matrix in zip(self.kernels, self.param_groups[0]["params"], strict=True):
             matrix.grad = None if kernel.grad is None else _like_matrix(kernel.grad, kernel)
         super().step()  # type: ignore[no-untyped-call]
+        for matrix in self.param_groups[0]["params"]:
+            matrix.grad = None
 
     def zero_grad(self, set_to_none: bool = True) -> None:
         """Drop the kernels' gradients."""
@@ -53,10 +55,11 @@ def _like_matrix(gradient_OIHW: Tensor, kernel_OIHW: Tensor) -> Tensor:
 class Optimizers:
     """All optimisers of a run, as one: they step, and follow the recipe's learning rate, together."""
 
-    def __init__(self, modules: Iterable[nn.Module], recipe: Recipe) -> None:
+    def __init__(self, modules: Sequence[nn.Module], recipe: Recipe) -> None:
         parameters = [parameter for module in modules for parameter in module.parameters()]
-        # A depthwise kernel is a stack of vectors: there is no matrix to orthogonalise.
-        muon = [p for p in parameters if recipe.optimizer == "muon" and p.ndim == 4 and p.shape[1] > 1]
+        # The kernel of a grouped convolution is a stack of matrices, or of vectors where it is depthwise.
+        whole = [m for part in modules for m in part.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
+        muon = [m.weight for m in whole] if recipe.optimizer == "muon" else []
         theirs = {id(parameter) for parameter in muon}
         kernels = [p for p in parameters if p.ndim > 1 and id(p) not in theirs]
         vectors = [p for p in parameters if p.ndim <= 1]

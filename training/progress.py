@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
+from training.epoch import EpochReport, Progress
 from training.run import Run
-from training.trainer import EpochReport, Progress
 
 
 class Display:

@@ -30,7 +30,7 @@ LEAST_SHARE = 1 / 8
 MULTIPLE = 8
 # Operations that may move channels to places where the library does not look for them (ShuffleNet's shuffle,
 # PyramidNet's padded shortcuts). Many do no harm, on rows or columns for instance, so they count only when it failed.
-MOVING = ("Split", "Unbind", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
+MOVING = ("Split", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
 
 
 class PruneError(ValueError):

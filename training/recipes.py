@@ -19,8 +19,8 @@ class Recipe:
 
     epochs, batch_size: length; batch_size pictures a step and process, in `accumulate` parts where that is above 1.
     learning_rate: the peak; momentum SGD with Nesterov where `nesterov`.
-    optimizer: "sgd", or "muon": orthogonalised momentum (peak `muon_rate`, decay `muon_decay`) for the convolutions'
-        kernels but depthwise ones, SGD for all else.
+    optimizer: "sgd", or "muon": orthogonalised momentum (peak `muon_rate`, decay `muon_decay`) for the kernels
+        of convolutions without groups, SGD for all else.
     schedule: "steps" divides by 10 at each milestone (fractions of the run); "cosine" warms up linearly over
         `warmup` (fraction of the run), then falls to 0 along a half cosine.
     decay_norms: whether weight decay also pulls on batch-norm parameters and biases.
@@ -106,7 +106,7 @@ def short(epochs: int = 45) -> Recipe:
 
 
 def fast(epochs: int = 30) -> Recipe:
-    """As `short`, with Muon for the convolutions: the same accuracy in fewer epochs."""
+    """As `short`, with Muon for the convolutions, which learns faster in short runs (docs/decisions.md)."""
     return replace(short(epochs), name="fast", optimizer="muon")
 
 

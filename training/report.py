@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from itertools import accumulate
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -67,6 +68,14 @@ def thresholds_table(evaluation: Evaluation) -> str:
         for p in evaluation.operating_points
     ]
     return "\n".join(lines)
+
+
+def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
+    """`folder/evaluation.json`, whole or not at all."""
+    folder.mkdir(parents=True, exist_ok=True)
+    partial = folder / ".evaluation.json.partial"
+    partial.write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
+    partial.replace(folder / "evaluation.json")
 
 
 def plot(evaluation: Evaluation, title: str, path: Path) -> None:

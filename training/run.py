@@ -22,11 +22,12 @@ from training.build import (
 )
 from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
 from training.distributed import World, synchronized_batch_norm
+from training.epoch import EpochReport, Progress
 from training.options import TrainOptions
 from training.precision import resolve_precision
 from training.recipes import Recipe
 from training.teacher import ExternalTeacher, load_teacher
-from training.trainer import ALONE, EpochReport, Progress, Trainer
+from training.trainer import ALONE, Trainer
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
@@ -100,7 +101,12 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         teacher=_teacher(options, splits, size, device),
         checkpoint_s=60.0 * options.checkpoint_minutes,
         world=world,
-        identity={"data": splits.train.fingerprint(), "precision": str(dtype), **sources(options)},
+        identity={
+            "data": splits.train.fingerprint(),
+            "precision": str(dtype),
+            "sync_bn": options.sync_bn and world.size > 1,
+            **sources(options),
+        },
     )
     options.output.mkdir(parents=True, exist_ok=True)
     if options.resume:
@@ -118,7 +124,7 @@ def _teacher(options: TrainOptions, splits: Splits, input_size: int, device: tor
 def _batches(
     options: TrainOptions, splits: Splits, recipe: Recipe, device: torch.device, world: World
 ) -> tuple[Batches, Batches]:
-    """This process's share of the training pictures, and all calibration pictures."""
+    """This process's share of the training pictures, and of the calibration pictures."""
     train = Batches(
         margins_kept(splits.train, recipe),
         recipe.batch_size,
@@ -130,7 +136,14 @@ def _batches(
         world_size=world.size,
     )
     calibration = Batches(
-        splits.calibration, VALIDATION_BATCH, device, shuffle=False, drop_last=False, workers=options.workers
+        splits.calibration,
+        VALIDATION_BATCH,
+        device,
+        shuffle=False,
+        drop_last=False,
+        workers=options.workers,
+        rank=world.rank,
+        world_size=world.size,
     )
     return train, calibration
 

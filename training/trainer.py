@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, dataclass
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, cast
 
@@ -21,6 +21,8 @@ from models.preprocess import Preprocessing, normalize
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 from training.data import Batches
 from training.distributed import World
+from training.epoch import EpochReport, EpochSoFar, Progress
+from training.evaluate import accuracy_per_exit
 from training.losses import external_distillation_loss, feature_loss, self_distillation_loss
 from training.methods import Method
 from training.mixing import one_hot
@@ -30,40 +32,8 @@ from training.student import Student, StudentOutputs, feature_adapters
 from training.teacher import ExternalTeacher
 
 ALONE = World()
-
-
-@dataclass(frozen=True)
-class Progress:
-    """Where an epoch stands: reported after every step."""
-
-    epoch: int
-    step: int
-    steps: int
-    pictures: int
-    seconds: float
-
-
-@dataclass(frozen=True)
-class EpochSoFar:
-    """What is done of an epoch: steps, pictures, the sum of their losses, seconds."""
-
-    steps: int = 0
-    pictures: int = 0
-    loss: float = 0.0
-    seconds: float = 0.0
-
-
-@dataclass(frozen=True)
-class EpochReport:
-    """One finished epoch (1-based): mean training loss, validation accuracy per exit (0..1), speed."""
-
-    epoch: int
-    epochs: int
-    learning_rate: float
-    loss: float
-    accuracy: tuple[float, ...]
-    seconds: float
-    images_per_s: float
+# Stands for a field that one of two runs does not know.
+ABSENT = object()
 
 
 class Trainer:
@@ -72,7 +42,7 @@ class Trainer:
     All randomness is a function of (seed, epoch, step), so a resumed run takes the very steps of an uninterrupted one.
     teacher: another network to learn from as well.
     checkpoint_s: seconds after which a checkpoint is written inside an epoch too.
-    world: the processes of the run, each with its own `train` part; the leader alone validates and writes checkpoints.
+    world: the processes of the run, each with its own part of `train` and `validation`; the leader writes checkpoints.
     `identity` is stored in the checkpoint: a run can only be resumed as what it was.
     """
 
@@ -167,35 +137,36 @@ class Trainer:
         for step, (images_BHWC, labels_B) in enumerate(batches, start=begun.steps):
             progress = (self.epoch + step / steps) / self.recipe.epochs
             self.optimizers.set_rate(self.recipe.rate_at(progress))
-            generator = torch.Generator(self.device).manual_seed(self._seed(self.epoch, step + 1, *self._own_stream))
+            seed = self._seed(self.epoch, step + 1, *self._own_stream)
+            generator = torch.Generator(self.device).manual_seed(seed)
+            # Dropout and the like draw from torch's own generator.
+            torch.manual_seed(seed)
             backbone_only = progress < self.recipe.backbone_share
             loss += self.world.mean(self.train_step(images_BHWC, labels_B, generator, backbone_only))
-            pictures += len(labels_B)
+            pictures += len(labels_B) * self.world.size
             seconds = time.monotonic() - start
             if time.monotonic() - self._saved_at_s >= self.checkpoint_s and step + 1 < steps:
+                self._check_finite(loss.item())
                 self._begun = EpochSoFar(step + 1, pictures, loss.item(), seconds)
                 self.save()
             on_step(Progress(self.epoch + 1, step + 1, steps, pictures, seconds))
         seconds = time.monotonic() - start
-        mean_loss = loss.item() / steps
-        if not math.isfinite(mean_loss):
-            raise ValueError(
-                f"the loss became {mean_loss} in epoch {self.epoch + 1}: lower --learning-rate, or use --precision fp32"
-            )
+        self._check_finite(loss.item())
         return EpochReport(
             epoch=self.epoch + 1,
             epochs=self.recipe.epochs,
             learning_rate=self.recipe.learning_rate * self.recipe.rate_at(progress),
-            loss=mean_loss,
-            accuracy=self._validated(),
+            loss=loss.item() / steps,
+            accuracy=accuracy_per_exit(self.result, self.validation, self.preprocessing, self.dtype, self.world.sum),
             seconds=seconds,
             images_per_s=pictures / seconds,
         )
 
-    def _validated(self) -> tuple[float, ...]:
-        if not self.world.leader:
-            return ()
-        return accuracy_per_exit(self.result, self.validation, self.preprocessing, self.dtype)
+    def _check_finite(self, loss: float) -> None:
+        if not math.isfinite(loss):
+            raise ValueError(
+                f"the loss became {loss} in epoch {self.epoch + 1}: lower --learning-rate, or use --precision fp32"
+            )
 
     def train_step(
         self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator, backbone_only: bool
@@ -204,12 +175,12 @@ class Trainer:
         images_BHWC, targets = self.augmented(images_BHWC, labels_B, generator)
         parts = self.recipe.accumulate
         total = torch.zeros((), device=self.device)
-        pieces = list(zip(images_BHWC.chunk(parts), targets.chunk(parts), strict=True))
-        for images, wanted in pieces:
+        pieces = list(zip(images_BHWC.tensor_split(parts), targets.tensor_split(parts), strict=True))
+        for number, (images, wanted) in enumerate(pieces, start=1):
             # Gradients travel between processes once a step, with its last part.
-            waits = images is not pieces[-1][0]
+            waits = number < parts
             with self._parallel.no_sync() if self._parallel and waits else nullcontext():
-                loss = self.loss(images, wanted, backbone_only) / parts
+                loss = self.loss(images, wanted, backbone_only) * (len(images) / len(images_BHWC))
                 loss.backward()
             total += loss.detach()
         self.optimizers.step()
@@ -243,7 +214,9 @@ class Trainer:
         )
         if students:
             features = feature_loss([f.float() for f in students], embedding_BD.float(), method.squared)
-            loss = loss + method.beta * features
+            # A norm over all pictures of a step, of which this is one part of one process.
+            parts = self.recipe.accumulate * self.world.size
+            loss = loss + method.beta * (parts if method.squared else parts**0.5) * features
         if self.teacher is not None and taught is not None:
             external = external_distillation_loss(logits, taught, self.teacher.temperature)
             loss = (1.0 - self.teacher.weight) * loss + self.teacher.weight * external
@@ -298,30 +271,14 @@ class Trainer:
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         # The recipe last: other data change it too (its mean colour), and are the cause to name.
-        for key, ours in reversed(self.identity.items()):
-            theirs = identity.get(key)
-            if theirs != ours:
-                if isinstance(ours, dict) and isinstance(theirs, dict):
-                    field = next(name for name in {**ours, **theirs} if ours.get(name) != theirs.get(name))
-                    key, theirs, ours = f"{key} {field}", theirs.get(field), ours.get(field)
-                raise CheckpointError(
-                    f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
-                    "give the same options to resume, or another --output to start anew"
-                )
-
-
-@torch.inference_mode()
-def accuracy_per_exit(
-    net: MultiExitNet, batches: Batches, preprocessing: Preprocessing, dtype: torch.dtype
-) -> tuple[float, ...]:
-    """Share of pictures (0..1) that each exit alone answers right, shallowest first."""
-    net.eval()
-    device = batches.device
-    right = torch.zeros(net.num_exits, device=device)
-    count = 0
-    for images_BHWC, labels_B in batches.epoch():
-        with torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(normalize(images_BHWC, preprocessing)).logits
-        right += torch.stack([(z.argmax(dim=1) == labels_B).sum() for z in logits])
-        count += len(labels_B)
-    return tuple((right / count).tolist())
+        for key in reversed({**identity, **self.identity}):
+            ours, theirs = self.identity.get(key), identity.get(key)
+            if theirs == ours:
+                continue
+            if isinstance(ours, dict) and isinstance(theirs, dict):
+                field = next(name for name in {**ours, **theirs} if ours.get(name, ABSENT) != theirs.get(name, ABSENT))
+                key, theirs, ours = f"{key} {field}", theirs.get(field), ours.get(field)
+            raise CheckpointError(
+                f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
+                "give the same options to resume, or another --output to start anew"
+            )

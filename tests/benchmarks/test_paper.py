@@ -134,7 +134,7 @@ def test_variations_trained_by_hand_join_the_table_under_their_changes(options: 
         train_one(wanted, deadline_s=math.inf)
     run(replace(options, methods="journal", seeds="0"))
     assert [r["method"] for r in json.loads(options.output.read_text())["rows"]] == [
-        "journal", "journal, ema 0.5, feature_term off, cutout 4, teacher colours-resnet18"
+        "journal", "journal, ema 0.5, feature_term off, cutout 4, teacher colours-resnet18 (0.5 of the loss, T = 4)",
     ]  # fmt: skip
 
 
@@ -159,6 +159,35 @@ def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
         assert (first, second) == (True, False)
     with claimed(tmp_path / "run") as later:
         assert later
+
+
+def test_a_run_that_fails_does_not_keep_the_others_from_their_table(
+    options: PaperOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, second = planned(replace(options, methods="dsn"))
+    train_one(replace(first, width=5), deadline_s=math.inf)
+    (first.output / "evaluation.json").unlink()
+    run(replace(options, methods="dsn"))
+    told = capsys.readouterr().out
+    assert f"{first.output.name}: failed: " in told
+    assert "1 runs are finished, 1 are left, 1 failed" in told
+    assert [row["seed"] for row in json.loads(options.output.read_text())["rows"]] == [second.seed]
+
+
+def test_two_runs_that_look_alike_are_refused(options: PaperOptions) -> None:
+    (wanted,) = planned(replace(options, methods="dsn", seeds="0"))
+    for name in ("one", "two"):
+        train_one(replace(wanted, output=options.runs / name), deadline_s=math.inf)
+    with pytest.raises(BenchmarkError, match="two runs of resnet18, width 4, 64 pixels, dsn, seed 0, look alike"):
+        run(replace(options, methods="dsn", seeds="0"))
+
+
+def test_data_sets_are_never_compared(row: MakeRow) -> None:
+    rows = [row("baseline", 0, (60.0,), 60.0), {**row("dsn", 0, (50.0, 61.0), 62.0), "data": "CIFAR-10, test"}]
+    text = paper_section({"rows": rows, "date": "2026-01-02T03:04:05", "command": "python -m offramp paper"})
+    assert "**CIFAR-100: net" in text
+    assert "**CIFAR-10: net" in text
+    assert "+1.00" not in text
 
 
 def test_without_any_finished_run_there_is_no_table(options: PaperOptions) -> None:

@@ -1,6 +1,6 @@
 """A short run for tests/training/test_distributed.py, alone or as one of torchrun's processes; saves the end state.
 
-python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed_run.py OUT.pt BATCH SYNC ACCUMULATE
+python -m torch.distributed.run --nproc-per-node 2 tests/training/distributed_run.py OUT.pt BATCH SYNC ACCUMULATE METHOD
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from training.recipes import short
 from training.trainer import Trainer
 
 
-def main(output: Path, batch_size: int, synchronized: bool, accumulate: int) -> None:
+def main(output: Path, batch_size: int, synchronized: bool, accumulate: int, method: str) -> None:
     """An epoch of ResNet-18, width 4, on 48 pictures; only the leader writes."""
     torch.set_num_threads(1)
     recipe = replace(
@@ -33,16 +33,18 @@ def main(output: Path, batch_size: int, synchronized: bool, accumulate: int) -> 
         learning_rate=0.02,
         accumulate=accumulate,
     )
+    if method == "journal":
+        recipe = replace(recipe, backbone_share=0.5, optimizer="muon", ema=0.5)
     with joined("cpu") as (world, device):
         torch.manual_seed(0)
         net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
         pictures = coloured(48, seed=0)
         trainer = Trainer(
             synchronized_batch_norm(net, device) if synchronized and world.size > 1 else net,
-            METHODS["ours"],
+            METHODS[method],
             recipe,
             Batches(pictures, batch_size, device, True, True, 0, world.rank, world.size),
-            Batches(coloured(12, seed=1), 12, device, False, False),
+            Batches(coloured(13, seed=1), 5, device, False, False, 0, world.rank, world.size),
             Preprocessing(16),
             device=device,
             dtype=torch.float32,
@@ -59,9 +61,7 @@ def main(output: Path, batch_size: int, synchronized: bool, accumulate: int) -> 
             losses = [report.loss for report in trainer.history]
             state = {"net": trainer.result.state_dict(), "losses": losses, "steps": steps}
             torch.save({**state, "accuracy": [r.accuracy for r in trainer.history]}, output)
-        elif trainer.history[-1].accuracy:
-            raise AssertionError("a process that does not lead has validated")
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "sync", int(sys.argv[4]))
+    main(Path(sys.argv[1]), int(sys.argv[2]), sys.argv[3] == "sync", int(sys.argv[4]), sys.argv[5])

@@ -25,11 +25,13 @@ Start = Callable[..., dict[str, Any]]
 def start(tmp_path: Path) -> Start:
     """Runs distributed_run.py in so many processes and gives what the leader saved."""
 
-    def run(processes: int, batch_size: int, synchronized: bool = True, accumulate: int = 1) -> dict[str, Any]:
-        output = tmp_path / f"{processes}-{batch_size}-{synchronized}-{accumulate}.pt"
+    def run(
+        processes: int, batch_size: int, synchronized: bool = True, accumulate: int = 1, method: str = "ours"
+    ) -> dict[str, Any]:
+        output = tmp_path / f"{processes}-{batch_size}-{synchronized}-{accumulate}-{method}.pt"
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         script = ["tests/training/distributed_run.py", str(output), str(batch_size)]
-        arguments = [*script, "sync" if synchronized else "own", str(accumulate)]
+        arguments = [*script, "sync" if synchronized else "own", str(accumulate), method]
         environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, *(launcher if processes > 1 else []), *arguments],
@@ -61,7 +63,21 @@ def test_two_processes_equal_one_with_the_doubled_batch(start: Start) -> None:
 
 def test_gradients_of_a_batch_in_parts_travel_too(start: Start) -> None:
     # distributed_run.py itself compares the weights of the processes.
-    assert start(2, 8, synchronized=False, accumulate=2)["steps"] == [1, 2, 3]
+    # The journal's adapters, a backbone phase without gradients for the shallow heads, Muon and averaged weights too.
+    assert start(2, 8, synchronized=False, accumulate=2, method="journal")["steps"] == [1, 2, 3]
+
+
+def test_a_batch_norm_that_does_more_is_not_replaced() -> None:
+    class NormAndRelu(nn.BatchNorm2d):
+        pass
+
+    net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
+    for strange in (NormAndRelu(4), nn.BatchNorm2d(4, affine=False), nn.BatchNorm2d(4, momentum=None)):
+        net.stages[0][0][1] = strange  # type: ignore[index]
+        with pytest.raises(
+            ValueError, match=r"stages.0.0.1 is a .* that cannot be synchronised: --sync-bn knows plain"
+        ):
+            synchronized_batch_norm(net, torch.device("cpu"))
 
 
 def test_alone_there_is_nothing_to_join(monkeypatch: pytest.MonkeyPatch) -> None:

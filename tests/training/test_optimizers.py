@@ -35,8 +35,9 @@ def test_decay_reaches_vectors_only_where_the_recipe_says_so(
     assert (kernels["momentum"], kernels["nesterov"]) == (0.9, True)
 
 
-def test_muon_moves_whole_convolutions_and_sgd_all_else(toy_recipe: Recipe) -> None:
-    net = network()
+@pytest.mark.parametrize(("architecture", "width"), [("resnet18", 4), ("resnext50_32x4d", 16)])
+def test_muon_moves_whole_convolutions_and_sgd_all_else(toy_recipe: Recipe, architecture: str, width: int) -> None:
+    net = MultiExitNet(ModelConfig(architecture, 3, width))
     sgd, muon = Optimizers([net], replace(toy_recipe, optimizer="muon")).members
     assert isinstance(muon, KernelMuon)
     convolutions = [m for m in net.modules() if isinstance(m, nn.Conv2d) and m.groups == 1]
@@ -66,6 +67,7 @@ def test_a_step_is_torchs_muon_on_the_kernel_as_a_matrix(
         reference.step()
         ours.zero_grad()
         assert kernel.grad is None
+        assert ours.param_groups[0]["params"][0].grad is None
     # The order of a matrix's columns changes the rounding of bfloat16 sums, nothing else.
     torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), rtol=0.0, atol=0.01)
     assert not torch.allclose(kernel, start, atol=0.05)

@@ -14,13 +14,13 @@ import torch
 from models.preprocess import Preprocessing
 from training.checkpoint import CheckpointError
 from training.data import FolderSet, ImageSet
+from training.epoch import EpochReport, Progress
 from training.options import TrainOptions
 from training.run import (
     channel_statistics,
     prepare,
     train,
 )
-from training.trainer import EpochReport, Progress
 
 
 class Stop(Exception):

@@ -18,17 +18,14 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from training.augment import Augmentation
 from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from training.epoch import EpochReport, Progress
+from training.evaluate import accuracy_per_exit
 from training.methods import METHODS, Method
 from training.precision import resolve_precision
 from training.recipes import Recipe
 from training.student import feature_adapters
 from training.teacher import ExternalTeacher
-from training.trainer import (
-    EpochReport,
-    Progress,
-    Trainer,
-    accuracy_per_exit,
-)
+from training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -91,6 +88,27 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(
     assert expected.keys() == got.keys()
     assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
     assert without_times(whole.history) == without_times(resumed.history)
+
+
+def test_a_resumed_run_repeats_dropout_muon_and_the_backbone_phase(
+    make_trainer: MakeTrainer, toy_recipe: Recipe
+) -> None:
+    recipe = replace(toy_recipe, optimizer="muon", backbone_share=0.5, ema=0.9)
+
+    def made(file: str, weights: int = 0) -> Trainer:
+        trainer = make_trainer(recipe, weights=weights, file=file)
+        trainer.net.stages[1].append(nn.Dropout(0.5))  # type: ignore[operator]
+        return trainer
+
+    whole = made("whole.pt")
+    whole.fit()
+    with pytest.raises(Stop):
+        made("cut.pt").fit(on_step=stop_at(3, 2))
+    resumed = made("cut.pt", weights=99)
+    resumed.resume()
+    resumed.fit()
+    expected, got = everything(whole), everything(resumed)
+    assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
 
 
 def test_a_resumed_journal_run_repeats_its_learned_augmentation(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
@@ -242,10 +260,12 @@ def test_without_averaging_the_result_is_the_network(make_trainer: MakeTrainer, 
     assert trainer.result is trainer.net
 
 
-def test_a_batch_in_parts_gives_the_step_of_the_whole_one(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+@pytest.mark.parametrize("method", [METHODS["journal"], METHODS["scan"], METHODS["dsn"]])
+def test_a_batch_in_parts_gives_the_step_of_the_whole_one(
+    make_trainer: MakeTrainer, toy_recipe: Recipe, method: Method
+) -> None:
     recipe = replace(toy_recipe, augmentation=NO_AUGMENTATION)
-    whole = make_trainer(recipe, METHODS["dsn"])
-    parts = make_trainer(replace(recipe, accumulate=2), METHODS["dsn"], file="parts.pt")
+    whole, parts = make_trainer(recipe, method), make_trainer(replace(recipe, accumulate=2), method, file="parts.pt")
     images_BHWC, labels_B = next(whole.train.epoch(0))
     # Twice the same half: batch statistics of each part are then those of the whole.
     images_BHWC, labels_B = images_BHWC[:4].repeat(2, 1, 1, 1), labels_B[:4].repeat(2)
@@ -253,6 +273,18 @@ def test_a_batch_in_parts_gives_the_step_of_the_whole_one(make_trainer: MakeTrai
     torch.testing.assert_close(*losses)
     for one, other in zip(whole.net.parameters(), parts.net.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-4, atol=1e-5)
+
+
+def test_parts_of_unequal_size_count_by_their_pictures(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    trainer = make_trainer(replace(toy_recipe, augmentation=NO_AUGMENTATION, accumulate=3), METHODS["dsn"])
+    twin = make_trainer(replace(toy_recipe, augmentation=NO_AUGMENTATION), METHODS["dsn"], file="twin.pt")
+    images_BHWC, labels_B = next(trainer.train.epoch(0))
+    by_hand = sum(
+        len(images) / 8 * twin.loss(images, labels)
+        for images, labels in zip(images_BHWC.split([3, 3, 2]), labels_B.split([3, 3, 2]), strict=True)
+    )
+    loss = trainer.train_step(images_BHWC, labels_B, torch.Generator(), backbone_only=False)
+    torch.testing.assert_close(loss, by_hand.detach())  # type: ignore[union-attr]
 
 
 def test_an_external_teacher_has_its_share_of_the_loss(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
@@ -304,6 +336,33 @@ def test_a_diverged_run_says_so_and_keeps_its_last_good_epoch(make_trainer: Make
         trainer.fit(on_epoch=poison)
     state = load_checkpoint(trainer.checkpoint)
     assert state["epoch"] == 1
+    assert all(torch.isfinite(t).all() for t in tensors(state["model"]).values())
+
+
+@pytest.mark.parametrize("identity", [{}, {"teacher": None}])
+def test_a_run_with_a_teacher_is_not_resumed_without(
+    make_trainer: MakeTrainer, toy_recipe: Recipe, identity: dict
+) -> None:
+    taught = make_trainer(toy_recipe)
+    taught.identity["teacher"] = "0123"
+    taught.save()
+    alone = make_trainer(toy_recipe)
+    alone.identity |= identity
+    with pytest.raises(CheckpointError, match="was trained with teacher 0123, not None"):
+        alone.resume()
+
+
+def test_a_diverged_epoch_is_not_saved_in_its_middle(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    trainer = make_trainer(toy_recipe, checkpoint_s=0.0)
+
+    def poison(progress: Progress) -> None:
+        with torch.no_grad():
+            next(trainer.net.parameters()).fill_(float("nan"))
+
+    with pytest.raises(ValueError, match="the loss became nan in epoch 1"):
+        trainer.fit(on_step=poison)
+    state = load_checkpoint(trainer.checkpoint)
+    assert state["begun"]["steps"] == 1
     assert all(torch.isfinite(t).all() for t in tensors(state["model"]).values())
 
 

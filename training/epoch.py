@@ -1,0 +1,39 @@
+"""What is told of an epoch: while it runs, where it was left, when it is over."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True)
+class Progress:
+    """Where an epoch stands: reported after every step."""
+
+    epoch: int
+    step: int
+    steps: int
+    pictures: int
+    seconds: float
+
+
+@dataclass(frozen=True)
+class EpochSoFar:
+    """What is done of an epoch: steps, pictures, the sum of their losses, seconds."""
+
+    steps: int = 0
+    pictures: int = 0
+    loss: float = 0.0
+    seconds: float = 0.0
+
+
+@dataclass(frozen=True)
+class EpochReport:
+    """One finished epoch (1-based): mean training loss, validation accuracy per exit (0..1), speed."""
+
+    epoch: int
+    epochs: int
+    learning_rate: float
+    loss: float
+    accuracy: tuple[float, ...]
+    seconds: float
+    images_per_s: float
