@@ -140,9 +140,8 @@ def run(options: PaperOptions) -> None:
     options.output.with_suffix(".md").write_text(paper_section(document) + "\n")
     paper_plot(document, options.output.with_suffix(".png"))
     print(paper_section(document))
-    print(
-        f"{len(rows)} runs are finished, {left} are left, {failed} failed; {options.output} written, with .md and .png beside it"
-    )
+    print(f"{len(rows)} runs are finished, {left} are left, {failed} failed")
+    print(f"{options.output} written, with .md and .png beside it")
 
 
 def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], float] = time.monotonic) -> None:
