@@ -7,6 +7,7 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from textwrap import fill
 from typing import Any
 
 Document = dict[str, Any]
@@ -113,7 +114,9 @@ def paper_section(document: Document) -> str:
     rows = document["rows"]
     provenance = (
         "Every figure is of the last epoch's weights, as stored in the bundle (float16 kernels); no test picture chose "
-        "anything. All rows of a table share recipe, augmentation and heads, but for what their name says. "
+        "anything. Ensemble: the mean of all exits' logits; served: the last exit, with the visited ones carried along "
+        "as calibration weighs them. All rows of a table share recipe, augmentation and heads, but for what their name "
+        "says. Hours are the clock's, on a machine that may have been shared. "
         f"{', '.join(sorted({row['hardware'] for row in rows}))}; {document['date'][:10]}. `{document['command']}`"
     )
     caveat = (
@@ -125,16 +128,17 @@ def paper_section(document: Document) -> str:
 
 def _accuracy_table(methods: dict[str, list[Row]]) -> list[str]:
     num_exits = max(len(rows[0]["accuracy"]) for rows in methods.values())
-    exits = [f"exit {k}" for k in range(1, num_exits + 1)]
+    exits = " | ".join(f"exit {k}" for k in range(1, num_exits + 1))
     lines = [
-        f"| method | n | {' | '.join(exits)} | ensemble | deepest − baseline | ensemble − baseline | ensemble − DSN |",
-        "| --- | ---: " + "| ---: " * (num_exits + 4) + "|",
+        f"| method | n | {exits} | ensemble | served | deepest − baseline | ensemble − baseline | ensemble − DSN |",
+        "| --- | ---: " + "| ---: " * (num_exits + 5) + "|",
     ]
     for method, rows in methods.items():
         accuracy = [[100 * row["accuracy"][k] for row in rows] for k in range(len(rows[0]["accuracy"]))]
         cells = [""] * (num_exits - len(accuracy)) + [_mean(values) for values in accuracy]
         single = len(accuracy) == 1
         cells.append("" if single else _mean([100 * row["ensemble"] for row in rows]))
+        cells.append("" if single else _mean([100 * row["served"][-1] for row in rows]))
         cells.append(_gain(methods, method, "baseline", -1))
         cells.append(_gain(methods, method, "baseline", None))
         cells.append("" if single else _gain(methods, method, "dsn", None))
@@ -236,7 +240,8 @@ def paper_plot(document: Document, path: Path) -> None:
             if len(cost) > 1:
                 ensemble = estimate([100 * row["ensemble"] for row in rows]).mean
                 panel.plot(cost[-1], ensemble, "*", markersize=12, color=line[0].get_color())
-        panel.set(xlabel="multiply-adds / plain network", ylabel="test accuracy, %", title=f"{title}\n(star: ensemble)")
+        panel.set_title(fill(title, 48) + "\n(star: ensemble)", fontsize=10)
+        panel.set(xlabel="multiply-adds / plain network", ylabel="test accuracy, %")
         panel.grid(alpha=0.3)
         panel.legend()
     figure.savefig(path, dpi=130)

@@ -247,6 +247,6 @@ def test_the_table_stands_beside_the_published_rows(row: MakeRow) -> None:
     rows = [row("baseline", 0, (60.0,), 60.0), row("dsn", 0, (50.0, 61.0), 62.0), row("dsn", 1, (52.0, 62.0), 63.0)]
     text = paper_section({"rows": rows, "date": "2026-01-02T03:04:05", "command": "python -m offramp paper"})
     assert "| baseline | 1 |  | 60.00 |" in text
-    assert "| dsn | 2 | 51.00 ± 1.41 | 61.50 ± 0.71 | 62.50 ± 0.71 | +1.00 | +2.00 |  |" in text
+    assert "| dsn | 2 | 51.00 ± 1.41 | 61.50 ± 0.71 | 62.50 ± 0.71 | 61.50 ± 0.71 | +1.00 | +2.00 |  |" in text
     assert all(published.source in text for published in PUBLISHED)
     assert "| ResNet-18, Be Your Own Teacher (ICCV 2019) | 77.09 | 67.85 | 74.57 | 78.23 | 78.64 | 79.67 |" in text
