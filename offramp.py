@@ -76,6 +76,7 @@ def train(options: TrainOptions) -> None:
     offramp train photos/ --input-size 64 --output runs/photos --resume
     """
     from models.backbones.plugins import load_backbones
+    from training.claim import claimed
     from training.distributed import joined
     from training.finish import finish
     from training.progress import progress_display
@@ -90,9 +91,11 @@ def train(options: TrainOptions) -> None:
             return
         typer.echo(f"{run.splits.source}; {len(run.splits.train):,} pictures to train on, {device}")
         if options.resume:
-            typer.echo(f"resuming: {run.trainer.epoch} of {run.trainer.recipe.epochs} epochs are done")
+            typer.echo(f"resuming: {run.trainer.done} are done")
         try:
-            with progress_display(run) as display:
+            with claimed(options.output) as mine, progress_display(run) as display:
+                if not mine:
+                    raise ValueError(f"another process is training into {options.output}: give another --output")
                 train_run(run, display.epoch, display.step)
         except KeyboardInterrupt:
             typer.echo(

@@ -96,6 +96,9 @@ class PaperOptions:
     )
     architectures: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18"
     width: Annotated[int | None, typer.Option(min=4, help="Channels of the stem; default: the architecture's.")] = None
+    input_size: Annotated[
+        int | None, typer.Option(min=16, max=1024, help="Side of the input in pixels; default 32 for CIFAR, else 64.")
+    ] = None
     head: Annotated[str, typer.Option(help="Head of the early stages: journal, scan or light.")] = "journal"
     methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
     seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; three at least to tell methods apart.")] = (

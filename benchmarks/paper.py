@@ -8,11 +8,9 @@ one `offramp train … --output RUNS/NAME` away.
 
 from __future__ import annotations
 
-import fcntl
 import json
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -27,6 +25,7 @@ from models.backbones.plugins import load_backbones
 from models.bundle import load_bundle
 from models.config import ModelConfig
 from models.cost import count_cost
+from training.claim import claimed
 from training.epoch import EpochReport
 from training.finish import finish
 from training.methods import METHODS
@@ -92,6 +91,7 @@ def planned(options: PaperOptions) -> list[TrainOptions]:
                         data_root=options.data_root,
                         architecture=architecture,
                         width=width,
+                        input_size=options.input_size,
                         head=options.head,
                         backbones=options.backbones,
                         method=method,
@@ -110,11 +110,14 @@ def run(options: PaperOptions) -> None:
     before = provenance()
     deadline_s = time.monotonic() + 3600 * options.hours if options.hours else float("inf")
     load_backbones(options.backbones)
-    runs, failed = planned(options), 0
+    runs, failed, elsewhere = planned(options), 0, 0
     try:
         for wanted in runs:
             with claimed(wanted.output) as mine:
-                if not mine or (wanted.output / "evaluation.json").exists():
+                if (wanted.output / "evaluation.json").exists():
+                    continue
+                if not mine:
+                    elsewhere += 1
                     continue
                 try:
                     train_one(wanted, deadline_s)
@@ -140,7 +143,8 @@ def run(options: PaperOptions) -> None:
     options.output.with_suffix(".md").write_text(paper_section(document) + "\n")
     paper_plot(document, options.output.with_suffix(".png"))
     print(paper_section(document))
-    print(f"{len(rows)} runs are finished, {left} are left, {failed} failed")
+    others = f" ({elsewhere} of them with other processes: the last to end writes the whole table)" if elsewhere else ""
+    print(f"{len(rows)} runs are finished, {left} are left{others}, {failed} failed")
     print(f"{options.output} written, with .md and .png beside it")
 
 
@@ -164,19 +168,6 @@ def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], floa
     _, evaluation = finish(prepared, recorded_command("train", options))
     # Last, and so the mark of a finished run.
     write_evaluation(evaluation, options.output)
-
-
-@contextmanager
-def claimed(folder: Path) -> Iterator[bool]:
-    """Whether this process holds the run; another process's claim ends with that process, however it ends."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with (folder / ".lock").open("w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-        else:
-            yield True
 
 
 def row_of(folder: Path) -> Row:

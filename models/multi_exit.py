@@ -37,7 +37,7 @@ class MultiExitNet(nn.Module):
         if exits[-1] != len(backbone.stages):
             raise ValueError(
                 f"exits {list(exits)} do not fit {config.architecture}: it has {len(backbone.stages)} stages, "
-                f"and the last exit is stage {len(backbone.stages)}"
+                f"and the last exit is stage {len(backbone.stages)}: end with it, such as 2,{len(backbone.stages)}"
             )
         head = HEADS[config.head]
         self.stages = nn.ModuleList(_joined(backbone.stages[before:after]) for before, after in pairwise((0, *exits)))

@@ -100,7 +100,7 @@ def build_config(options: TrainOptions, method: Method, num_classes: int, input_
 
 def _exits(text: str | None) -> tuple[int, ...]:
     try:
-        return tuple(int(word) for word in text.split(",")) if text else ()
+        return () if text is None else tuple(int(word) for word in text.split(","))
     except ValueError:
         raise ValueError(f"exits {text!r} are not numbers: give stages such as 2,4") from None
 
@@ -110,6 +110,8 @@ def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...]
 
     Raises ValueError for options that do not fit the bundle, and what `prune` raises.
     """
+    if options.prune is not None and not 0.0 < options.prune < 1.0:
+        raise ValueError(f"--prune {options.prune:g} is out of range: give the share that stays, above 0 and below 1")
     if options.start_from is None:
         if options.prune is not None:
             raise ValueError("--prune needs a trained network: name its bundle with --start-from")

@@ -111,6 +111,12 @@ class Trainer:
             return self.net
         return cast(MultiExitNet, self.averaged.module)
 
+    @property
+    def done(self) -> str:
+        """How far the run is, in words."""
+        steps = f" and {self._begun.steps} of {len(self.train)} steps" if self._begun.steps else ""
+        return f"{self.epoch} of {self.recipe.epochs} epochs{steps}"
+
     def fit(
         self,
         on_epoch: Callable[[EpochReport], None] = lambda report: None,

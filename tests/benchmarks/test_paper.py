@@ -15,8 +15,9 @@ from PIL import Image
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.options import PaperOptions
-from benchmarks.paper import OutOfTime, claimed, planned, row_of, run, train_one
+from benchmarks.paper import OutOfTime, planned, row_of, run, train_one
 from benchmarks.paper_report import PUBLISHED, estimate, paired_gain, paper_section, verdict
+from training.claim import claimed
 
 MakeRow = Callable[..., dict[str, Any]]
 
@@ -154,10 +155,17 @@ def test_a_run_cut_short_by_the_budget_goes_on_where_it_was(
     assert (wanted.output / "evaluation.json").exists()
 
 
-def test_a_run_that_another_process_holds_is_left_to_it(tmp_path: Path) -> None:
-    with claimed(tmp_path / "run") as first, claimed(tmp_path / "run") as second:
-        assert (first, second) == (True, False)
-    with claimed(tmp_path / "run") as later:
+def test_a_run_that_another_process_holds_is_left_to_it(
+    options: PaperOptions, capsys: pytest.CaptureFixture[str]
+) -> None:
+    first, _ = planned(replace(options, methods="dsn"))
+    with claimed(first.output) as mine:
+        assert mine
+        run(replace(options, methods="dsn"))
+    told = capsys.readouterr().out
+    assert "1 runs are finished, 1 are left (1 of them with other processes" in told
+    assert not (first.output / "evaluation.json").exists()
+    with claimed(first.output) as later:
         assert later
 
 

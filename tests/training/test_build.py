@@ -114,6 +114,7 @@ def test_the_baseline_is_the_plain_network(options: TrainOptions) -> None:
     ("exits", "message"),
     [
         ("two", "exits 'two' are not numbers: give stages such as 2,4"),
+        ("", "exits '' are not numbers"),
         ("4,2", r"exits \[4, 2\] are not stages in rising order"),
         ("0,4", r"exits \[0, 4\] are not stages in rising order"),
         ("1,2", r"exits \[1, 2\] do not fit resnet18: it has 4 stages, and the last exit is stage 4"),
@@ -174,6 +175,10 @@ def test_the_plain_method_cannot_start_from_a_network_with_exits(options: TrainO
 def test_pruning_needs_a_start(options: TrainOptions) -> None:
     with pytest.raises(ValueError, match="--prune needs a trained network: name its bundle with --start-from"):
         build_network(replace(options, prune=0.5), METHODS["journal"], LABELS, 16)
+    with pytest.raises(
+        ValueError, match=r"--prune 1.5 is out of range: give the share that stays, above 0 and below 1"
+    ):
+        build_network(replace(options, prune=1.5), METHODS["journal"], LABELS, 16)
 
 
 def test_a_start_can_be_pruned(options: TrainOptions, save: SaveBundle) -> None:

@@ -317,6 +317,7 @@ def test_a_run_cut_inside_an_epoch_goes_on_there(make_trainer: MakeTrainer, toy_
         make_trainer(recipe, file="cut.pt", checkpoint_s=0.0).fit(on_step=stop_at(2, 2))
     resumed = make_trainer(recipe, weights=99, file="cut.pt")
     resumed.resume()
+    assert resumed.done == "1 of 3 epochs and 2 of 3 steps"
     told: list[Progress] = []
     resumed.fit(on_step=told.append)
     assert [(p.epoch, p.step, p.pictures) for p in told[:2]] == [(2, 3, 24), (3, 1, 8)]
