@@ -34,15 +34,17 @@ class World:
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of all processes' values."""
-        if self.size == 1:
-            return value
-        total = value.clone()
-        dist.all_reduce(total)
-        return total
+        return value if self.size == 1 else _summed(value)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of all processes' values."""
         return value if self.size == 1 else self.sum(value) / self.size
+
+
+def _summed(own: Tensor) -> Tensor:
+    total = own.clone()
+    dist.all_reduce(total)
+    return total
 
 
 @contextmanager
@@ -100,16 +102,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        total = own.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
-        total = gradient.clone()
-        dist.all_reduce(total)
-        return total
+        return _summed(gradient)
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
