@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -195,11 +196,16 @@ class Answers:
         confidence_KN, class_id_KN = probabilities_KNC.max(dim=2)
         return cls(confidence_KN.T.numpy(), class_id_KN.T.numpy(), labels_N.numpy())
 
-    @property
+    @cached_property
     def right_NK(self) -> npt.NDArray[np.bool_]:
         """Whether each exit has each picture right."""
         right_NK: npt.NDArray[np.bool_] = self.class_id_NK == self.labels_N[:, None]
         return right_NK
+
+    @cached_property
+    def settled_K(self) -> tuple[float, ...]:
+        """Per exit, the share of pictures that it answers as all later exits do."""
+        return settled(self.class_id_NK)
 
 
 def judge_exit(
@@ -223,7 +229,7 @@ def judge_exit(
         aurc=risk.area,
         excess_aurc=risk.excess,
         agreement=float((class_id_N == answers.class_id_NK[:, -1]).mean()),
-        settled=settled(answers.class_id_NK)[k],
+        settled=answers.settled_K[k],
         overthought=float((right_N & ~right_NK[:, -1]).mean()),
         multiply_adds=cost.sequential_multiply_adds[k],
         compute=cost.compute[k],
