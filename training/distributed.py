@@ -66,6 +66,9 @@ def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size()), device
+        # All leave together. A process that ends at once can abort: a thread of gloo that lets go of the last sum's
+        # tensor needs the interpreter, which is gone by then. Waiting here gives it the time, and keeps nothing itself.
+        dist.barrier()
     finally:
         dist.destroy_process_group()
 
