@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from typing import Any
 
+import orjson
 from starlette.responses import Response
 
 from models.exit_policy import ranking
@@ -14,9 +14,6 @@ from server.engine.request import Answer
 from server.images import MEDIA_TYPES
 from server.parameters import Terms
 from server.registry import Registry, ServedModel
-
-# Made once: json.dumps makes a new encoder on each call that has options.
-encode = json.JSONEncoder(allow_nan=False).encode
 
 
 def prediction_response(
@@ -47,8 +44,8 @@ def prediction_response(
 
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
-    """application/json; NaN, which JSON does not have, is a bug and raises ValueError."""
-    return Response(encode(content), 200, headers, "application/json")
+    """application/json."""
+    return Response(orjson.dumps(content), 200, headers, "application/json")
 
 
 def model_summary(served: ServedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from server import openapi
 from server.exchange import ApiKeys, ExchangeMiddleware
+from server.express import ExpressMiddleware
 from server.images import Decoder
 from server.metrics import NO_MODEL, Metrics
 from server.predict import Predictor
@@ -49,10 +50,12 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
         redirect_slashes=False,
         with_keys=keys.needed,
     )
+    predictor = Predictor(registry, settings, metrics, decoder)
+    app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())
     app.add_middleware(
         ExchangeMiddleware, keys=keys, refuse=_refuse, record=metrics.record, access_log=settings.access_log
     )
-    app.include_router(prediction_routes(Predictor(registry, settings, metrics, decoder)))
+    app.include_router(prediction_routes(predictor))
     app.include_router(model_routes(registry))
     app.include_router(operator_routes(registry, metrics))
     for one in registry.served:

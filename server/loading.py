@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
 
 import torch
@@ -11,7 +12,8 @@ from models.bundle import EMBEDDED, load_bundle
 from models.cost import count_cost
 from models.device import choose_device
 from server.engine.engine import Engine
-from server.engine.runners.torch_runner import TorchRunner
+from server.engine.profile import CostProfile, measure_profile
+from server.engine.runners.choice import choose_runner
 from server.metrics import Metrics
 from server.registry import Registry, ServedModel
 from server.settings import Settings
@@ -32,12 +34,20 @@ def load_registry(settings: Settings, metrics: Metrics) -> Registry:
 def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:
     bundle = load_bundle(path)
     cost = count_cost(bundle.config)
-    runner = TorchRunner(bundle, device)
+    runner = choose_runner(
+        bundle, device, settings.runner, settings.precision, settings.threads, max_samples=settings.max_queue
+    )
+
+    def warm_up() -> CostProfile:
+        runner.warm_up(settings.max_batch_size)
+        return measure_profile(runner, bundle.preprocessing.size, settings.max_batch_size, time.monotonic)
+
     engine = Engine(
         runner,
         metrics.add_model(bundle, cost, str(device)),
         max_batch_size=settings.max_batch_size,
         max_samples=settings.max_queue,
         max_wait_s=settings.max_wait_s,
+        policy=settings.policy,
     )
-    return ServedModel(bundle, cost, str(device), engine, lambda: runner.warm_up(settings.max_batch_size))
+    return ServedModel(bundle, cost, str(device), engine, warm_up)

@@ -5,10 +5,13 @@ docs/metrics.md tells what each is for. Every series is there from the start, at
 
 from __future__ import annotations
 
+import os
 import platform
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from functools import partial
 from importlib.metadata import version
+from itertools import zip_longest
+from pathlib import Path
 
 from prometheus_client import (
     CollectorRegistry,
@@ -19,14 +22,20 @@ from prometheus_client import (
     ProcessCollector,
     disable_created_metrics,
     generate_latest,
+    values,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.registry import Collector
 
 from models.bundle import Bundle
 from models.cost import NetworkCost
 from models.exit_policy import ExitReason
+from server.engine.profile import CostProfile
 from server.engine.stats import CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
 from server.problems import CLIENT_GONE_STATUS, KINDS, REJECTIONS
+from server.processes.family import FamilyCollector
 from server.registry import EngineClient
 
 # The `model` label of requests that name no served model; no model can have this name.
@@ -42,21 +51,40 @@ SHARES = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99, 1.0)
 BATCH_SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256, 512)
 
 
-class Metrics:
-    """All metrics of one server, in a collector registry of its own."""
+def share_counters(folder: Path, process: str) -> None:
+    """From now on, and for good, this process counts in files under `folder`, where its siblings count too.
 
-    def __init__(self) -> None:
+    process: a name that no other process has at the same time; whoever has it next goes on where this one ends, so
+    that no counter falls when a process is started anew. It must be without '_'.
+    """
+    os.environ["PROMETHEUS_MULTIPROC_DIR"] = str(folder)
+    values.ValueClass = values.MultiProcessValue(lambda: process)  # type: ignore[no-untyped-call]
+
+
+class Metrics:
+    """All metrics of one server, in a collector registry of its own.
+
+    shared: the folder given to `share_counters`, so that what is exposed is the sum over all processes of the server.
+    """
+
+    def __init__(self, shared: Path | None = None) -> None:
         # A second series for each counter that says when it was made: of no use here.
         disable_created_metrics()  # type: ignore[no-untyped-call]
-        self._collectors = registry = CollectorRegistry()
-        ProcessCollector(registry=registry)
-        PlatformCollector(registry=registry)
+        self._collectors = CollectorRegistry()
+        PlatformCollector(registry=self._collectors)
+        # What is shared is read from the files of all processes, not from the objects of this one.
+        registry = None if shared else self._collectors
+        if shared:
+            MultiProcessCollector(self._collectors, str(shared))  # type: ignore[no-untyped-call]
+            self._collectors.register(FamilyCollector(os.getppid()))
+        else:
+            ProcessCollector(registry=registry)
 
         def counter(name: str, text: str, *labels: str) -> Counter:
             return Counter(f"offramp_{name}", text, labels, registry=registry)
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
-            return Gauge(f"offramp_{name}", text, labels, registry=registry)
+            return Gauge(f"offramp_{name}", text, labels, registry=registry, multiprocess_mode="max")
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
             return Histogram(f"offramp_{name}", text, labels, registry=registry, buckets=tuple(buckets))
@@ -85,8 +113,11 @@ class Metrics:
             "stage_duration_seconds", "One batch through one stage.", FINE_SECONDS, "model", "stage"
         )
         self.stage_batch_size = histogram("stage_batch_size", "Pictures in a step.", BATCH_SIZES, "model", "stage")
-        self.stage_queue_depth = gauge("stage_queue_depth", "Pictures waiting for a stage.", "model", "stage")
-        self.inflight = gauge("inflight_samples", "Pictures in the engine, not yet answered.", "model")
+        self.step_cost = gauge(
+            "step_cost_seconds",
+            "One batch through one stage, as measured at the start.",
+            *("model", "version", "stage", "batch_size"),
+        )
         self.compute = counter("compute_multiply_adds_total", "Multiply-adds spent on answered pictures.", "model")
         self.compute_saved = counter(
             "compute_saved_multiply_adds_total",
@@ -105,7 +136,8 @@ class Metrics:
             *("model", "version", "architecture", "exits", "classes", "input_size", "device"),
         )
         self.build_info = gauge("build_info", "What runs here; always 1.", "version", "python", "torch")
-        self._engines: dict[str, list[EngineClient]] = {}
+        self._engines = EngineGauges()
+        self._collectors.register(self._engines)
         self._start_at_zero()
 
     def add_model(self, bundle: Bundle, cost: NetworkCost, device: str) -> ModelObserver:
@@ -119,11 +151,7 @@ class Metrics:
 
     def watch(self, model: str, engine: EngineClient) -> None:
         """Have the gauges ask the engine when they are read; the versions of a model are summed."""
-        engines = self._engines.setdefault(model, [])
-        engines.append(engine)
-        self.inflight.labels(model).set_function(lambda: sum(engine.inflight_samples for engine in engines))
-        for stage in range(1, len(engine.queue_depths) + 1):
-            self.stage_queue_depth.labels(model, str(stage)).set_function(partial(_waiting, engines, stage))
+        self._engines.add(model, engine)
 
     def record(self, exchange: Exchange, duration_s: float) -> None:
         """A request is over; only predictions are counted, not probes and other paths."""
@@ -171,6 +199,13 @@ class ModelObserver:
         self._compute = metrics.compute.labels(model)
         self._compute_saved = metrics.compute_saved.labels(model)
         self._cancelled = {phase: metrics.cancelled.labels(phase) for phase in PHASES}
+        self._step_cost = partial(metrics.step_cost.labels, model, model_version)
+
+    def profile(self, profile: CostProfile) -> None:
+        """What steps cost was measured."""
+        for stage, times_s in enumerate(profile.measured_s, start=1):
+            for batch_size, time_s in zip(profile.batch_sizes, times_s, strict=True):
+                self._step_cost(str(stage), str(batch_size)).set(time_s)
 
     def step(self, stats: StepStats) -> None:
         """One batch went through one stage."""
@@ -192,6 +227,31 @@ class ModelObserver:
         self._cancelled[stats.phase].inc()
 
 
-def _waiting(engines: Iterable[EngineClient], stage: int) -> float:
-    """Pictures that wait for a stage; the versions of a model need not be of one depth."""
-    return float(sum(sum(engine.queue_depths[stage - 1 : stage]) for engine in engines))
+class EngineGauges(Collector):
+    """What the engines have in hand, asked when somebody wants to know it."""
+
+    def __init__(self) -> None:
+        self._engines: dict[str, list[EngineClient]] = {}
+
+    def add(self, model: str, engine: EngineClient) -> None:
+        """One more version of a model."""
+        self._engines.setdefault(model, []).append(engine)
+
+    def collect(self) -> Iterable[GaugeMetricFamily]:
+        """In flight, and waiting for each stage."""
+        inflight = GaugeMetricFamily(
+            "offramp_inflight_samples", "Pictures in the engine, not yet answered.", labels=("model",)
+        )
+        waiting = GaugeMetricFamily(
+            "offramp_stage_queue_depth", "Pictures waiting for a stage.", labels=("model", "stage")
+        )
+        for model, engines in self._engines.items():
+            inflight.add_metric((model,), float(sum(engine.inflight_samples for engine in engines)))
+            for stage, depth in enumerate(_waiting([engine.queue_depths for engine in engines]), start=1):
+                waiting.add_metric((model, str(stage)), float(depth))
+        return inflight, waiting
+
+
+def _waiting(depths: Sequence[tuple[int, ...]]) -> list[int]:
+    """Pictures that wait for each stage; the versions of a model need not be of one depth."""
+    return [sum(stage) for stage in zip_longest(*depths, fillvalue=0)]

@@ -42,7 +42,7 @@ def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
             raise InferenceFailed(f"stage {exit} gave no finite probabilities for this picture")
         if leaves(confidence, rule.limits[exit - 1]):
             break
-        states = [output.states[0]]
+        states = output.keep([0])
     return Prediction(exit, rule.reason(exit, float(confidence)), ranking(probabilities_C, len(probabilities_C)))
 
 

@@ -38,8 +38,8 @@ class Predictor:
         self._decoder = decoder
         self._inflight: Counter[str] = Counter()
 
-    async def answer(self, request: Request, name: str | None) -> Response:
-        """One request to the model `name`, None for the default. Raises what server/problems.py translates."""
+    async def answer(self, request: Request, name: str = "") -> Response:
+        """One request to the model `name`, "" for the default. Raises what server/problems.py translates."""
         exchange: Exchange = request.scope["offramp.exchange"]
         exchange.model = NO_MODEL
         exchange.model = self._registry.find(name or self._registry.default_name).bundle.name

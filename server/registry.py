@@ -14,6 +14,7 @@ import numpy.typing as npt
 from models.bundle import Bundle
 from models.cost import NetworkCost
 from server.engine.errors import Overloaded
+from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract
 
 logger = logging.getLogger(__name__)
@@ -38,7 +39,7 @@ class EngineClient(Protocol):
     @property
     def queue_depths(self) -> tuple[int, ...]: ...
 
-    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> Awaitable[None]: ...
+    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], CostProfile | None]) -> Awaitable[None]: ...
 
     def overload(self, num_pictures: int) -> Overloaded | None: ...
 
@@ -51,15 +52,15 @@ class EngineClient(Protocol):
 class ServedModel:
     """One version of one model, and the engine that runs it.
 
-    warm_up: runs the network once; the engine's thread begins with it. compute: per exit, its share of the full
-    depth's multiply-adds.
+    warm_up: runs the network, and measures it; the engine's thread begins with it. compute: per exit, its share of
+    the full depth's multiply-adds.
     """
 
     bundle: Bundle
     cost: NetworkCost
     device: str
     engine: EngineClient
-    warm_up: Callable[[], None]
+    warm_up: Callable[[], CostProfile | None]
     compute: tuple[float, ...] = field(init=False)
 
     def __post_init__(self) -> None:

@@ -29,7 +29,7 @@ def prediction_routes(predictor: Predictor) -> APIRouter:
     @router.post("/v1/predict", responses=responses, openapi_extra=prediction_extra(), summary="Ask the default model")
     async def predict(request: Request) -> Response:
         """Classify one or several pictures; each leaves at the first exit that is confident enough."""
-        return await predictor.answer(request, None)
+        return await predictor.answer(request)
 
     @router.post(
         "/v1/models/{model}/predict", responses=responses, openapi_extra=prediction_extra(), summary="Ask a model"

@@ -10,15 +10,17 @@ import sys
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.registry import Registry
 from server.settings import Settings
+
+# Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
+    from server.registry import Registry
 
 BACKLOG = 2048
 
@@ -60,15 +62,40 @@ class Server(uvicorn.Server):
         """Ten times a second: announce readiness, end when it is time or nothing can become ready."""
         if not self._announced and self._registry.why_not_ready() is None:
             self._announced = True
-            for line in announcement(self._registry, self._address):
-                self._announce(line)
+            self.on_ready()
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
         return await super().on_tick(counter)
 
+    def on_ready(self) -> None:
+        """Called once, when the server can answer."""
+        for line in self.announcement():
+            self._announce(line)
+
+    def announcement(self) -> list[str]:
+        """For whoever started the server: where it is, and how to ask it."""
+        served = self._registry.served
+        names = ", ".join(f"{one.bundle.name} {one.bundle.version} on {one.device}" for one in served)
+        return [
+            f"Offramp serves {names} at {self._address} (docs: {self._address}/docs)",
+            f"  curl --data-binary @photo.jpg '{self._address}/v1/predict?threshold=0.8'",
+        ]
+
 
 def run(settings: Settings) -> int:
     """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise."""
+    if settings.frontends:
+        from server.processes.supervisor import supervise
+
+        return supervise(settings)
+    return _run_in_one_process(settings)
+
+
+def _run_in_one_process(settings: Settings) -> int:
+    from server.app import create_app
+    from server.loading import load_registry
+    from server.metrics import Metrics
+
     metrics = Metrics()
     try:
         registry = load_registry(settings, metrics)
@@ -78,20 +105,8 @@ def run(settings: Settings) -> int:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
     logging.config.dictConfig(log_config(settings.log_level))
-    config = uvicorn.Config(
-        app,
-        loop="uvloop",
-        http="httptools",
-        ws="none",
-        lifespan="on",
-        log_config=None,
-        access_log=False,
-        server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
-        timeout_graceful_shutdown=settings.drain_timeout_s,
-    )
     say = logging.getLogger("server.announcement").info
-    server = Server(config, registry, settings.drain_delay_s, url(listener), say)
+    server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), say)
     server.run(sockets=[listener])
     if registry.failure is not None:
         print(f"offramp: {registry.failure}", file=sys.stderr)
@@ -117,13 +132,20 @@ def url(listener: socket.socket) -> str:
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
-def announcement(registry: Registry, address: str) -> list[str]:
-    """For whoever started the server: where it is, and how to ask it."""
-    names = ", ".join(f"{one.bundle.name} {one.bundle.version} on {one.device}" for one in registry.served)
-    return [
-        f"Offramp serves {names} at {address} (docs: {address}/docs)",
-        f"  curl --data-binary @photo.jpg '{address}/v1/predict?threshold=0.8'",
-    ]
+def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+    """How uvicorn runs the application."""
+    return uvicorn.Config(
+        app,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=settings.drain_timeout_s,
+    )
 
 
 def log_config(level: str) -> dict[str, Any]:

@@ -12,6 +12,9 @@ from typing import Annotated, get_args, get_type_hints
 
 import typer
 
+RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+POLICIES = ("cost-model", "full-first", "fullest-first", "run-to-completion")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -30,10 +33,28 @@ class Settings:
     ] = ""
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
     port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
-    threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="Threads that one step computes with on the CPU; 0: torch decides.")
+    frontends: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            max=256,
+            help="Processes for HTTP and decoding, besides one that runs the networks; 0: one process does all.",
+        ),
     ] = 0
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
+    runner: Annotated[
+        str, typer.Option(help=f"{', '.join(RUNNERS)}; auto is openvino on the CPU, cuda-graphs on a GPU.")
+    ] = "auto"
+    precision: Annotated[
+        str,
+        typer.Option(help=f"{', '.join(PRECISIONS)}; auto is the fastest that the device has and the network bears."),
+    ] = "auto"
+    threads: Annotated[
+        int, typer.Option(min=0, max=1024, help="Threads that one step computes with on the CPU; 0: all cores.")
+    ] = 0
+    policy: Annotated[str, typer.Option(help=f"What is run next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
+        "cost-model"
+    )
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one step.")] = 32
     max_queue: Annotated[
         int, typer.Option(min=1, max=1_000_000, help="Most pictures in flight; one more is refused with 503.")
@@ -80,8 +101,14 @@ class Settings:
             if low is not None and not low <= value <= (float("inf") if high is None else high):
                 allowed = f"at least {low}" if high is None else f"from {low} to {high}"
                 raise ValueError(f"{option.name} {value} is out of range: give a number {allowed}")
-        if self.log_level not in LOG_LEVELS:
-            raise ValueError(f"log_level {self.log_level!r} is unknown: choose one of {', '.join(LOG_LEVELS)}")
+        for name, known in (
+            ("runner", RUNNERS),
+            ("precision", PRECISIONS),
+            ("policy", POLICIES),
+            ("log_level", LOG_LEVELS),
+        ):
+            if (value := getattr(self, name)) not in known:
+                raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
         if self.max_queue < self.max_images:
             raise ValueError(
                 f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "

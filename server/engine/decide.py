@@ -38,7 +38,8 @@ def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: f
     assert len(confidence_B) == len(samples), "a runner gives one row a sample"
     leaving_B = leaves(confidence_B, limit_B)
     finite_B = np.isfinite(confidence_B)
-    states = {int(row): output.states[int(row)] for row in np.flatnonzero(finite_B & ~leaving_B)}
+    going_on = np.flatnonzero(finite_B & ~leaving_B).tolist()
+    states = dict(zip(going_on, output.keep(going_on), strict=True))
     decision = Decision()
     for row, sample in enumerate(samples):
         if not finite_B[row]:

@@ -23,6 +23,8 @@ from server.engine.errors import (
     Overloaded,
     WarmUpFailed,
 )
+from server.engine.policies import DEFAULT_POLICY, POLICIES, Policy
+from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract, Sample
 from server.engine.runners.runner import Runner
 from server.engine.scheduler import Batch, Scheduler
@@ -47,7 +49,8 @@ class Engine:
     """Runs samples through the stages, each out at the first exit its own contract allows.
 
     All public members belong to the event loop's thread. max_samples: in flight at once. max_wait_s: longest
-    predicted wait at which a sample is still taken in. clock: monotonic seconds; deadlines are on it.
+    predicted wait at which a sample is still taken in. policy: a name in `POLICIES`. clock: monotonic
+    seconds; deadlines are on it.
     """
 
     def __init__(
@@ -58,6 +61,7 @@ class Engine:
         max_batch_size: int = 32,
         max_samples: int = 1024,
         max_wait_s: float = 5.0,
+        policy: str = DEFAULT_POLICY,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -65,9 +69,10 @@ class Engine:
         self._max_wait_s = max_wait_s
         self._num_stages = runner.num_stages
         self._thread = threading.Thread(target=self._run_until_stopped, name="offramp-engine", daemon=True)
+        self._make_policy = POLICIES[policy]
         # The engine thread's own.
         self._runner = runner
-        self._scheduler = Scheduler(runner.num_stages, max_batch_size)
+        self._scheduler: Scheduler[Sample] = Scheduler(runner.num_stages, max_batch_size)
         # Shared, under `_wake`.
         self._wake = threading.Condition()
         self._inbox: deque[Sample] = deque()
@@ -84,12 +89,13 @@ class Engine:
     # ---- the event loop's side -----------------------------------------------------------------
 
     def start(
-        self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object] | None = None
+        self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], CostProfile | None] | None = None
     ) -> asyncio.Future[None]:
         """Start the thread; answers are delivered on `loop`.
 
         warm_up: the thread's first work, since what a library builds up on first use may belong to the thread that
-        uses it. The future is done when the engine is warm, or delivers WarmUpFailed, whatever was raised.
+        uses it. It gives what steps cost, for the policies that decide by that. The future is done when the engine is
+        warm, or delivers WarmUpFailed, whatever was raised.
         """
         self._loop, self._warm_up, self._warm = loop, warm_up, loop.create_future()
         self._thread.start()
@@ -110,6 +116,11 @@ class Engine:
         """Samples waiting in front of each stage, those not yet seen by the engine thread included."""
         first, *deeper = self._scheduler.depths
         return (len(self._inbox) + first, *deeper)
+
+    @property
+    def policy(self) -> Policy:
+        """What decides which step is run next."""
+        return self._scheduler.policy
 
     @property
     def predicted_wait_s(self) -> float:
@@ -227,7 +238,9 @@ class Engine:
         self._recent_work_s = PACE_DECAY * self._recent_work_s + step_s
         self._recently_gone = PACE_DECAY * self._recently_gone + gone
 
-    def _on_warm(self) -> None:
+    def _on_warm(self, profile: CostProfile | None) -> None:
+        if profile:
+            self._observer.profile(profile)
         if not self._warm.done():
             self._warm.set_result(None)
 
@@ -245,9 +258,10 @@ class Engine:
 
     def _run_until_stopped(self) -> None:
         try:
-            if self._warm_up:
-                self._warm_up()
-            self._loop.call_soon_threadsafe(self._on_warm)
+            profile = self._warm_up() if self._warm_up else None
+            if profile:
+                self._scheduler.policy = self._make_policy(profile)
+            self._loop.call_soon_threadsafe(self._on_warm, profile)
             while self._take_in():
                 self.step()
         except BaseException as cause:
@@ -280,7 +294,7 @@ class Engine:
         stats = StepStats(batch.stage, len(batch.samples), end_s - start_s) if batch.samples else None
         self._loop.call_soon_threadsafe(self._deliver, Delivery(decision, batch.dropped, stats))
 
-    def _run(self, batch: Batch) -> Decision:
+    def _run(self, batch: Batch[Sample]) -> Decision:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""
         try:
             return self._run_together(batch.stage, batch.samples)

@@ -5,38 +5,66 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Iterable
 from dataclasses import dataclass
-from itertools import chain
+from typing import Generic, Protocol, TypeVar
 
-from server.engine.request import Sample
+from server.engine.policies import Choice, FullFirst, Policy, Waiting
 
-# Steps of shallower stages that waiting samples let go first, in the hope of more batch-mates.
-PATIENCE = 3
+# What each step of a stage leaves of the weight of those before it in the share that goes on: some twenty count.
+SHARE_DECAY = 0.95
+# Until a step tells better: half go on, with the weight of so many samples.
+PRIOR_SAMPLES = 2.0
+
+
+class Bounded(Protocol):
+    """What has a deadline: seconds on the engine's clock, or None for never."""
+
+    @property
+    def deadline_s(self) -> float | None: ...
+
+
+class Schedulable(Protocol):
+    """What the scheduler must know of a sample: its deadline, and whether somebody still waits for it."""
+
+    @property
+    def contract(self) -> Bounded: ...
+
+    @property
+    def abandoned(self) -> bool: ...
+
+
+AnySample = TypeVar("AnySample", bound=Schedulable)
 
 
 @dataclass(frozen=True)
-class Batch:
+class Batch(Generic[AnySample]):
     """One step to run: `samples` through `stage`. dropped: abandoned or expired samples found on the way."""
 
     stage: int
-    samples: list[Sample]
-    dropped: list[Sample]
+    samples: list[AnySample]
+    dropped: list[AnySample]
 
 
-class Scheduler:
-    """One queue a stage, first come first served; a full batch goes before a part-filled one, deeper before shallower.
+class Scheduler(Generic[AnySample]):
+    """One queue a stage, first come first served; a policy chooses the stage and how many.
 
-    Where no stage has a full batch, the deepest goes: samples on their way are answered before new ones are begun.
-    Where one has, part-filled deeper stages let it pass, PATIENCE times in a row at most: meanwhile survivors of
-    different batches meet there and go on as one. So nobody starves: work behind stage 1 is finite, and new
-    samples overtake it a bounded number of times.
+    Nobody starves under any policy. Those in front of a stage are passed over for shallower ones `policy.patience`
+    times in a row at most: then as many of them go as can. And they wait for deeper ones only while there are any,
+    which is not for long: nobody joins those without going through a shallower stage. A deadline changes no
+    order: samples keep the order they came in, and one whose deadline has passed is not run.
+
+    policy: replaceable at any time by the thread that schedules, such as when costs have been measured.
     """
 
-    def __init__(self, num_stages: int, max_batch_size: int) -> None:
+    def __init__(self, num_stages: int, max_batch_size: int, policy: Policy | None = None) -> None:
         if max_batch_size < 1:
             raise ValueError(f"max_batch_size {max_batch_size} is out of range: a step needs at least 1 sample")
         self.max_batch_size = max_batch_size
-        self._queues: tuple[deque[Sample], ...] = tuple(deque() for _ in range(num_stages))
-        self._times_passed_over = [0] * num_stages
+        self.policy: Policy = policy or FullFirst()
+        self._queues: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
+        self._passed_over = [0] * num_stages
+        # Decaying sums by stage: samples that were run, and those of them that came back for the next stage.
+        self._ran = [PRIOR_SAMPLES] * num_stages
+        self._went_on = [PRIOR_SAMPLES / 2] * num_stages
 
     def __repr__(self) -> str:
         return f"Scheduler({', '.join(f'stage {k}: {n}' for k, n in enumerate(self.depths, start=1))})"
@@ -46,38 +74,57 @@ class Scheduler:
         """Samples waiting in front of each stage."""
         return tuple(map(len, self._queues))
 
-    def enqueue(self, stage: int, samples: Iterable[Sample]) -> None:
-        """Put samples in front of stage 1..K."""
-        self._queues[stage - 1].extend(samples)
+    @property
+    def going_on(self) -> tuple[float, ...]:
+        """The share of the samples lately through stage 1..K that came back for the next; 0 for the last stage."""
+        return (*(on / ran for on, ran in zip(self._went_on[:-1], self._ran, strict=False)), 0.0)
 
-    def schedule(self, now_s: float) -> Batch | None:
+    def enqueue(self, stage: int, samples: Iterable[AnySample]) -> None:
+        """Put samples in front of stage 1..K: new ones of stage 1, else survivors of the stage before."""
+        queue = self._queues[stage - 1]
+        before = len(queue)
+        queue.extend(samples)
+        if stage > 1:
+            self._went_on[stage - 2] += len(queue) - before
+
+    def schedule(self, now_s: float) -> Batch[AnySample] | None:
         """Take the next batch out of the queues; None when all are empty.
 
         Samples that are abandoned, or whose deadline has passed, are not run: they come back as `dropped`.
         A batch may consist of those alone.
         """
-        stage = self._next_stage()
-        if stage is None:
+        choice = self._choose()
+        if choice is None:
             return None
-        queue, batch = self._queues[stage - 1], Batch(stage, [], [])
-        while queue and len(batch.samples) < self.max_batch_size:
+        queue, batch = self._queues[choice.stage - 1], Batch[AnySample](choice.stage, [], [])
+        while queue and len(batch.samples) < choice.size:
             sample = queue.popleft()
             (batch.dropped if _over(sample, now_s) else batch.samples).append(sample)
+        self._remember(batch)
         return batch
 
-    def _next_stage(self) -> int | None:
-        waiting = [stage for stage in range(len(self._queues), 0, -1) if self._queues[stage - 1]]
-        out_of_patience = (stage for stage in waiting if self._times_passed_over[stage - 1] >= PATIENCE)
-        full = (stage for stage in waiting if len(self._queues[stage - 1]) >= self.max_batch_size)
-        chosen = next(chain(out_of_patience, full, waiting), None)
-        for stage in waiting:
-            if stage == chosen:
-                self._times_passed_over[stage - 1] = 0
+    def _choose(self) -> Choice | None:
+        depths = self.depths
+        if not any(depths):
+            return None
+        waiting = Waiting(depths, self.going_on, self.max_batch_size)
+        choice = self.policy.choose(waiting)
+        for stage in range(len(depths), choice.stage, -1):
+            if depths[stage - 1] and self._passed_over[stage - 1] >= self.policy.patience:
+                choice = Choice(stage, waiting.most(stage))
                 break
-            self._times_passed_over[stage - 1] += 1
-        return chosen
+        self._passed_over[choice.stage - 1] = 0
+        for stage in range(choice.stage + 1, len(depths) + 1):
+            if depths[stage - 1]:
+                self._passed_over[stage - 1] += 1
+        return choice
+
+    def _remember(self, batch: Batch[AnySample]) -> None:
+        at = batch.stage - 1
+        self._ran[at] = SHARE_DECAY * self._ran[at] + len(batch.samples)
+        self._went_on[at] *= SHARE_DECAY
 
 
-def _over(sample: Sample, now_s: float) -> bool:
+def _over(sample: Schedulable, now_s: float) -> bool:
     deadline_s = sample.contract.deadline_s
     return sample.abandoned or (deadline_s is not None and deadline_s <= now_s)

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import Literal, Protocol
 
 from models.exit_policy import ExitReason
+from server.engine.profile import CostProfile
 
 
 @dataclass(frozen=True)
@@ -40,6 +41,8 @@ class CancelStats:
 
 class Observer(Protocol):
     """Told of everything, on the event loop's thread."""
+
+    def profile(self, profile: CostProfile) -> None: ...
 
     def step(self, stats: StepStats) -> None: ...
 

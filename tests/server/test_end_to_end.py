@@ -33,11 +33,12 @@ def png(picture: np.ndarray) -> bytes:
     return buffer.getvalue()
 
 
-@pytest.fixture
-async def real(bundle, tmp_path, until):
+@pytest.fixture(params=["torch", "openvino"])
+async def real(request, bundle, tmp_path, until):
     """A client of a server with the real engine, and the bundle that it loaded."""
     save_bundle(bundle, tmp_path / "tiny", "card")
-    settings = Settings(model=[tmp_path / "tiny"], device="cpu", threads=1, max_batch_size=4)
+    options = {"runner": request.param, "precision": "float32", "threads": 1, "max_batch_size": 4}
+    settings = Settings(model=[tmp_path / "tiny"], device="cpu", **options)
     metrics = Metrics()
     registry = load_registry(settings, metrics)
     app = create_app(registry, settings, metrics)

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.cost import count_cost
 from models.exit_policy import ExitReason
+from server.engine.profile import CostProfile
 from server.engine.stats import CancelStats, SampleStats, StepStats
 from server.metrics import Metrics
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
@@ -39,6 +40,8 @@ def metrics(bundle):
 
 
 async def test_every_metric_is_documented_with_its_type_and_labels(site):
+    # What steps cost is known only when an engine has measured it.
+    site.metrics.step_cost.labels("tiny", "1", "1", "32").set(0.1)
     exposed = {}
     for name, family in families(site.metrics).items():
         if name.startswith("offramp_"):
@@ -95,10 +98,12 @@ def test_what_the_engine_reports_becomes_series(metrics, bundle):
     def value(name: str, **labels: str) -> float | None:
         return metrics._collectors.get_sample_value(name, {"model": "tiny", **labels})
 
+    observer.profile(CostProfile(8, (1, 8), ((0.1, 0.2), (0.3, 0.4))))
     observer.step(StepStats(2, 8, 0.004))
     observer.step(StepStats(1, 5, 0.002))
     observer.sample(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
     observer.cancelled(CancelStats("running"))
+    assert value("offramp_step_cost_seconds", version="2", stage="2", batch_size="1") == 0.3
     assert value("offramp_stage_batch_size_sum", stage="2") == 8
     assert value("offramp_stage_duration_seconds_sum", stage="1") == 0.002
     assert value("offramp_samples_total", version="2", exit="2", reason="deadline") == 1

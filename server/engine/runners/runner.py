@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -14,12 +14,12 @@ import numpy.typing as npt
 class StepOutput:
     """What one step gives back.
 
-    probabilities_BC: calibrated, float32, on the host. states: per sample, the input of the next stage; opaque to
-    the engine, only materialised for the samples it asks for, and sharing no memory with their batch-mates'.
+    probabilities_BC: calibrated, float32, on the host. keep: called at most once, before the next step, with the rows
+    that go on; one state a row, the input of the next stage: opaque to the engine, and holding no memory of the others.
     """
 
     probabilities_BC: npt.NDArray[np.float32]
-    states: Sequence[Any]
+    keep: Callable[[Sequence[int]], Sequence[Any]]
 
 
 class Runner(Protocol):
@@ -31,7 +31,7 @@ class Runner(Protocol):
         ...
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
-        """Stage 1..K over a batch: uint8 (H, W, 3) pictures for stage 1, earlier `states` after that."""
+        """Stage 1..K over a batch: uint8 (H, W, 3) pictures for stage 1, states kept by the stage before after that."""
         ...
 
     def warm_up(self, max_batch_size: int) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, overload
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,26 +21,6 @@ class StageState:
 
     features_HWC: Tensor
     accumulated_C: Tensor
-
-
-class _States(Sequence[StageState]):
-    """Rows of a step's tensors, copied out for the samples that go on: a view would keep all the others' alive."""
-
-    def __init__(self, features_BHWC: Tensor, accumulated_BC: Tensor) -> None:
-        self._features_BHWC = features_BHWC
-        self._accumulated_BC = accumulated_BC
-
-    def __len__(self) -> int:
-        return len(self._accumulated_BC)
-
-    @overload
-    def __getitem__(self, index: int) -> StageState: ...
-    @overload
-    def __getitem__(self, index: slice) -> list[StageState]: ...
-    def __getitem__(self, index: int | slice) -> StageState | list[StageState]:
-        if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        return StageState(self._features_BHWC[index].clone(), self._accumulated_BC[index].clone())
 
 
 class TorchRunner:
@@ -74,7 +54,14 @@ class TorchRunner:
         features_BCHW, logits_BC = self.net.run_stage(stage, x_BCHW)
         accumulated_BC = self.calibration.accumulate(stage, accumulated_BC, logits_BC)
         probabilities_BC = self.calibration.probabilities(stage, accumulated_BC)
-        return StepOutput(probabilities_BC.cpu().numpy(), _States(features_BCHW.permute(0, 2, 3, 1), accumulated_BC))
+
+        features_BHWC = features_BCHW.permute(0, 2, 3, 1)
+
+        def keep(rows: Sequence[int]) -> list[StageState]:
+            # Copied: a view would keep the rows of those who left alive.
+            return [StageState(features_BHWC[row].clone(), accumulated_BC[row].clone()) for row in rows]
+
+        return StepOutput(probabilities_BC.cpu().numpy(), keep)
 
     def warm_up(self, max_batch_size: int) -> None:
         """Run every stage at batch 1 and at the largest batch."""
@@ -82,4 +69,4 @@ class TorchRunner:
         for batch_size in {1, max_batch_size}:
             states: Sequence[Any] = [np.zeros((size, size, 3), np.uint8)] * batch_size
             for stage in range(1, self.num_stages + 1):
-                states = self.run(stage, states).states
+                states = self.run(stage, states).keep(range(batch_size))

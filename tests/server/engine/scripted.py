@@ -14,6 +14,7 @@ import numpy as np
 
 from models.exit_policy import ExitRule
 from server.engine.engine import Engine
+from server.engine.profile import CostProfile
 from server.engine.request import Contract
 from server.engine.runners.runner import StepOutput
 from server.engine.stats import CancelStats, SampleStats, StepStats
@@ -113,34 +114,29 @@ class ScriptedRunner:
             confidence = self.script.get(name, NEVER_SURE)[stage - 1]
             probabilities_BC[row] = (1 - confidence) / (NUM_CLASSES - 1)
             probabilities_BC[row, name % NUM_CLASSES] = confidence
-        return StepOutput(probabilities_BC, LazyStates(self, stage, names))
+
+        def keep(rows: Sequence[int]) -> list[Carried]:
+            self.materialised += [(stage, names[row]) for row in rows]
+            return [Carried(names[row], stage) for row in rows]
+
+        return StepOutput(probabilities_BC, keep)
 
     def warm_up(self, max_batch_size: int) -> None:
         pass
 
 
 @dataclass
-class LazyStates(Sequence[Carried]):
-    runner: ScriptedRunner
-    stage: int
-    names: list[int]
-
-    def __len__(self) -> int:
-        return len(self.names)
-
-    def __getitem__(self, index: Any) -> Any:
-        self.runner.materialised.append((self.stage, self.names[index]))
-        return Carried(self.names[index], self.stage)
-
-
-@dataclass
 class Recorder:
     """An observer that keeps what it is told."""
 
+    profiles: list[CostProfile] = field(default_factory=list)
     steps: list[StepStats] = field(default_factory=list)
     samples: list[SampleStats] = field(default_factory=list)
     cancels: list[CancelStats] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def profile(self, profile: CostProfile) -> None:
+        self.profiles.append(profile)
 
     def step(self, stats: StepStats) -> None:
         self.steps.append(stats)

@@ -30,7 +30,8 @@ def sample(loop: asyncio.AbstractEventLoop, threshold: float = 0.9, **bounds: in
 def output(*confidences: float, states: list | None = None) -> StepOutput:
     """Two classes; the second has the confidence."""
     probabilities_BC = np.array([[1 - c, c] for c in confidences], np.float32)
-    return StepOutput(probabilities_BC, states or [f"state {row}" for row in range(len(confidences))])
+    states = states or [f"state {row}" for row in range(len(confidences))]
+    return StepOutput(probabilities_BC, lambda rows: [states[row] for row in rows])
 
 
 def test_each_sample_leaves_by_its_own_limit(loop):

@@ -12,6 +12,8 @@ import pytest
 from models.exit_policy import ExitReason
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, WarmUpFailed
+from server.engine.policies import CostModel
+from server.engine.profile import CostProfile
 from tests.server.engine.scripted import (
     Clock,
     ClockLoop,
@@ -178,6 +180,16 @@ async def test_the_engines_thread_begins_with_the_warm_up_and_samples_wait_for_i
     assert threads == ["offramp-engine"]
 
 
+async def test_what_the_warm_up_measured_decides_what_is_run_next_and_is_reported():
+    profile, recorder = CostProfile(32, (1, 32), ((1.0, 2.0),) * 4), Recorder()
+    engine = Engine(ScriptedRunner(), recorder)
+    await engine.start(asyncio.get_running_loop(), lambda: profile)
+    assert recorder.profiles == [profile]
+    assert isinstance(engine.policy, CostModel)
+    assert engine.policy.profile is profile
+    await engine.drain()
+
+
 @pytest.mark.parametrize("cause", [ValueError("no kernel"), StopIteration("no kernel"), SystemExit("no kernel")])
 async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_left_waiting(cause):
     asked = threading.Event()
@@ -204,8 +216,12 @@ async def test_a_warm_up_that_nobody_waits_for_any_more_harms_nothing():
     complaints: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     release = threading.Event()
+
+    def warm_up() -> None:
+        release.wait()
+
     engine = Engine(ScriptedRunner(), Recorder())
-    engine.start(asyncio.get_running_loop(), release.wait).cancel()
+    engine.start(asyncio.get_running_loop(), warm_up).cancel()
     release.set()
     assert (await engine.submit([picture(0)], contract())[0]).exit == 4
     await engine.drain()

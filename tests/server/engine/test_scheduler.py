@@ -9,9 +9,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from server.engine.policies import Choice, FullestFirst, FullFirst, RunToCompletion, Waiting
 from server.engine.request import Sample
-from server.engine.scheduler import PATIENCE, Batch, Scheduler
+from server.engine.scheduler import PRIOR_SAMPLES, SHARE_DECAY, Batch, Scheduler
 from tests.server.engine.scripted import NUM_STAGES, contract
+
+PATIENCE = FullFirst().patience
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +28,7 @@ def waiting(loop: asyncio.AbstractEventLoop, name: int = 0, deadline_s: float | 
     return Sample(name, contract(deadline_s=deadline_s), loop.create_future(), 0.0, 0.0)
 
 
-def scheduled(scheduler: Scheduler, now_s: float = 0.0) -> Batch:
+def scheduled(scheduler: Scheduler[Sample], now_s: float = 0.0) -> Batch[Sample]:
     batch = scheduler.schedule(now_s)
     assert batch is not None
     return batch
@@ -45,7 +48,7 @@ def test_a_batch_size_below_one_is_refused():
 
 
 def test_repr_shows_the_queues(loop):
-    scheduler = Scheduler(3, 2)
+    scheduler = Scheduler[Sample](3, 2)
     scheduler.enqueue(1, several(loop, 4))
     scheduler.enqueue(3, several(loop, 1))
     assert repr(scheduler) == "Scheduler(stage 1: 4, stage 2: 0, stage 3: 1)"
@@ -53,21 +56,21 @@ def test_repr_shows_the_queues(loop):
 
 
 def test_the_deepest_goes_first_where_no_batch_is_full(loop):
-    scheduler = Scheduler(NUM_STAGES, 4)
+    scheduler = Scheduler[Sample](NUM_STAGES, 4)
     for stage in (2, 4, 1, 3):
         scheduler.enqueue(stage, several(loop, 1))
     assert [scheduled(scheduler).stage for _ in range(4)] == [4, 3, 2, 1]
 
 
 def test_the_deepest_goes_first_where_several_are_full(loop):
-    scheduler = Scheduler(NUM_STAGES, 2)
+    scheduler = Scheduler[Sample](NUM_STAGES, 2)
     for stage in (1, 3, 2):
         scheduler.enqueue(stage, several(loop, 2))
     assert [scheduled(scheduler).stage for _ in range(3)] == [3, 2, 1]
 
 
 def test_survivors_of_different_batches_go_on_as_one(loop):
-    scheduler = Scheduler(2, 4)
+    scheduler = Scheduler[Sample](2, 4)
     scheduler.enqueue(1, several(loop, 8))
     survivors = []
     for _ in range(2):
@@ -79,7 +82,7 @@ def test_survivors_of_different_batches_go_on_as_one(loop):
 
 
 def test_new_samples_overtake_a_deeper_one_a_bounded_number_of_times(loop):
-    scheduler = Scheduler(2, 2)
+    scheduler = Scheduler[Sample](2, 2)
     scheduler.enqueue(2, several(loop, 1))
     stages = []
     for _ in range(PATIENCE + 1):
@@ -89,7 +92,7 @@ def test_new_samples_overtake_a_deeper_one_a_bounded_number_of_times(loop):
 
 
 def test_patience_begins_anew_after_a_step(loop):
-    scheduler = Scheduler(2, 2)
+    scheduler = Scheduler[Sample](2, 2)
     scheduler.enqueue(1, several(loop, 20))
     for _ in range(2):
         scheduler.enqueue(2, several(loop, 1))
@@ -97,7 +100,7 @@ def test_patience_begins_anew_after_a_step(loop):
 
 
 def test_a_sample_expires_at_its_deadline_and_not_before(loop):
-    scheduler = Scheduler(NUM_STAGES, 4)
+    scheduler = Scheduler[Sample](NUM_STAGES, 4)
     sample = waiting(loop, deadline_s=5.0)
     scheduler.enqueue(2, [sample])
     assert scheduled(scheduler, 4.999).samples == [sample]
@@ -106,13 +109,85 @@ def test_a_sample_expires_at_its_deadline_and_not_before(loop):
 
 
 def test_samples_that_are_over_leave_their_place_in_the_batch_to_others(loop):
-    scheduler = Scheduler(NUM_STAGES, 2)
+    scheduler = Scheduler[Sample](NUM_STAGES, 2)
     gone, first, late, second = waiting(loop), waiting(loop), waiting(loop, deadline_s=1.0), waiting(loop)
     gone.future.cancel()
     scheduler.enqueue(1, [gone, first, late, second])
     batch = scheduled(scheduler, 2.0)
     assert (batch.samples, batch.dropped) == ([first, second], [gone, late])
     assert scheduler.schedule(2.0) is None
+
+
+class Few:
+    """A policy that takes as few as there can be, from the shallowest stage."""
+
+    patience = 2
+
+    def choose(self, waiting: Waiting) -> Choice:
+        return Choice(min(waiting.stages()), 1)
+
+
+def test_the_policy_says_how_many_go(loop):
+    scheduler = Scheduler[Sample](2, 4, Few())
+    samples = several(loop, 3)
+    scheduler.enqueue(1, samples)
+    assert [scheduled(scheduler).samples for _ in range(3)] == [[sample] for sample in samples]
+
+
+def test_those_passed_over_for_too_long_go_at_last_and_all_at_once(loop):
+    scheduler = Scheduler[Sample](3, 4, Few())
+    scheduler.enqueue(1, several(loop, 9))
+    scheduler.enqueue(2, several(loop, 9))
+    scheduler.enqueue(3, several(loop, 2))
+    batches = [scheduled(scheduler) for _ in range(5)]
+    assert [(batch.stage, len(batch.samples)) for batch in batches] == [(1, 1), (1, 1), (3, 2), (2, 4), (1, 1)]
+
+
+def test_another_policy_takes_over_where_the_last_one_left(loop):
+    scheduler = Scheduler[Sample](2, 4)
+    scheduler.enqueue(1, several(loop, 8))
+    scheduler.enqueue(2, several(loop, 3))
+    assert scheduled(scheduler).stage == 1
+    scheduler.policy = RunToCompletion()
+    assert scheduled(scheduler).stage == 2
+    scheduler.policy = FullestFirst()
+    assert scheduled(scheduler).stage == 1
+
+
+def test_the_share_that_goes_on_is_learnt_from_what_comes_back(loop):
+    scheduler = Scheduler[Sample](3, 10)
+    assert scheduler.going_on == (0.5, 0.5, 0.0)
+    for _ in range(200):
+        scheduler.enqueue(1, several(loop, 10))
+        first = scheduled(scheduler)
+        scheduler.enqueue(2, first.samples[:4])
+        # New arrivals between a step and the next are nobody's survivors.
+        scheduler.enqueue(1, several(loop, 0))
+        second = scheduled(scheduler)
+        assert (first.stage, second.stage) == (1, 2)
+    assert scheduler.going_on == pytest.approx((0.4, 0.0, 0.0), abs=1e-3)
+
+
+def test_one_step_counts_against_the_prior_by_its_samples(loop):
+    scheduler = Scheduler[Sample](2, 10)
+    scheduler.enqueue(1, several(loop, 6))
+    scheduler.enqueue(2, scheduled(scheduler).samples)
+    prior = SHARE_DECAY * PRIOR_SAMPLES
+    assert scheduler.going_on[0] == pytest.approx((prior / 2 + 6) / (prior + 6))
+
+
+def test_the_policy_is_told_what_waits_and_what_goes_on(loop):
+    told = []
+
+    class Listening(Few):
+        def choose(self, waiting: Waiting) -> Choice:
+            told.append(waiting)
+            return super().choose(waiting)
+
+    scheduler = Scheduler[Sample](2, 4, Listening())
+    scheduler.enqueue(1, several(loop, 5))
+    scheduled(scheduler)
+    assert told == [Waiting((5, 0), (0.5, 0.0), 4)]
 
 
 operations = st.lists(
@@ -130,7 +205,7 @@ class History:
     """Plays operations against a scheduler and checks every batch against what must hold for all of them."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, max_batch_size: int) -> None:
-        self.loop, self.scheduler, self.now_s = loop, Scheduler(NUM_STAGES, max_batch_size), 0.0
+        self.loop, self.scheduler, self.now_s = loop, Scheduler[Sample](NUM_STAGES, max_batch_size), 0.0
         self.queues: list[list[Sample]] = [[] for _ in range(NUM_STAGES)]
         self.all: list[Sample] = []
         self.ended: list[Sample] = []
@@ -200,7 +275,7 @@ def test_any_history_conserves_samples_in_order_and_comes_to_an_end(loop, operat
 def test_a_waiting_stage_is_passed_over_for_full_batches_only_and_a_bounded_number_of_times(
     loop, arrivals, max_batch_size, survivors
 ):
-    scheduler = Scheduler(3, max_batch_size)
+    scheduler = Scheduler[Sample](3, max_batch_size)
     in_a_row = [0, 0, 0]
     for number in arrivals:
         scheduler.enqueue(1, several(loop, number))

@@ -125,7 +125,7 @@ def through_all_stages(runner: TorchRunner, pictures: Sequence[np.ndarray]) -> n
     states, probabilities = pictures, []
     for stage in range(1, runner.num_stages + 1):
         output = runner.run(stage, states)
-        states = list(output.states)
+        states = output.keep(range(len(states)))
         probabilities.append(output.probabilities_BC)
     return np.stack(probabilities)
 
@@ -152,7 +152,7 @@ def test_batch_mates_change_neither_exit_nor_label_and_probabilities_by_rounding
 
 
 def test_states_of_different_batches_merge_in_any_order(runner, reference, pictures):
-    carried = {n: runner.run(1, [pictures[n], pictures[n + 1]]).states[0] for n in range(0, 10, 2)}
+    carried = {n: runner.run(1, [pictures[n], pictures[n + 1]]).keep([0])[0] for n in range(0, 10, 2)}
     order = [8, 0, 6, 2, 4]
     output = runner.run(2, [carried[n] for n in order])
     np.testing.assert_allclose(output.probabilities_BC, reference.probabilities_KNC[1, order], rtol=0, atol=TOLERANCE)
@@ -186,12 +186,13 @@ def test_a_step_tracks_no_gradients_and_gives_float32_on_the_host(runner, pictur
     output = runner.run(1, pictures[:2])
     assert output.probabilities_BC.dtype == np.float32
     assert output.probabilities_BC.sum(axis=1) == pytest.approx([1.0, 1.0])
-    assert not output.states[0].features_HWC.requires_grad
-    assert [state.accumulated_C.shape for state in output.states[0:2]] == [(CLASSES,)] * 2
+    states = output.keep([0, 1])
+    assert not any(state.features_HWC.requires_grad for state in states)
+    assert [state.accumulated_C.shape for state in states] == [(CLASSES,)] * 2
 
 
 def test_the_state_of_one_that_goes_on_holds_no_memory_of_its_batch_mates(runner, pictures):
-    alone, together = runner.run(1, pictures[:1]).states[0], runner.run(1, pictures).states[3]
+    alone, together = runner.run(1, pictures[:1]).keep([0])[0], runner.run(1, pictures).keep([3])[0]
     for mine, shared in (
         (alone.features_HWC, together.features_HWC),
         (alone.accumulated_C, together.accumulated_C),

@@ -1,0 +1,151 @@
+"""Cost profile: what a step takes, by stage and batch size, as measured on this machine with this network."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+
+from server.engine.runners.runner import Runner
+
+MEASURED_ROUNDS = 5
+# Start-up waits for the measurement. What is not measured by then is extrapolated.
+BUDGET_S = 0.5
+
+
+@dataclass(frozen=True)
+class CostProfile:
+    """Seconds of every stage at some batch sizes, and between them by linear interpolation.
+
+    batch_sizes: rising, from 1. measured_s: one row a stage, one time a batch size. max_batch_size: the largest that
+    will be asked for; beyond the largest measured, every sample costs what it costs there. Raises ValueError for
+    anything that is no such table.
+    """
+
+    max_batch_size: int
+    batch_sizes: tuple[int, ...]
+    measured_s: tuple[tuple[float, ...], ...]
+    _table: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        sizes = self.batch_sizes
+        if not sizes or sizes[0] != 1 or any(a >= b for a, b in pairwise(sizes)):
+            raise ValueError(f"batch_sizes {sizes} are out of range: give rising whole numbers that begin with 1")
+        if self.max_batch_size < sizes[-1]:
+            raise ValueError(
+                f"max_batch_size {self.max_batch_size} is out of range: at least {sizes[-1]}, the largest measured"
+            )
+        if not self.measured_s:
+            raise ValueError("measured_s () are out of range: give one row for each stage, at least one")
+        for stage, row in enumerate(self.measured_s, start=1):
+            if len(row) != len(sizes) or not all(0.0 < time_s < float("inf") for time_s in row):
+                raise ValueError(
+                    f"measured_s {row} of stage {stage} are out of range: give {len(sizes)} finite times above 0, "
+                    "one for each batch size"
+                )
+        table = tuple(_every_size(sizes, row, self.max_batch_size) for row in self.measured_s)
+        object.__setattr__(self, "_table", table)
+
+    @property
+    def num_stages(self) -> int:
+        """K."""
+        return len(self.measured_s)
+
+    def table(self, stage: int) -> tuple[float, ...]:
+        """Seconds of stage 1..K at batch sizes 0, 1, …, max_batch_size; never falling from one to the next."""
+        return self._table[stage - 1]
+
+    def seconds(self, stage: int, batch_size: int) -> float:
+        """Seconds of stage 1..K over 0..max_batch_size samples."""
+        return self._table[stage - 1][batch_size]
+
+    def best_sample_s(self, stage: int) -> float:
+        """Seconds a sample of stage 1..K in its most efficient batch."""
+        row = self._table[stage - 1]
+        return min(time_s / size for size, time_s in enumerate(row) if size)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: what was measured, nothing derived."""
+        return {
+            "max_batch_size": self.max_batch_size,
+            "batch_sizes": list(self.batch_sizes),
+            "measured_s": [list(row) for row in self.measured_s],
+        }
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> CostProfile:
+        """The profile that `to_dict` described; other entries are passed over. Raises ValueError for what is none."""
+        try:
+            return cls(
+                int(values["max_batch_size"]),
+                tuple(int(size) for size in values["batch_sizes"]),
+                tuple(tuple(float(time_s) for time_s in row) for row in values["measured_s"]),
+            )
+        except (KeyError, TypeError) as error:
+            raise ValueError(
+                f"a cost profile needs max_batch_size, batch_sizes and measured_s: {type(error).__name__}: {error}"
+            ) from None
+
+
+def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int) -> tuple[float, ...]:
+    # Interruptions only ever lengthen a measured time: what a larger batch takes, a smaller one takes at most.
+    least = np.minimum.accumulate(np.asarray(row)[::-1])[::-1]
+    wanted = np.arange(max_batch_size + 1)
+    table = np.interp(wanted, (0, *sizes), (0.0, *least))
+    beyond = wanted > sizes[-1]
+    table[beyond] = wanted[beyond] * (least[-1] / sizes[-1])
+    return tuple(table.tolist())
+
+
+def grid(max_batch_size: int) -> tuple[int, ...]:
+    """Batch sizes worth measuring: 1, 2, 4, 8, …, and max_batch_size itself."""
+    sizes = [1]
+    while 2 * sizes[-1] < max_batch_size:
+        sizes.append(2 * sizes[-1])
+    return tuple(sizes) if max_batch_size == 1 else (*sizes, max_batch_size)
+
+
+def measure_profile(
+    runner: Runner,
+    picture_size: int,
+    max_batch_size: int,
+    clock: Callable[[], float],
+    *,
+    rounds: int = MEASURED_ROUNDS,
+    budget_s: float = BUDGET_S,
+) -> CostProfile:
+    """Time every stage at every size of the grid: medians over `rounds`, all sizes and stages in turn in each.
+
+    For a runner that is warm, on the thread that is to use it. picture_size: side of its input in pixels. clock:
+    monotonic seconds. A time includes what it takes to keep the states of the whole batch, as if all went on.
+    budget_s: once so much has passed, no further round is begun, and the first goes no further up the grid.
+    """
+    start_s = clock()
+    walks: dict[int, list[list[float]]] = {}
+    for size in grid(max_batch_size):
+        walks[size] = [_walk(runner, picture_size, size, clock)]
+        if clock() - start_s >= budget_s:
+            break
+    for _ in range(rounds - 1):
+        if clock() - start_s >= budget_s:
+            break
+        for size, times in walks.items():
+            times.append(_walk(runner, picture_size, size, clock))
+    medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in walks.values()]
+    return CostProfile(max_batch_size, tuple(walks), tuple(zip(*medians, strict=True)))
+
+
+def _walk(runner: Runner, picture_size: int, batch_size: int, clock: Callable[[], float]) -> list[float]:
+    """Seconds of each stage for one batch that goes all the way."""
+    states: Sequence[Any] = [np.zeros((picture_size, picture_size, 3), np.uint8)] * batch_size
+    times = []
+    for stage in range(1, runner.num_stages + 1):
+        start_s = clock()
+        output = runner.run(stage, states)
+        states = output.keep(range(batch_size)) if stage < runner.num_stages else ()
+        times.append(clock() - start_s)
+    return times

@@ -1,0 +1,47 @@
+"""How far a fast runner's probabilities are from the reference's."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from server.engine.runners.runner import Runner
+
+Pictures = Sequence[npt.NDArray[np.uint8]]
+
+
+def agree(runner: Runner, reference: Runner, size: int) -> float:
+    """The largest difference of any probability at any exit, over trial pictures (size, size, 3)."""
+    pictures = trial_pictures(size)
+    differences = probabilities(runner, pictures) - probabilities(reference, pictures)
+    return float(np.abs(differences).max())
+
+
+def probabilities(runner: Runner, pictures: Pictures) -> npt.NDArray[np.float32]:
+    """Calibrated probabilities (K, B, classes) of one batch that goes through all stages together."""
+    states: Sequence[Any] = pictures
+    answers = []
+    for stage in range(1, runner.num_stages + 1):
+        output = runner.run(stage, states)
+        states = output.keep(range(len(pictures))) if stage < runner.num_stages else ()
+        answers.append(output.probabilities_BC)
+    return np.stack(answers)
+
+
+def trial_pictures(size: int, number: int = 16) -> list[npt.NDArray[np.uint8]]:
+    """Pictures (size, size, 3) with something at every scale: coloured slopes, stripes, noise; always the same ones."""
+    generator = np.random.default_rng(0)
+    slope = np.linspace(-1, 1, size)
+
+    def draw() -> npt.NDArray[np.uint8]:
+        down, across = generator.uniform(-120, 120, (2, 3))
+        stripes = np.sin(generator.uniform(1, 12) * (slope[:, None] + generator.uniform(-1, 1) * slope[None, :]))
+        noise_HW3 = generator.normal(0, generator.uniform(2, 30), (size, size, 3))
+        colour_HW3 = generator.uniform(0, 255, 3) + slope[:, None, None] * down + slope[None, :, None] * across
+        picture_HW3 = colour_HW3 + generator.uniform(0, 60) * stripes[:, :, None] + noise_HW3
+        return np.asarray(picture_HW3.clip(0, 255), np.uint8)
+
+    return [draw() for _ in range(number)]

@@ -1,0 +1,77 @@
+"""Which runner a bundle gets on a device."""
+
+from __future__ import annotations
+
+import logging
+
+import torch
+
+from models.bundle import Bundle
+from server.engine.runners.agreement import agree
+from server.engine.runners.runner import Runner
+from server.engine.runners.torch_runner import TorchRunner
+
+logger = logging.getLogger(__name__)
+
+# Kinds of device that a runner runs on.
+DEVICES = {"torch": ("cpu", "cuda"), "openvino": ("cpu",), "cuda-graphs": ("cuda",)}
+
+# Where a probability differs by more than this from the reference's, a lower precision is not this network's.
+LARGEST_DIFFERENCE = 0.1
+
+
+def choose_runner(
+    bundle: Bundle,
+    device: torch.device,
+    name: str = "auto",
+    precision: str = "auto",
+    threads: int = 0,
+    max_samples: int = 1024,
+) -> Runner:
+    """The runner of that name; auto is the fastest that is right: OpenVINO on the CPU, CUDA graphs on a GPU.
+
+    Where auto finds that a network does not fit its first choice, it takes torch and logs why. precision: auto is
+    the fastest that the device computes in natively and that agrees with float32 on trial pictures. threads: of one
+    step on the CPU, 0 for all cores. max_samples: most in flight. Raises ValueError for a runner or precision that
+    the device or the network does not allow.
+    """
+    if name == "auto":
+        return _best(bundle, device, precision, threads, max_samples)
+    if device.type not in DEVICES[name]:
+        raise ValueError(
+            f"runner {name!r} does not run on {device}: give --device {DEVICES[name][0]}, or --runner auto"
+        )
+    if name == "torch":
+        if precision not in ("auto", "float32"):
+            raise ValueError(f"precision {precision!r} is not the torch runner's: it computes in float32 alone")
+        return TorchRunner(bundle, device)
+    if name == "openvino":
+        return _openvino(bundle, precision, threads)
+    from server.engine.runners.cuda_graphs import CudaGraphRunner
+
+    return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=precision)
+
+
+def _best(bundle: Bundle, device: torch.device, precision: str, threads: int, max_samples: int) -> Runner:
+    name = "cuda-graphs" if device.type == "cuda" else "openvino"
+    try:
+        return choose_runner(bundle, device, name, precision, threads, max_samples)
+    except (ValueError, ImportError) as error:
+        if precision != "auto":
+            raise
+        logger.warning("%s runs in plain torch: %s", bundle.name, error)
+        return TorchRunner(bundle, device)
+
+
+def _openvino(bundle: Bundle, precision: str, threads: int) -> Runner:
+    from server.engine.runners.openvino_runner import OpenVinoRunner
+
+    runner = OpenVinoRunner(bundle, precision, threads)
+    if precision == "auto" and runner.precision != "float32":
+        difference = agree(runner, TorchRunner(bundle, torch.device("cpu")), bundle.preprocessing.size)
+        if difference > LARGEST_DIFFERENCE:
+            logger.warning(
+                "%s runs in float32: in %s its probabilities differ by %.2f", bundle.name, runner.precision, difference
+            )
+            return OpenVinoRunner(bundle, "float32", threads)
+    return runner

@@ -1,0 +1,137 @@
+"""OpenVinoRunner: the default on the CPU. Each stage is one compiled OpenVINO network, converted in memory at load."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from models.bundle import Bundle
+from server.engine.runners.openvino_stages import FEATURE_TYPES, convert_stages
+from server.engine.runners.runner import StepOutput
+
+PRECISIONS = ("auto", "float32", "bfloat16")
+# Numpy's type as wide as that of the features.
+WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+
+
+@dataclass(frozen=True, slots=True)
+class StageState:
+    """What a sample carries between stages: its row of a step's features (C, H, W) and accumulated logits (classes).
+
+    Features of bfloat16, which numpy does not know, are its bits.
+    """
+
+    features_BCHW: npt.NDArray[Any]
+    accumulated_BC: npt.NDArray[np.float32]
+    row: int
+
+
+class OpenVinoRunner:
+    """Steps as OpenVINO networks: uint8 pictures in, normalisation, stage, head and calibration inside.
+
+    precision: float32, bfloat16, or auto for bfloat16 where the processor computes in it natively and float32 where
+    not. threads: that one step computes with; 0 for all cores. Raises ValueError for an unknown precision, and for a
+    network that OpenVINO cannot convert; TorchRunner takes such a network.
+    """
+
+    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int = 0) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        self._core, self._threads = ov.Core(), threads
+        self.precision = native_precision(self._core) if precision == "auto" else precision
+        self._size = bundle.preprocessing.size
+        networks = convert_stages(bundle, FEATURE_TYPES[self.precision])
+        self._stages = [_Stage(self.compile(network), self.precision) for network in networks]
+
+    @property
+    def num_stages(self) -> int:
+        """K, the stages of the bundle's network."""
+        return len(self._stages)
+
+    def compile(self, network: ov.Model) -> ov.CompiledModel:
+        """Any network as this runner computes: precision and threads are its own."""
+        options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"}
+        limited = {"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}
+        return self._core.compile_model(network, "CPU", {**options, **limited})
+
+    def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
+        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates."""
+        return self._stages[stage - 1].run(states)
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Run every stage at batch 1 and at the largest batch: OpenVINO builds its kernels by shape, on first use."""
+        for batch_size in {1, max_batch_size}:
+            states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * batch_size
+            for stage in range(1, self.num_stages + 1):
+                states = self.run(stage, states).keep(range(batch_size))
+
+
+def native_precision(core: ov.Core) -> str:
+    """bfloat16 where the processor has instructions for it, else float32."""
+    return "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+
+
+class _Stage:
+    """One compiled stage. It owns what its request reads and writes: OpenVINO neither copies nor keeps it."""
+
+    def __init__(self, compiled: ov.CompiledModel, precision: str) -> None:
+        self._request = compiled.create_infer_request()
+        self._is_first = compiled.input(0).get_element_type() == ov.Type.u8
+        self._is_last = len(compiled.outputs) == 1
+        self._carries = len(compiled.inputs) == 2
+        self._type = FEATURE_TYPES[precision]
+        self._row_shapes = [
+            tuple(size.get_length() for size in list(output.get_partial_shape())[1:]) for output in compiled.outputs
+        ]
+
+    def run(self, states: Sequence[Any]) -> StepOutput:
+        request, size = self._request, len(states)
+        self._inputs: tuple[npt.NDArray[Any], ...]
+        if self._is_first:
+            self._inputs = (np.stack(states),)
+            request.set_input_tensor(0, ov.Tensor(self._inputs[0], shared_memory=True))
+        else:
+            self._inputs = gather(states)
+            request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, self._type))
+            if self._carries:
+                request.set_input_tensor(1, ov.Tensor(self._inputs[1], shared_memory=True))
+        if not self._is_last:
+            # New ones for each step: what goes on does so where it was written.
+            accumulated_BC = np.empty((size, *self._row_shapes[1]), np.float32)
+            features_BCHW = np.empty((size, *self._row_shapes[2]), WORDS[self._type])
+            request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
+            request.set_output_tensor(2, ov.Tensor(features_BCHW, features_BCHW.shape, self._type))
+        request.infer()
+
+        def keep(rows: Sequence[int]) -> list[StageState]:
+            if self._is_last or not rows:
+                return []
+            if 2 * len(rows) < size:
+                # Fewer than half: what the others leave behind would be more than what is kept.
+                features, accumulated = features_BCHW[list(rows)], accumulated_BC[list(rows)]
+                return [StageState(features, accumulated, row) for row in range(len(rows))]
+            return [StageState(features_BCHW, accumulated_BC, row) for row in rows]
+
+        return StepOutput(request.get_output_tensor(0).data.copy(), keep)
+
+
+def gather(states: Sequence[StageState]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
+    """Features (B, C, H, W) and accumulated logits (B, classes) of samples that may come from several steps.
+
+    Neighbours of one step are not copied.
+    """
+    first = states[0]
+    if any(state.features_BCHW is not first.features_BCHW for state in states):
+        return (
+            np.stack([state.features_BCHW[state.row] for state in states]),
+            np.stack([state.accumulated_BC[state.row] for state in states]),
+        )
+    rows = [state.row for state in states]
+    chosen = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
+    return first.features_BCHW[chosen], first.accumulated_BC[chosen]

@@ -1,0 +1,120 @@
+"""A bundle's stages as OpenVINO networks, converted in memory."""
+
+from __future__ import annotations
+
+import warnings
+
+import openvino as ov
+import torch
+from openvino.frontend import FrontEndManager, OpConversionFailure
+from openvino.frontend.pytorch.ts_decoder import TorchScriptPythonDecoder
+from openvino.preprocess import PrePostProcessor
+from torch import Tensor, nn
+
+from models.bundle import Bundle
+from models.preprocess import normalize
+
+# What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
+# that wider features would only be the same numbers in twice the memory.
+FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
+
+
+class StageModule(nn.Module):
+    """Stage k of a bundle with all that belongs to a step: (inputs, accumulated logits) -> what the engine needs.
+
+    inputs: uint8 (B, H, W, 3) at stage 1, features after that. accumulated_BC: only where exit k carries.
+    Gives calibrated probabilities (B, classes) and, before the last stage, accumulated logits and features.
+    """
+
+    def __init__(self, bundle: Bundle, stage: int) -> None:
+        super().__init__()
+        self.preprocessing, self.calibration, self.stage = bundle.preprocessing, bundle.calibration, stage
+        self.body, self.head = bundle.net.stages[stage - 1], bundle.net.heads[stage - 1]
+        self.is_last = stage == bundle.net.num_exits
+
+    def forward(self, inputs: Tensor, accumulated_BC: Tensor | None = None) -> tuple[Tensor, ...]:
+        """Run the stage."""
+        features = self.body(normalize(inputs, self.preprocessing) if self.stage == 1 else inputs)
+        _, logits_BC = self.head(features)
+        accumulated_BC = self.calibration.accumulate(self.stage, accumulated_BC, logits_BC)
+        probabilities_BC = self.calibration.probabilities(self.stage, accumulated_BC)
+        return (probabilities_BC,) if self.is_last else (probabilities_BC, accumulated_BC, features)
+
+
+def convert_stages(bundle: Bundle, feature_type: ov.Type) -> list[ov.Model]:
+    """Every stage as an OpenVINO network that takes any batch size; inputs and outputs are StageModule's.
+
+    Raises ValueError where OpenVINO cannot convert a stage.
+    """
+    size, num_exits = bundle.preprocessing.size, bundle.net.cpu().eval().num_exits
+    networks = []
+    # Two pictures: a tracer may take the size of a batch of one for a constant.
+    inputs: tuple[Tensor, ...] = (torch.zeros(2, size, size, 3, dtype=torch.uint8),)
+    for stage in range(1, num_exits + 1):
+        module = StageModule(bundle, stage).eval()
+        networks.append(_with_features(_converted(module, inputs, f"stage {stage}"), module, feature_type))
+        if stage < num_exits:
+            accumulated, features = (_zeros(networks[-1].output(index)) for index in (1, 2))
+            inputs = (features, accumulated) if bundle.calibration.carries[stage] else (features,)
+    return networks
+
+
+class WholeModule(nn.Module):
+    """All stages in a row: uint8 (B, H, W, 3) -> calibrated probabilities (B, classes) of the last exit."""
+
+    def __init__(self, bundle: Bundle) -> None:
+        super().__init__()
+        self.stages = nn.ModuleList(StageModule(bundle, stage) for stage in range(1, bundle.net.num_exits + 1))
+        self.carries = bundle.calibration.carries
+
+    def forward(self, pictures_BHWC: Tensor) -> tuple[Tensor]:
+        """Run all stages and heads."""
+        inputs: tuple[Tensor, ...] = (pictures_BHWC,)
+        for carry, stage in zip(self.carries[1:], self.stages[:-1], strict=True):
+            _, accumulated_BC, features = stage(*inputs)
+            inputs = (features, accumulated_BC) if carry else (features,)
+        (probabilities_BC,) = self.stages[-1](*inputs)
+        return (probabilities_BC,)
+
+
+def convert_whole(bundle: Bundle) -> ov.Model:
+    """All stages as one network: what splitting it costs is measured against, and what peers serve."""
+    size = bundle.preprocessing.size
+    bundle.net.cpu().eval()
+    inputs = (torch.zeros(2, size, size, 3, dtype=torch.uint8),)
+    return _converted(WholeModule(bundle).eval(), inputs, "the whole network")
+
+
+def _with_features(network: ov.Model, stage: StageModule, feature_type: ov.Type) -> ov.Model:
+    ends = PrePostProcessor(network)
+    if stage.stage > 1:
+        ends.input(0).tensor().set_element_type(feature_type)
+    if not stage.is_last:
+        ends.output(2).tensor().set_element_type(feature_type)
+    return ends.build()
+
+
+def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.Model:
+    with torch.no_grad(), warnings.catch_warnings():
+        # Mean and deviation of the pixels become constants: they are.
+        warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
+        # torch would have us use torch.export, which takes seconds for each stage.
+        warnings.simplefilter("ignore", DeprecationWarning)
+        # Not checked by tracing it once more: the runner is held to the reference as a whole.
+        traced = torch.jit.trace(module, inputs, check_trace=False)
+    # Not `openvino.convert_model`: it does the same ten times slower, and reports its use to OpenVINO's makers.
+    frontend = FrontEndManager().load_by_framework("pytorch")
+    decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
+    try:
+        network = frontend.convert(frontend.load(decoder))
+    except (RuntimeError, OpConversionFailure) as error:
+        # Where in OpenVINO's own source it was found comes first, what it was last.
+        cause = str(error).strip().splitlines()[-1].lstrip("- ")
+        raise ValueError(f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch") from error
+    network.reshape({index: [-1, *tensor.shape[1:]] for index, tensor in enumerate(inputs)})
+    return network
+
+
+def _zeros(output: ov.Output) -> Tensor:
+    _, *shape = output.get_partial_shape()
+    return torch.zeros(2, *(size.get_length() for size in shape))

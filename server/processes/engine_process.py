@@ -1,0 +1,255 @@
+"""The engine process: owns the engines and the device, and serves them to the frontends."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import shutil
+import signal
+import socket
+import sys
+from collections.abc import Sequence
+from functools import partial
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+import uvloop
+
+from server.engine.errors import EngineError
+from server.engine.request import Answer
+from server.loading import load_registry
+from server.metrics import Metrics, share_counters
+from server.processes import wire
+from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
+from server.processes.shared_pictures import Layout, Segment
+from server.registry import EngineClient, Registry
+from server.serve import log_config
+
+logger = logging.getLogger(__name__)
+
+# How old a frontend's view of the engine can be where no answers come its way.
+STATE_PERIOD_S = 0.1
+
+
+class EngineHost:
+    """The engines of one process, and the frontends connected to them.
+
+    segments: file descriptors of the frontends' memory, by the frontend's number. max_samples: a model's, in flight.
+    """
+
+    def __init__(self, registry: Registry, segments: Sequence[int], max_samples: int) -> None:
+        self.registry = registry
+        self.engines: list[EngineClient] = [one.engine for one in registry.served]
+        self.layout = Layout.of([one.bundle for one in registry.served], max_samples)
+        self.connections: set[FrontendConnection] = set()
+        self.left = asyncio.Event()
+        self.left.set()
+        self.accepted = 0
+        self._sizes = [one.bundle.config.input_size for one in registry.served]
+        self._segments = segments
+        self._progress = 0
+
+    def pictures(self, frontend: int) -> list[npt.NDArray[np.uint8]]:
+        """A frontend's slots, as the pictures of each model."""
+        segment = Segment(self._segments[frontend], self.layout)
+        return [segment.pictures(size) for size in self._sizes]
+
+    def alive(self, model: int) -> bool:
+        """Whether the model's engine takes samples."""
+        return self.registry.why_not_ready() is None and self.engines[model].alive
+
+    def gets_on(self) -> bool:
+        """Whether samples have left an engine since the last call, or there are none: false where it hangs."""
+        inflight = sum(engine.inflight_samples for engine in self.engines)
+        before, self._progress = self._progress, self.accepted - inflight
+        return not inflight or self._progress > before
+
+    def join(self, connection: FrontendConnection) -> None:
+        """A frontend has come; `left` is unset while there is one."""
+        self.connections.add(connection)
+        self.left.clear()
+
+    def leave(self, connection: FrontendConnection) -> None:
+        """A frontend is gone."""
+        self.connections.discard(connection)
+        if not self.connections:
+            self.left.set()
+
+    def tell_states(self) -> None:
+        """To every frontend, where something has changed."""
+        for connection in self.connections:
+            connection.tell_states()
+
+
+class FrontendConnection(asyncio.Protocol):
+    """One frontend: samples in, outcomes back; all that one step decides in one message."""
+
+    def __init__(self, host: EngineHost) -> None:
+        self._host = host
+        self._frames = wire.Frames()
+        self._pictures: list[npt.NDArray[np.uint8]] = []
+        self._inflight: dict[int, asyncio.Future[Answer]] = {}
+        self._inflight_by_model = [0] * len(host.engines)
+        self._told: list[wire.State | None] = [None] * len(host.engines)
+        self._records: list[bytes] = []
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """A frontend has come."""
+        # Not asserted: uvloop's transports are no subclass.
+        self._transport = cast(asyncio.Transport, transport)
+        self._loop = asyncio.get_running_loop()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The frontend is gone, and so is everybody who waited for its samples."""
+        self._host.leave(self)
+        for future in list(self._inflight.values()):
+            future.cancel()
+
+    def data_received(self, data: bytes) -> None:
+        """From the frontend."""
+        for kind, body in self._frames.feed(data):
+            match kind:
+                case wire.Kind.SUBMIT:
+                    self._take_in(wire.parse_submission(body))
+                case wire.Kind.CANCEL:
+                    for slot in wire.parse_cancelled(body):
+                        if slot in self._inflight:
+                            self._inflight[slot].cancel()
+                case wire.Kind.HELLO:
+                    self._greet(wire.parse_hello(body))
+                case _:
+                    raise AssertionError(f"a frontend sends no {kind.name}")
+
+    def tell_states(self) -> None:
+        """How the engines stand, where this frontend has not been told yet."""
+        self._transport.writelines(self._news())
+
+    def _greet(self, hello: wire.Hello) -> None:
+        if hello.digest != self._host.layout.digest:
+            self._transport.write(wire.refused())
+            return
+        self._pictures = self._host.pictures(hello.frontend)
+        self._host.join(self)
+        self.tell_states()
+
+    def _take_in(self, submission: wire.Submission) -> None:
+        model, slots = submission.model, submission.slots
+        pictures_NHWC = self._pictures[model]
+        engine = self._host.engines[model]
+        try:
+            futures = engine.submit([pictures_NHWC[slot] for slot in slots], submission.contract)
+        except EngineError as refusal:
+            for slot in slots:
+                self._record(slot, refusal)
+            return
+        self._host.accepted += len(slots)
+        self._inflight_by_model[model] += len(slots)
+        for slot, future in zip(slots, futures, strict=True):
+            self._inflight[slot] = future
+            future.add_done_callback(partial(self._on_done, slot, model))
+
+    def _on_done(self, slot: int, model: int, future: asyncio.Future[Answer]) -> None:
+        del self._inflight[slot]
+        self._inflight_by_model[model] -= 1
+        if future.cancelled():
+            self._record(slot, None)
+            return
+        error = future.exception()
+        assert error is None or isinstance(error, EngineError)
+        self._record(slot, future.result() if error is None else error)
+
+    def _record(self, slot: int, outcome: wire.Outcome) -> None:
+        # A step's futures are resolved in one turn of the event loop, so their callbacks all run before the flush.
+        if not self._records:
+            self._loop.call_soon(self._flush)
+        self._records.append(wire.outcome(slot, outcome))
+
+    def _flush(self) -> None:
+        records, self._records = self._records, []
+        if not self._transport.is_closing():
+            self._transport.writelines([wire.outcomes(records), *self._news()])
+
+    def _news(self) -> list[bytes]:
+        news = []
+        for model, engine in enumerate(self._host.engines):
+            refusal = engine.overload(1)
+            state = wire.State(
+                model,
+                self._host.alive(model),
+                max(0, engine.inflight_samples - self._inflight_by_model[model]),
+                refusal.retry_after_s if refusal else 0.0,
+                engine.queue_depths,
+            )
+            if state != self._told[model]:
+                self._told[model] = state
+                news.append(wire.state(state))
+        return news
+
+
+async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lifeline, patience_s: float) -> str | None:
+    """Warm up, tell the supervisor, and serve until a signal; why that came to nothing, None after an orderly end.
+
+    patience_s: where the supervisor is gone, how long the frontends may take to finish without it.
+    """
+    loop, stopping = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
+    server = await loop.create_unix_server(partial(FrontendConnection, host), sock=listener)
+    states = asyncio.create_task(_keep_telling(host))
+    await host.registry.start()
+    if host.registry.failure is not None:
+        return host.registry.failure
+    lifeline.ready([])
+    while not stopping.is_set():
+        if (dead := host.registry.why_not_ready()) is not None:
+            return dead
+        if lifeline.cut:
+            # The frontends have noticed as well, and finish what they have.
+            await _wait(host.left, patience_s)
+            break
+        if host.gets_on():
+            lifeline.beat()
+        await _wait(stopping, BEAT_S)
+    states.cancel()
+    server.close()
+    await host.registry.drain()
+    return None
+
+
+async def _keep_telling(host: EngineHost) -> None:
+    while True:
+        host.tell_states()
+        await asyncio.sleep(STATE_PERIOD_S)
+
+
+async def _wait(event: asyncio.Event, timeout_s: float) -> None:
+    try:
+        await asyncio.wait_for(event.wait(), timeout_s)
+    except TimeoutError:
+        return
+
+
+def run_engine(assignment: Assignment) -> int:
+    """The whole life of an engine process; its exit status."""
+    settings, lifeline = assignment.settings, Lifeline(assignment.lifeline)
+    logging.config.dictConfig(log_config(settings.log_level))
+    share_counters(assignment.folder, assignment.name)
+    try:
+        registry = load_registry(settings, Metrics(shared=assignment.folder))
+    except ValueError as error:
+        lifeline.failed(str(error))
+        return 1
+    host = EngineHost(registry, assignment.segments, settings.max_queue)
+    listener = socket.socket(fileno=assignment.listener)
+    failure = uvloop.run(serve_engines(host, listener, lifeline, settings.drain_timeout_s))
+    if lifeline.cut:
+        # Nobody else is left to clear up.
+        shutil.rmtree(assignment.folder, ignore_errors=True)
+    if failure is not None:
+        lifeline.failed(failure)
+    return 0 if failure is None else 1
+
+
+if __name__ == "__main__":
+    sys.exit(run_engine(read_assignment()))

@@ -1,0 +1,157 @@
+"""A frontend process: HTTP, decoding and admission; the engine is in another process."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import logging.config
+import os
+import signal
+import socket
+import sys
+from dataclasses import replace
+from types import FrameType
+
+import torch
+import uvicorn
+
+from models.backbones.plugins import load_backbones
+from models.bundle import EMBEDDED, Bundle, load_bundle
+from models.cost import count_cost
+from models.device import choose_device
+from server.app import create_app
+from server.images import MOST_THREADS
+from server.metrics import Metrics, share_counters
+from server.processes.acceptor import Acceptor, OpenConnections
+from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
+from server.processes.remote_engine import EngineLink
+from server.registry import Registry, ServedModel
+from server.serve import Server, http_config, log_config
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+TICKS_PER_BEAT = round(BEAT_S / 0.1)
+
+
+class FrontendServer(Server):
+    """A server that tells the supervisor that it lives, and ends when the supervisor is gone."""
+
+    def __init__(
+        self,
+        config: uvicorn.Config,
+        registry: Registry,
+        drain_delay_s: float,
+        address: str,
+        lifeline: Lifeline,
+        link: EngineLink,
+        shares: OpenConnections,
+    ) -> None:
+        super().__init__(config, registry, drain_delay_s, address, logger.info)
+        self._lifeline = lifeline
+        self._link = link
+        self._shares = shares
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's, but for how connections are accepted."""
+        await super().startup(sockets=[])
+        connections = self.server_state.connections
+        self._acceptors = [Acceptor(one, self._protocol, connections, self._shares) for one in sockets or []]
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's."""
+        for acceptor in self._acceptors:
+            acceptor.close()
+        await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
+
+    def on_ready(self) -> None:
+        """The supervisor announces the server, once for all its processes."""
+        self._lifeline.ready(self.announcement())
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        """As the server's; whoever still waits for the engine to be ready, waits no longer."""
+        super().handle_exit(sig, frame)
+        for engine in self._link.engines:
+            engine.let_go()
+
+    async def on_tick(self, counter: int) -> bool:
+        """As the server's; the tenth of a second is uvicorn's."""
+        for acceptor in self._acceptors:
+            acceptor.tell()
+        if counter % TICKS_PER_BEAT == 0:
+            self._lifeline.beat()
+            if self._lifeline.cut and not self._registry.draining:
+                self.handle_exit(signal.SIGINT, None)
+        if self._link.refused and not self._registry.draining:
+            self._lifeline.failed("a bundle was replaced while the server ran, and the engine has another than this")
+            self.handle_exit(signal.SIGINT, None)
+        return await super().on_tick(counter)
+
+
+def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) -> tuple[Registry, EngineLink]:
+    """Every bundle's facts, in front of the engine process. Raises ValueError, as `server.loading` does."""
+    load_backbones(settings.backbones)
+    device = str(choose_device(settings.device))
+    bundles = [_without_weights(load_bundle(path)) for path in settings.model or [EMBEDDED]]
+    link = EngineLink(
+        assignment.engine_address,
+        assignment.number,
+        assignment.segments[assignment.number],
+        bundles,
+        settings.max_queue,
+    )
+    served = []
+    for bundle, engine in zip(bundles, link.engines, strict=True):
+        cost = count_cost(bundle.config)
+        metrics.add_model(bundle, cost, device)
+        served.append(ServedModel(bundle, cost, device, engine, _warmed_up_elsewhere))
+    return Registry(served), link
+
+
+def _without_weights(bundle: Bundle) -> Bundle:
+    return replace(bundle, net=bundle.net.to("meta"))
+
+
+def _warmed_up_elsewhere() -> None:
+    """The engine process warms up itself."""
+
+
+def run_frontend(assignment: Assignment) -> int:
+    """The whole life of a frontend process; its exit status."""
+    settings, lifeline = assignment.settings, Lifeline(assignment.lifeline)
+    logging.config.dictConfig(log_config(settings.log_level))
+    share_counters(assignment.folder, assignment.name)
+    # The network is only measured here, never run.
+    torch.set_num_threads(1)
+    cores_each = (os.cpu_count() or 1) // settings.frontends
+    decode_threads = settings.decode_threads or max(1, min(MOST_THREADS, cores_each))
+    try:
+        metrics = Metrics(shared=assignment.folder)
+        registry, link = load_remote(settings, metrics, assignment)
+        app = create_app(registry, replace(settings, decode_threads=decode_threads), metrics)
+    except ValueError as error:
+        lifeline.failed(str(error))
+        return 1
+    listener = socket.socket(fileno=assignment.listener)
+    shares = OpenConnections(assignment.shares, settings.frontends, assignment.number)
+    server = FrontendServer(
+        http_config(app, settings),
+        registry,
+        settings.drain_delay_s,
+        assignment.address,
+        lifeline,
+        link,
+        shares,
+    )
+    server.run(sockets=[listener])
+    return 1 if link.refused else 0
+
+
+if __name__ == "__main__":
+    sys.exit(run_frontend(read_assignment()))

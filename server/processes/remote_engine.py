@@ -1,0 +1,295 @@
+"""The engine process as a frontend sees it: one connection, and behind it an `EngineClient` for each model."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import cast
+
+import numpy as np
+import numpy.typing as npt
+
+from models.bundle import Bundle
+from server.engine.errors import EngineError, EngineStopped, Overloaded
+from server.engine.request import Answer, Contract
+from server.processes import wire
+from server.processes.shared_pictures import FreeSlots, Layout, Segment
+
+logger = logging.getLogger(__name__)
+
+# The supervisor keeps the engine's socket open while there is no engine, so this is for rare errors of the system.
+RECONNECT_S = 0.1
+
+# What a refusal says where the engine has told nothing better.
+RETRY_AFTER_S = 1.0
+
+Picture = npt.NDArray[np.uint8]
+
+
+class EngineLink:
+    """One frontend's connection to the engine process: kept up, and shared by all its models.
+
+    When it is lost, everybody who waits gets EngineStopped at once. All members belong to the event loop's thread.
+    address: path of the engine process's socket. memory_fd: this frontend's segment.
+    """
+
+    def __init__(
+        self, address: str, frontend: int, memory_fd: int, bundles: Sequence[Bundle], max_samples: int
+    ) -> None:
+        layout = Layout.of(bundles, max_samples)
+        segment = Segment(memory_fd, layout)
+        self.refused = False
+        self.engines = [
+            RemoteEngine(
+                self,
+                number,
+                num_stages=len(one.calibration.temperatures),
+                pictures_NHWC=segment.pictures(one.config.input_size),
+                max_samples=max_samples,
+            )
+            for number, one in enumerate(bundles)
+        ]
+        self._address = address
+        self._hello = wire.hello(wire.Hello(frontend, layout.digest))
+        self._free = FreeSlots(layout.num_slots)
+        self._waiting: dict[int, tuple[RemoteEngine, asyncio.Future[Answer]]] = {}
+        self._transport: asyncio.Transport | None = None
+        self._connecting: asyncio.Task[None] | None = None
+        self._closed = False
+        self._frames = wire.Frames()
+        self._outbox: list[bytes] = []
+
+    def open(self, loop: asyncio.AbstractEventLoop) -> None:
+        """Connect, and again whenever the connection is lost; the first call counts."""
+        if self._connecting is None:
+            self._loop = loop
+            self._connecting = loop.create_task(self._connect())
+
+    def close(self) -> None:
+        """Nothing more is wanted: whoever still waits gets EngineStopped, and whoever starts is let go."""
+        self._closed = True
+        if self._connecting is not None:
+            self._connecting.cancel()
+        if self._transport is not None:
+            self._transport.abort()
+        for engine in self.engines:
+            engine.let_go()
+
+    # ---- for RemoteEngine ----------------------------------------------------------------------
+
+    def take(self, engine: RemoteEngine, count: int) -> tuple[list[int], list[asyncio.Future[Answer]]] | None:
+        """So many slots, and a future for each; None where there are not enough."""
+        slots = self._free.take(count)
+        if slots is None:
+            return None
+        futures: list[asyncio.Future[Answer]] = [self._loop.create_future() for _ in slots]
+        for slot, future in zip(slots, futures, strict=True):
+            self._waiting[slot] = engine, future
+            future.add_done_callback(partial(self._on_done, slot))
+        return slots, futures
+
+    def send(self, frame: bytes) -> None:
+        """Send with all else that is said in this turn of the event loop."""
+        if not self._outbox:
+            self._loop.call_soon(self._flush)
+        self._outbox.append(frame)
+
+    # ---- the connection ------------------------------------------------------------------------
+
+    async def _connect(self) -> None:
+        while True:
+            try:
+                await self._loop.create_unix_connection(partial(_Connection, self), self._address)
+            except OSError as error:
+                logger.debug("the engine process cannot be reached: %s", error)
+                await asyncio.sleep(RECONNECT_S)
+            else:
+                return
+
+    def connected(self, transport: asyncio.Transport) -> None:
+        """Introduce this frontend; the engine is used once its first state has come."""
+        self._transport, self._frames = transport, wire.Frames()
+        transport.write(self._hello)
+
+    def received(self, data: bytes) -> None:
+        """From the engine process."""
+        for kind, body in self._frames.feed(data):
+            match kind:
+                case wire.Kind.OUTCOMES:
+                    for slot, outcome in wire.parse_outcomes(body):
+                        self._settle(slot, outcome)
+                case wire.Kind.STATE:
+                    state = wire.parse_state(body)
+                    self.engines[state.model].learn(state)
+                case wire.Kind.REFUSED:
+                    self.refused = True
+                case _:
+                    raise AssertionError(f"the engine process sends no {kind.name}")
+
+    def lost(self) -> None:
+        """The engine process is gone: nobody goes on waiting, and its successor is looked for."""
+        self._transport = None
+        self._outbox.clear()
+        for engine in self.engines:
+            engine.forget()
+        for slot in list(self._waiting):
+            self._settle(slot, EngineStopped(draining=False))
+        if not self._closed:
+            self._connecting = self._loop.create_task(self._connect())
+
+    def _flush(self) -> None:
+        frames = b"".join(self._outbox)
+        self._outbox.clear()
+        if self._transport is not None:
+            self._transport.write(frames)
+
+    def _settle(self, slot: int, outcome: wire.Outcome) -> None:
+        engine, future = self._waiting.pop(slot)
+        self._free.give_back(slot)
+        engine.settled()
+        if future.done():
+            return
+        if isinstance(outcome, Answer):
+            future.set_result(outcome)
+        elif isinstance(outcome, EngineError):
+            future.set_exception(outcome)
+        else:
+            raise AssertionError("only what was cancelled is released")
+
+    def _on_done(self, slot: int, future: asyncio.Future[Answer]) -> None:
+        waiting = self._waiting.get(slot)
+        # The slot stays taken until the engine process says that it has let go.
+        if waiting is not None and waiting[1] is future:
+            self.send(wire.cancel([slot]))
+
+
+class _Connection(asyncio.Protocol):
+    """Hands what happens on the socket to its link."""
+
+    def __init__(self, link: EngineLink) -> None:
+        self._link = link
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        # Not asserted: uvloop's transports are no subclass.
+        self._link.connected(cast(asyncio.Transport, transport))
+
+    def data_received(self, data: bytes) -> None:
+        self._link.received(data)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._link.lost()
+
+
+class RemoteEngine:
+    """One model's engine in the engine process; what `server.registry.EngineClient` asks for.
+
+    pictures_NHWC: the segment's slots as pictures of this model. max_samples: in flight at once, everybody's.
+    """
+
+    def __init__(
+        self, link: EngineLink, model: int, num_stages: int, pictures_NHWC: npt.NDArray[np.uint8], max_samples: int
+    ) -> None:
+        self._link = link
+        self._num_stages = num_stages
+        self._pictures_NHWC = pictures_NHWC
+        self._max_samples = max_samples
+        self._unknown = wire.State(model, False, 0, 0.0, (0,) * num_stages)
+        self._state = self._unknown
+        self._own = 0
+        self._draining = False
+        self._emptied = asyncio.Event()
+        self._warm: asyncio.Future[None] | None = None
+
+    @property
+    def alive(self) -> bool:
+        """Whether the engine process is there, warm, and its engine runs."""
+        return self._state.alive
+
+    @property
+    def inflight_samples(self) -> int:
+        """Samples in the engine, those of other frontends included."""
+        return self._state.inflight_others + self._own
+
+    @property
+    def queue_depths(self) -> tuple[int, ...]:
+        """Samples waiting in front of each stage, as last told."""
+        return self._state.queue_depths
+
+    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> asyncio.Future[None]:
+        """Look for the engine process; done when it is warm. `warm_up` is its own affair, and not called here."""
+        self._warm = loop.create_future()
+        self._link.open(loop)
+        return self._warm
+
+    def overload(self, num_pictures: int) -> Overloaded | None:
+        """How `submit` would refuse so many pictures, as far as this frontend knows."""
+        full = self.inflight_samples + num_pictures > self._max_samples
+        if full or self._state.retry_after_s:
+            return Overloaded(self._state.retry_after_s or RETRY_AFTER_S)
+        return None
+
+    def submit(self, pictures: Sequence[Picture], contract: Contract) -> list[asyncio.Future[Answer]]:
+        """As `Engine.submit`; Overloaded may also come through the futures, since the engine has the last word."""
+        if len(pictures) > self._max_samples:
+            raise ValueError(
+                f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
+                "send fewer, or raise max_queue"
+            )
+        if len(contract.rule.limits) != self._num_stages:
+            raise ValueError(
+                f"a rule for {len(contract.rule.limits)} exits is out of range: this network has {self._num_stages}; "
+                f"give {self._num_stages - 1} thresholds"
+            )
+        assert all(picture.shape == self._pictures_NHWC.shape[1:] for picture in pictures), (
+            "preprocessing gives one size"
+        )
+        if self._draining or not self.alive:
+            raise EngineStopped(draining=self._draining)
+        if overload := self.overload(len(pictures)):
+            raise overload
+        taken = self._link.take(self, len(pictures))
+        if taken is None:
+            raise Overloaded(RETRY_AFTER_S)
+        slots, futures = taken
+        self._own += len(slots)
+        for slot, picture in zip(slots, pictures, strict=True):
+            self._pictures_NHWC[slot] = picture
+        self._link.send(wire.submit(self._state.model, contract, slots))
+        return futures
+
+    @property
+    def drained(self) -> bool:
+        """Takes in nothing more, and has answered everything."""
+        return self._draining and not self._own
+
+    async def drain(self) -> None:
+        """Wait for what is in flight, take in nothing new; the last model to be drained closes the link."""
+        self._draining = True
+        if self._own:
+            self._emptied.clear()
+            await self._emptied.wait()
+        if all(engine.drained for engine in self._link.engines):
+            self._link.close()
+
+    def learn(self, state: wire.State) -> None:
+        """The engine process tells how it stands."""
+        self._state = state
+        if state.alive:
+            self.let_go()
+
+    def forget(self) -> None:
+        """The engine process is gone."""
+        self._state = self._unknown
+
+    def settled(self) -> None:
+        """One sample is no longer in flight."""
+        self._own -= 1
+        if not self._own:
+            self._emptied.set()
+
+    def let_go(self) -> None:
+        """Whoever waits for the start waits no longer."""
+        if self._warm is not None and not self._warm.done():
+            self._warm.set_result(None)

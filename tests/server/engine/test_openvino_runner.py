@@ -1,0 +1,178 @@
+"""OpenVinoRunner against the reference, and which runner a bundle gets."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+import openvino as ov
+import pytest
+import torch
+
+from models.bundle import Bundle
+from models.config import ModelConfig
+from models.exit_policy import Calibration, ExitRule, exits_taken
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing, normalize
+from server.engine.runners.agreement import agree, probabilities, trial_pictures
+from server.engine.runners.choice import choose_runner
+from server.engine.runners.openvino_runner import OpenVinoRunner, gather, native_precision
+from server.engine.runners.torch_runner import TorchRunner
+
+SIZE, EXITS = 16, 4
+CPU = torch.device("cpu")
+
+
+PICTURES = trial_pictures(SIZE, 64)
+
+
+def make_bundle(net: MultiExitNet, temperature: float = 1.0) -> Bundle:
+    """Its third exit starts anew, without what the others said."""
+    calibration = Calibration((temperature,) * net.num_exits, (0.0, 0.5, 0.0, 0.7))
+    labels = tuple(map(str, range(net.config.num_classes)))
+    return Bundle("tiny", "1", net.config, Preprocessing(SIZE), labels, calibration, 0.5, net)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    """A tiny random network, scaled so that classes and confidences differ from picture to picture at every exit."""
+    torch.manual_seed(0)
+    net = MultiExitNet(ModelConfig("resnet18", 5, width=8, input_size=SIZE)).train()
+    x_BCHW = normalize(torch.from_numpy(np.stack(PICTURES)), Preprocessing(SIZE))
+    with torch.no_grad():
+        for _ in range(5):
+            net(x_BCHW)
+        net.eval()
+        for head, logits_BC in zip(net.heads, net(x_BCHW).logits, strict=True):
+            *_, linear = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
+            centre_C, spread = logits_BC.mean(dim=0), (logits_BC - logits_BC.mean(dim=0)).std()
+            linear.bias.copy_((linear.bias - centre_C) / spread)
+            linear.weight.copy_(linear.weight / spread)
+    return make_bundle(net)
+
+
+@pytest.fixture(scope="module")
+def reference(bundle) -> TorchRunner:
+    return TorchRunner(bundle, CPU)
+
+
+@pytest.fixture(scope="module")
+def runner(bundle) -> OpenVinoRunner:
+    return OpenVinoRunner(bundle, "float32", threads=1)
+
+
+def test_the_pictures_tell_exits_apart(reference):
+    confidence_NK = probabilities(reference, PICTURES).max(axis=2).T
+    taken = exits_taken(confidence_NK, ExitRule.uniform(float(np.quantile(confidence_NK, 0.6)), EXITS))
+    assert set(taken) == {1, 2, 3, 4}
+
+
+@pytest.mark.parametrize("batch_size", [1, 3, 8, 17, 32, 64])
+def test_answers_are_the_references_at_every_batch_size(runner, reference, batch_size):
+    expected_KNC = probabilities(reference, PICTURES)
+    batches = [PICTURES[at : at + batch_size] for at in range(0, 64, batch_size)]
+    given_KNC = np.concatenate([probabilities(runner, batch) for batch in batches], axis=1)
+    np.testing.assert_allclose(given_KNC, expected_KNC, rtol=0, atol=2e-5)
+    for threshold in (0.35, 0.5, 0.7):
+        rule = ExitRule.uniform(threshold, EXITS)
+        given, expected = (exits_taken(one.max(axis=2).T, rule) for one in (given_KNC, expected_KNC))
+        assert (given == expected).all()
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_batch_mates_change_no_bit_of_an_answer(bundle, precision):
+    runner = OpenVinoRunner(bundle, precision, threads=1)
+    alone = np.concatenate([probabilities(runner, [picture]) for picture in PICTURES], axis=1)
+    for batch_size in (2, 5, 16, 64):
+        batches = [PICTURES[at : at + batch_size] for at in range(0, 64, batch_size)]
+        np.testing.assert_array_equal(np.concatenate([probabilities(runner, b) for b in batches], axis=1), alone)
+
+
+def test_survivors_of_different_batches_merge_in_any_order_while_other_steps_run_between(runner, reference):
+    kept = {}
+    for n in range(0, 20, 2):
+        output = runner.run(1, PICTURES[n : n + 2])
+        [kept[n + n % 4 // 2]] = output.keep([n % 4 // 2])
+    order = sorted(kept, key=lambda n: n * 7 % 20)
+    expected_KNC = probabilities(reference, PICTURES)
+    behind: Sequence[object] = runner.run(2, [kept[n] for n in order]).keep(range(len(order)))
+    runner.run(2, [kept[n] for n in order[:3]])
+    for stage in (3, 4):
+        output = runner.run(stage, behind)
+        np.testing.assert_allclose(output.probabilities_BC, expected_KNC[stage - 1, order], rtol=0, atol=2e-5)
+        behind = output.keep(range(len(order)))
+
+
+def test_what_goes_on_holds_no_more_memory_of_its_batch_mates_than_of_its_own(runner):
+    for kept in ([5], [3, 4, 60], list(range(0, 64, 2)), list(range(64))):
+        states = runner.run(1, PICTURES).keep(kept)
+        blocks = {id(state.features_BCHW): state.features_BCHW for state in states}
+        assert sum(map(len, blocks.values())) <= 2 * len(kept)
+        assert all(block.base is None for block in blocks.values())
+
+
+def test_neighbours_of_one_step_go_on_without_a_copy(runner):
+    states = runner.run(1, PICTURES[:8]).keep(range(8))
+    for some in (states, states[2:5]):
+        features_BCHW, accumulated_BC = gather(some)
+        assert np.shares_memory(features_BCHW, states[0].features_BCHW)
+        assert np.shares_memory(accumulated_BC, states[0].accumulated_BC)
+
+
+def test_answers_stay_what_they_were_when_the_next_step_runs(runner):
+    output = runner.run(1, PICTURES[:4])
+    before = output.probabilities_BC.copy()
+    runner.run(1, PICTURES[4:8])
+    assert (output.probabilities_BC == before).all()
+
+
+def test_bfloat16_is_near_and_its_distance_is_told(bundle, reference):
+    assert 0.0 < agree(OpenVinoRunner(bundle, "bfloat16"), reference, SIZE) < 0.2
+
+
+def test_auto_is_openvino_on_the_cpu(bundle):
+    assert isinstance(choose_runner(bundle, CPU), OpenVinoRunner)
+    assert isinstance(choose_runner(bundle, CPU, "torch"), TorchRunner)
+
+
+class OwnOperation(torch.nn.Module):
+    """Something that no converter knows."""
+
+    def forward(self, x):
+        return torch.special.bessel_j0(x)
+
+
+def test_a_network_that_openvino_does_not_know_runs_in_torch_and_the_log_says_so(caplog):
+    net = MultiExitNet(ModelConfig("resnet18", 5, width=4, input_size=SIZE)).eval()
+    net.stages[1] = torch.nn.Sequential(net.stages[1], OwnOperation())
+    strange = make_bundle(net)
+    with caplog.at_level(logging.WARNING):
+        assert isinstance(choose_runner(strange, CPU), TorchRunner)
+    assert "tiny runs in plain torch: OpenVINO cannot convert stage 2" in caplog.text
+    with pytest.raises(ValueError, match=r"OpenVINO cannot convert stage 2: .*--runner torch"):
+        choose_runner(strange, CPU, "openvino")
+
+
+def test_a_network_that_low_precision_harms_runs_in_float32(bundle, caplog):
+    # So cold that the least difference of two logits decides everything.
+    with caplog.at_level(logging.WARNING):
+        runner = choose_runner(make_bundle(bundle.net, temperature=0.001), CPU)
+    assert isinstance(runner, OpenVinoRunner)
+    assert runner.precision == "float32"
+    if native_precision(ov.Core()) == "bfloat16":
+        assert "tiny runs in float32: in bfloat16 its probabilities differ by" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "message"),
+    [
+        ("cuda-graphs", "auto", "runner 'cuda-graphs' does not run on cpu: give --device cuda, or --runner auto"),
+        ("torch", "bfloat16", "precision 'bfloat16' is not the torch runner's"),
+        ("openvino", "float16", "precision 'float16' is unknown: choose one of auto, float32, bfloat16"),
+        ("auto", "float16", "precision 'float16' is unknown"),
+    ],
+)
+def test_what_does_not_go_together_is_refused(bundle, name, precision, message):
+    with pytest.raises(ValueError, match=message):
+        choose_runner(bundle, CPU, name, precision)

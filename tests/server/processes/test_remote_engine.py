@@ -1,0 +1,357 @@
+"""A frontend's view of the engine process: over a real socket and real shared memory, it is as the engine itself."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field, replace
+from functools import cache, partial
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from models.bundle import Bundle
+from models.cost import count_cost
+from server.engine.engine import Engine
+from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
+from server.engine.request import Answer
+from server.processes import wire
+from server.processes.engine_process import EngineHost, FrontendConnection
+from server.processes.remote_engine import EngineLink, RemoteEngine
+from server.registry import Registry, ServedModel
+from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
+
+SURE_AT_2 = dict.fromkeys(range(256), (0.3, 0.95, 0.5, 0.6))
+
+cost_of = cache(count_cost)
+
+
+def picture(name: int) -> np.ndarray:
+    return np.full((32, 32, 3), name, np.uint8)
+
+
+@dataclass
+class EngineProcess:
+    """What an engine process is to its frontends, in this process; `die` is what is seen of a kill."""
+
+    address: Path
+    bundles: list[Bundle]
+    memory: list[int]
+    runner: ScriptedRunner = field(default_factory=partial(ScriptedRunner, SURE_AT_2))
+    max_samples: int = 8
+
+    async def begin(self) -> None:
+        self.runners = [self.runner, *(ScriptedRunner(SURE_AT_2) for _ in self.bundles[1:])]
+        self.observers = [Recorder() for _ in self.bundles]
+        served = []
+        for bundle, runner, observer in zip(self.bundles, self.runners, self.observers, strict=True):
+            engine = Engine(runner, observer, clock=runner.clock, max_samples=self.max_samples)
+            served.append(ServedModel(bundle, cost_of(bundle.config), "cpu", engine, lambda: None))
+        self.host = EngineHost(Registry(served), self.memory, self.max_samples)
+        self.connections: list[FrontendConnection] = []
+        loop = asyncio.get_running_loop()
+        self.server = await loop.create_unix_server(self._connection, str(self.address))
+        await self.host.registry.start()
+        self.host.tell_states()
+
+    def _connection(self) -> FrontendConnection:
+        self.connections.append(FrontendConnection(self.host))
+        return self.connections[-1]
+
+    async def die(self) -> None:
+        self.server.close()
+        self.address.unlink()
+        for connection in self.connections:
+            connection._transport.abort()
+        for runner in self.runners:
+            runner.let_all()
+        await self.host.registry.drain()
+
+
+class CountingLink(EngineLink):
+    """Counts the messages from the engine process that tell of outcomes."""
+
+    deliveries = 0
+
+    def received(self, data: bytes) -> None:
+        self.deliveries += sum(kind is wire.Kind.OUTCOMES for kind, _ in wire.Frames().feed(data))
+        super().received(data)
+
+
+def link_to(process: EngineProcess, frontend: int = 0) -> CountingLink:
+    memory = process.memory[frontend]
+    return CountingLink(str(process.address), frontend, memory, process.bundles, process.max_samples)
+
+
+@asynccontextmanager
+async def connected(process: EngineProcess, frontend: int = 0) -> AsyncIterator[list[RemoteEngine]]:
+    """A frontend's engines, warm."""
+    link = link_to(process, frontend)
+    loop = asyncio.get_running_loop()
+    await asyncio.gather(*(engine.start(loop, lambda: None) for engine in link.engines))
+    try:
+        yield link.engines
+    finally:
+        process.runner.let_all()
+        await asyncio.gather(*(engine.drain() for engine in link.engines))
+
+
+@pytest.fixture
+async def process(bundle, tmp_path):
+    memory = [os.memfd_create("test") for _ in range(2)]
+    process = EngineProcess(tmp_path / "engine", [bundle, replace(bundle, version="2")], memory)
+    await process.begin()
+    yield process
+    if process.server.is_serving():
+        await process.die()
+    for fd in memory:
+        os.close(fd)
+
+
+@pytest.fixture
+def gated(process):
+    process.runner.gated = True
+    return process
+
+
+async def test_answers_are_the_engines_own(process):
+    async with connected(process) as [remote, _]:
+        through = await asyncio.gather(*remote.submit([picture(n) for n in range(5)], contract(0.9)))
+        local = process.host.engines[0]
+        direct = await asyncio.gather(*local.submit([picture(n) for n in range(5)], contract(0.9)))
+    for one, other in zip(through, direct, strict=True):
+        assert (one.visited, one.reason) == (other.visited, other.reason)
+        assert np.array_equal(one.probabilities_C, other.probabilities_C)
+        assert one.latency_s == one.queue_s + one.inference_s
+    assert [answer.exit for answer in through] == [2] * 5
+
+
+async def test_each_model_and_each_frontend_gets_its_own_answers(process):
+    async with connected(process, 0) as [a, b], connected(process, 1) as [c, d]:
+        engines = [a, b, c, d]
+        futures = [
+            engine.submit([picture(10 * n), picture(10 * n + 3)], contract(0.0)) for n, engine in enumerate(engines)
+        ]
+        answers = [[answer.class_id for answer in await asyncio.gather(*some)] for some in futures]
+    assert answers == [[0, 3]] * 4
+    asked = [{name for stage, names in runner.steps if stage == 1 for name in names} for runner in process.runners]
+    assert asked == [{0, 3, 20, 23}, {10, 13, 30, 33}]
+
+
+async def test_slots_come_back_so_that_more_pictures_pass_than_there_are_slots(process):
+    async with connected(process) as [remote, _]:
+        for n in range(10):
+            answers = await asyncio.gather(*remote.submit([picture(n)] * 8, contract(0.0)))
+            assert {answer.class_id for answer in answers} == {n}
+        assert remote.inflight_samples == 0
+
+
+async def test_a_failed_picture_says_so_and_harms_no_other(process):
+    def fault(stage, names):
+        if 5 in names:
+            raise ZeroDivisionError
+
+    process.runner.faults = fault
+    async with connected(process) as [remote, _]:
+        results = await asyncio.gather(*remote.submit([picture(4), picture(5)], contract(0.0)), return_exceptions=True)
+        assert isinstance(results[0], Answer)
+        assert results[0].class_id == 4
+        assert isinstance(results[1], InferenceFailed)
+        assert str(results[1]) == "stage 1 failed for this picture"
+
+
+async def test_a_deadline_is_kept_by_the_engine(gated):
+    async with connected(gated) as [remote, _]:
+        now_s = gated.runner.clock()
+        [future] = remote.submit([picture(1)], contract(0.9, deadline_s=now_s))
+        with pytest.raises(DeadlineExceeded, match="before the first exit"):
+            await future
+
+
+async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_engine_lets_go(gated):
+    async with connected(gated) as [remote, _]:
+        [running] = remote.submit([picture(0)], contract(0.0))
+        await gated.runner.entered()
+        waiting = remote.submit([picture(n) for n in range(1, 8)], contract(0.0))
+        for future in waiting:
+            future.cancel()
+        # Not before the engine process has answered: until then they are in flight, and their slots are taken.
+        await asyncio.sleep(0)
+        assert remote.inflight_samples == 8
+        gated.runner.let_all()
+        assert (await running).class_id == 0
+        await gated.observers[0].until_cancelled(7)
+        assert [name for _, names in gated.runner.steps for name in names] == [0]
+
+
+async def test_more_than_the_engine_holds_is_refused_at_once(gated):
+    async with connected(gated) as [remote, _]:
+        remote.submit([picture(0)] * 5, contract(0.0))
+        assert remote.overload(3) is None
+        refusal = remote.overload(4)
+        assert refusal is not None
+        assert refusal.retry_after_s == 1.0
+        with pytest.raises(Overloaded):
+            remote.submit([picture(0)] * 4, contract(0.0))
+        gated.runner.let_all()
+
+
+async def test_the_engine_has_the_last_word_where_two_frontends_want_the_last_room(gated):
+    async with connected(gated, 0) as [one, _], connected(gated, 1) as [other, _]:
+        first = one.submit([picture(0)] * 6, contract(0.0))
+        second = other.submit([picture(1)] * 6, contract(0.0))
+        await asyncio.wait([*first, *second], return_when=asyncio.FIRST_COMPLETED)
+        refused = [futures for futures in (first, second) if all(future.done() for future in futures)]
+        assert len(refused) == 1
+        for future in refused[0]:
+            with pytest.raises(Overloaded):
+                await future
+        gated.runner.let_all()
+
+
+async def test_a_frontend_learns_what_the_others_have_in_flight(gated, until):
+    async with connected(gated, 0) as [one, _], connected(gated, 1) as [other, _]:
+        one.submit([picture(0)] * 6, contract(0.0))
+        await gated.runner.entered()
+        gated.host.tell_states()
+        await until(lambda: other.inflight_samples == 6)
+        assert one.inflight_samples == 6
+        assert other.overload(3) is not None
+        gated.runner.let_all()
+        await until(lambda: gated.host.engines[0].inflight_samples == 0)
+        gated.host.tell_states()
+        await until(lambda: other.inflight_samples == 0 and one.inflight_samples == 0)
+
+
+async def test_queue_depths_are_the_engines(gated, until):
+    async with connected(gated) as [remote, _]:
+        assert remote.queue_depths == (0, 0, 0, 0)
+        remote.submit([picture(0)], contract(0.0))
+        await gated.runner.entered()
+        remote.submit([picture(0)] * 3, contract(0.0))
+        await until(lambda: gated.host.engines[0].inflight_samples == 4)
+        gated.host.tell_states()
+        await until(lambda: remote.queue_depths == (3, 0, 0, 0))
+        gated.runner.let_all()
+
+
+async def test_when_the_engine_process_dies_everybody_is_told_at_once_and_its_successor_is_found(gated, until):
+    async with connected(gated) as [remote, other]:
+        futures = remote.submit([picture(0)] * 8, contract(0.0))
+        await gated.runner.entered()
+        await gated.die()
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert all(isinstance(result, EngineStopped) and not result.draining for result in results)
+        assert not remote.alive
+        assert not other.alive
+        with pytest.raises(EngineStopped):
+            remote.submit([picture(0)], contract(0.0))
+        gated.runner = ScriptedRunner(SURE_AT_2)
+        await gated.begin()
+        await until(lambda: remote.alive and other.alive)
+        answers = await asyncio.gather(*remote.submit([picture(3)] * 8, contract(0.0)))
+        assert {answer.class_id for answer in answers} == {3}
+
+
+async def test_when_a_frontend_dies_its_pictures_are_dropped_and_the_others_go_on(gated, until):
+    async with connected(gated, 1) as [other, _]:
+        async with connected(gated, 0) as [one, _]:
+            [kept] = other.submit([picture(9)], contract(0.0))
+            await gated.runner.entered()
+            one.submit([picture(n) for n in range(7)], contract(0.0))
+            await until(lambda: gated.host.engines[0].inflight_samples == 8)
+            one._link.close()
+            await until(lambda: len(gated.host.connections) == 1)
+            gated.runner.let_all()
+            assert (await kept).class_id == 9
+            await gated.observers[0].until_cancelled(7)
+        assert [name for _, names in gated.runner.steps for name in names] == [9]
+
+
+async def test_draining_waits_for_what_is_in_flight_and_takes_in_nothing_more(gated):
+    async with connected(gated) as [remote, other]:
+        [future] = remote.submit([picture(2)], contract(0.0))
+        draining = asyncio.gather(remote.drain(), other.drain())
+        await gated.runner.entered()
+        with pytest.raises(EngineStopped) as stopped:
+            remote.submit([picture(2)], contract(0.0))
+        assert stopped.value.draining
+        assert not draining.done()
+        gated.runner.let_all()
+        assert (await future).class_id == 2
+        await draining
+        assert not remote.alive
+
+
+async def test_a_frontend_with_another_bundle_is_refused(process, until):
+    bundles = [replace(process.bundles[0], labels=tuple("abcdefghij")), process.bundles[1]]
+    link = EngineLink(str(process.address), 0, process.memory[0], bundles, process.max_samples)
+    starting = [engine.start(asyncio.get_running_loop(), lambda: None) for engine in link.engines]
+    await until(lambda: link.refused)
+    assert not any(engine.alive for engine in link.engines)
+    link.close()
+    await asyncio.gather(*starting)
+
+
+async def test_whoever_waits_for_an_engine_that_never_comes_can_be_let_go(process, until):
+    await process.die()
+    link = link_to(process)
+    starting = [engine.start(asyncio.get_running_loop(), lambda: None) for engine in link.engines]
+    for engine in link.engines:
+        engine.let_go()
+    await asyncio.gather(*starting)
+    await asyncio.gather(*(engine.drain() for engine in link.engines))
+
+
+async def test_what_could_never_be_taken_in_is_a_mistake_of_the_caller(process):
+    async with connected(process) as [remote, _]:
+        with pytest.raises(ValueError, match="9 pictures at once are out of range"):
+            remote.submit([picture(0)] * 9, contract(0.0))
+        rule = replace(contract(0.0).rule, thresholds=(0.5,), max_exit=0)
+        with pytest.raises(ValueError, match="a rule for 2 exits"):
+            remote.submit([picture(0)], replace(contract(0.0), rule=rule))
+
+
+async def test_an_engine_that_holds_its_samples_does_not_get_on_and_one_without_any_does(gated):
+    async with connected(gated) as [remote, _]:
+        assert gated.host.gets_on()
+        assert gated.host.gets_on()
+        [first] = remote.submit([picture(0)], contract(0.0))
+        await gated.runner.entered()
+        [second] = remote.submit([picture(0)], contract(0.0))
+        assert not gated.host.gets_on()
+        gated.runner.let()
+        await first
+        assert gated.host.gets_on()
+        await gated.runner.entered()
+        assert not gated.host.gets_on()
+        gated.runner.let_all()
+        await second
+        assert gated.host.gets_on()
+
+
+async def test_outcomes_of_one_step_come_in_one_message(gated):
+    """So that the cost of a message is shared by a batch."""
+    async with connected(gated) as [remote, _]:
+        link = remote._link
+        assert isinstance(link, CountingLink)
+        futures = remote.submit([picture(n) for n in range(8)], contract(0.0))
+        await gated.runner.entered()
+        gated.runner.let()
+        await asyncio.gather(*futures)
+        assert link.deliveries == 1
+
+
+def test_the_listening_socket_outlives_the_engine_so_that_nobody_is_turned_away(tmp_path):
+    """What the supervisor relies on: a connection waits where there is a socket, even if nobody accepts yet."""
+    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
+        listener.bind(str(tmp_path / "engine"))
+        listener.listen()
+        client.connect(str(tmp_path / "engine"))
+        client.sendall(b"hello")
+        with listener.accept()[0] as accepted:
+            assert accepted.recv(5) == b"hello"

@@ -1,0 +1,325 @@
+"""A real server of several processes: it answers as one process does, and outlives the death of any of them."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import io
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import pytest
+from PIL import Image
+from prometheus_client.multiprocess import MultiProcessCollector
+from prometheus_client.parser import text_string_to_metric_families
+
+from models.bundle import save_bundle
+from server.app import create_app
+from server.loading import load_registry
+from server.metrics import Metrics
+from server.settings import Settings
+
+pytestmark = pytest.mark.timeout(600)
+
+PROJECT = Path(__file__).resolve().parents[3]
+OPTIONS: dict[str, Any] = {"device": "cpu", "runner": "torch", "threads": 1, "decode_threads": 1}
+FRONTENDS = ("frontend-0", "frontend-1")
+RUN = "offramp-*"
+POLL_S = 0.02
+
+CODE = """
+import sys
+from pathlib import Path
+from server.processes.supervisor import supervise
+from server.settings import Settings
+
+options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
+sys.exit(supervise(Settings(**options), hung_after_s=6))
+"""
+
+
+@dataclass
+class Server:
+    """A running server, from outside. folder: where it keeps its temporary files."""
+
+    process: subprocess.Popen[str]
+    address: str
+    folder: Path
+
+    def children(self, module: str = "") -> set[int]:
+        """Process ids of those that run a module: `engine` or `frontend`."""
+        found = set()
+        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
+            for pid in map(int, file.read_text().split()):
+                if f"server.processes.{module}" in Path(f"/proc/{pid}/cmdline").read_text():
+                    found.add(pid)
+        return found
+
+    async def get(self, path: str) -> httpx.Response:
+        """Over a connection of its own."""
+        async with httpx.AsyncClient(base_url=self.address) as client:
+            return await client.get(path)
+
+    async def predict(self, pictures: list[bytes]) -> set[int]:
+        """Ask for all at once, so that each needs a connection of its own; the statuses."""
+        async with httpx.AsyncClient(base_url=self.address, timeout=None) as client:
+            asked = [client.post("/v1/predict?threshold=0", content=picture) for picture in pictures]
+            return {response.status_code for response in await asyncio.gather(*asked)}
+
+    async def samples(self) -> dict[str, float]:
+        """Every sample of every metric, by its name and labels."""
+        return {
+            str((one.name, sorted(one.labels.items()))): one.value
+            for family in text_string_to_metric_families((await self.get("/metrics")).text)
+            for one in family.samples
+        }
+
+    def answered_by(self, frontend: str) -> float:
+        """Requests that one frontend has counted."""
+        [run] = self.folder.glob(RUN)
+        families = MultiProcessCollector.merge([str(run / f"counter_{frontend}.db")])
+        [requests] = [family for family in families if family.name == "offramp_requests"]
+        return sum(sample.value for sample in requests.samples)
+
+    async def every_frontend_answers(self, pictures: list[bytes]) -> bool:
+        """Whether all processes are in their places."""
+        before = [self.answered_by(frontend) for frontend in FRONTENDS]
+        if await self.predict(pictures) != {200}:
+            return False
+        return all(self.answered_by(frontend) > count for frontend, count in zip(FRONTENDS, before, strict=True))
+
+
+async def until(condition: Callable[[], Awaitable[bool]]) -> None:
+    """The processes have no other way to tell."""
+    while not await condition():  # noqa: ASYNC110
+        await asyncio.sleep(POLL_S)
+
+
+@pytest.fixture(scope="module")
+def tiny(bundle, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    save_bundle(bundle, path, "card")
+    return path
+
+
+@contextmanager
+def serving(tiny: Path, folder: Path) -> Iterator[Server]:
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-c", CODE, str(tiny), repr(OPTIONS)]
+    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
+    with process:
+        assert process.stderr is not None
+        first = process.stderr.readline()
+        address = re.search(r"http://[\d.:]+", first)
+        assert address is not None, first + process.stderr.read()
+        yield Server(process, address[0], folder)
+        if process.poll() is None:
+            process.send_signal(signal.SIGINT)
+
+
+@pytest.fixture(scope="module")
+def shared(tiny, tmp_path_factory) -> Iterator[Server]:
+    with serving(tiny, tmp_path_factory.mktemp("run")) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+def pictures() -> list[bytes]:
+    generator = np.random.default_rng(0)
+    encoded = []
+    for _ in range(6):
+        buffer = io.BytesIO()
+        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
+        encoded.append(buffer.getvalue())
+    return encoded
+
+
+@pytest.fixture
+async def server(shared, pictures) -> Server:
+    """The server of most tests here, with every process in its place."""
+    await until(lambda: shared.every_frontend_answers(pictures))
+    return shared
+
+
+def requests_of(pictures: list[bytes]) -> list[dict]:
+    several = {"images": [base64.b64encode(picture).decode() for picture in pictures]}
+    return [
+        *({"content": picture, "params": {"threshold": "0.12", "detail": "true"}} for picture in pictures),
+        {"json": several, "params": {"threshold": "0.3", "max_exit": "3", "top_k": "10"}},
+        {"content": pictures[0], "params": {"threshold": "nan"}},
+        {"content": pictures[0], "params": {"deadline_ms": "0.000001"}},
+        {"content": b"not a picture", "params": {}},
+    ]
+
+
+async def ask(client: httpx.AsyncClient, request: dict) -> tuple[int, dict]:
+    response = await client.post("/v1/predict", **request)
+    answer = response.json()
+    for varying in ("timing_ms", "request_id"):
+        answer.pop(varying, None)
+    return response.status_code, answer
+
+
+async def test_answers_are_those_of_one_process(server, tiny, pictures):
+    metrics, settings = Metrics(), Settings(model=[tiny], **OPTIONS)
+    registry = load_registry(settings, metrics)
+    app = create_app(registry, settings, metrics)
+    async with (
+        app.router.lifespan_context(app),
+        httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://one") as one,
+        httpx.AsyncClient(base_url=server.address) as several,
+    ):
+        while registry.why_not_ready() is not None:  # noqa: ASYNC110
+            await asyncio.sleep(POLL_S)
+        for request in requests_of(pictures):
+            assert await ask(several, request) == await ask(one, request)
+        for path in ("/v1/models", "/v1/models/tiny", "/v1/models/none"):
+            answers = [(await client.get(path)).json() for client in (one, several)]
+            assert len({str({**answer, "request_id": ""}) for answer in answers}) == 1
+        names = [
+            {line.split(" ")[0] for line in (await client.get("/metrics")).text.splitlines()}
+            for client in (one, several)
+        ]
+        # One process's own metrics are the whole server's here, and named alike.
+        assert names[0] == names[1]
+
+
+def total(samples: dict[str, float], name: str, label: str = "") -> float:
+    return sum(value for key, value in samples.items() if f"'{name}'" in key and label in key)
+
+
+async def test_counters_are_the_sum_over_all_processes(server, pictures):
+    before = await server.samples()
+    assert await server.predict(pictures * 4) == {200}
+    after = await server.samples()
+
+    def more(name: str, label: str = "") -> float:
+        return total(after, name, label) - total(before, name, label)
+
+    assert more("offramp_requests_total", "200") == 24
+    assert more("offramp_samples_total", "confident") == 24
+    assert more("offramp_request_duration_seconds_count") == 24
+    assert more("offramp_request_duration_seconds_bucket", "+Inf") == 24
+    assert more("offramp_decode_duration_seconds_count") == 24
+    assert more("offramp_stage_batch_size_sum") == 24
+    assert more("process_cpu_seconds_total") > 0
+    for gauge in ("offramp_model_info", "offramp_build_info"):
+        assert total(after, gauge) == 1
+    assert total(after, "offramp_inflight_samples") == 0
+    assert total(after, "offramp_requests_total") == sum(map(server.answered_by, FRONTENDS))
+
+
+async def with_requests_in_flight(server: Server, pictures: list[bytes], then: Callable[[int], object]) -> list:
+    """The answers to requests that the engine process had when `then` was done to it."""
+    [engine] = server.children("engine")
+
+    async def in_flight() -> bool:
+        return total(await server.samples(), "offramp_inflight_samples") > 0
+
+    async with httpx.AsyncClient(base_url=server.address, timeout=None) as client:
+        os.kill(engine, signal.SIGSTOP)
+        asked = [asyncio.create_task(client.post("/v1/predict", content=picture)) for picture in pictures]
+        await until(in_flight)
+        then(engine)
+        return await asyncio.gather(*asked)
+
+
+def told_to_try_again(response: httpx.Response) -> bool:
+    kind = response.json().get("type")
+    return (response.status_code, kind, response.headers["Retry-After"]) == (503, "urn:offramp:problem:not-ready", "1")
+
+
+async def test_when_the_engine_is_killed_its_requests_get_503_and_another_takes_over(server, pictures):
+    answers = await with_requests_in_flight(server, pictures, lambda engine: os.kill(engine, signal.SIGKILL))
+    assert all(told_to_try_again(answer) for answer in answers)
+    assert (await server.get("/readyz")).status_code == 503
+    await until(lambda: server.every_frontend_answers(pictures))
+
+
+async def test_an_engine_that_hangs_is_taken_for_dead(server, pictures):
+    answers = await with_requests_in_flight(server, pictures, lambda engine: None)
+    assert all(told_to_try_again(answer) for answer in answers)
+    await until(lambda: server.every_frontend_answers(pictures))
+
+
+async def test_when_a_frontend_is_killed_the_other_goes_on_and_no_counter_falls(server, pictures):
+    before, killed = await server.samples(), min(server.children("frontend"))
+
+    async def gone() -> bool:
+        return killed not in server.children()
+
+    os.kill(killed, signal.SIGKILL)
+    await until(gone)
+    assert await server.predict(pictures) == {200}
+    after = await server.samples()
+    assert total(after, "offramp_requests_total", "200") == total(before, "offramp_requests_total", "200") + 6
+    rising = [name for name in before if any(end in name for end in ("_total'", "_bucket'", "_count'", "_sum'"))]
+    assert [name for name in rising if after[name] < before[name]] == []
+    await until(lambda: server.every_frontend_answers(pictures))
+
+
+async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny, tmp_path, pictures):
+    def drain(engine: int) -> None:
+        own.process.send_signal(signal.SIGTERM)
+        os.kill(engine, signal.SIGCONT)
+
+    with serving(tiny, tmp_path) as own:
+        children = own.children()
+        [answer] = await with_requests_in_flight(own, pictures[:1], drain)
+        assert answer.status_code == 200
+        _, said = await asyncio.to_thread(own.process.communicate)
+    assert own.process.returncode == 0
+    # The second line of the announcement, and no complaints.
+    assert [line.split()[0] for line in said.splitlines()] == ["curl"]
+    assert list(tmp_path.glob(RUN)) == []
+    assert len(children) == 3
+    assert not any(map(is_running, children))
+
+
+async def test_without_their_supervisor_the_others_end_and_clear_up(tiny, tmp_path):
+    with serving(tiny, tmp_path) as server:
+        children = server.children()
+
+        async def all_gone() -> bool:
+            return not any(map(is_running, children))
+
+        server.process.kill()
+        await until(all_gone)
+    assert len(children) == 3
+    assert list(tmp_path.glob(RUN)) == []
+
+
+def is_running(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+@pytest.mark.parametrize("options", [{}, {"device": "abacus"}], ids=["no bundle", "no device"])
+def test_what_cannot_be_served_is_one_sentence_and_exit_code_1(tmp_path, options):
+    environment = {**os.environ, "TMPDIR": str(tmp_path)}
+    command = [sys.executable, "-c", CODE, str(tmp_path / "nowhere"), repr(OPTIONS | options)]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert re.fullmatch(r"offramp: .*(nowhere/model.json: no such file|'abacus' is unknown).*", line)
+    assert list(tmp_path.glob(RUN)) == []
+
+
+def test_a_folder_that_can_hold_no_socket_is_one_sentence_and_exit_code_1(tiny, tmp_path):
+    deep = tmp_path / ("x" * 100)
+    deep.mkdir()
+    environment = {**os.environ, "TMPDIR": str(deep)}
+    command = [sys.executable, "-c", CODE, str(tiny), repr(OPTIONS)]
+    result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
+    assert result.returncode == 1
+    [line] = result.stderr.splitlines()
+    assert re.fullmatch(r"offramp: .*cannot hold a socket .*path too long.*TMPDIR.*", line)
