@@ -183,8 +183,10 @@ def measure(
     profile = measure_profile(runner, size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
     bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: through(runner, pictures, batch_size))}
     if isinstance(runner, OpenVinoRunner):
-        whole = runner.compile(convert_whole(bundle))
-        batches = [np.stack(pictures[at : at + batch_size]) for at in range(0, len(pictures), batch_size)]
+        whole = runner.compile(convert_whole(bundle), batch_size)
+        batches = [
+            np.stack(pictures[at : at + batch_size]) for at in range(0, len(pictures) - batch_size + 1, batch_size)
+        ]
         bare["whole graph"] = lambda: timed(lambda: [whole(batch) for batch in batches])
     variants: dict[str, list[float]] = {name: [] for name in [*bare, *map(str, exits)]}
     ideals: dict[float, list[float]] = {threshold: [] for threshold in exits}

@@ -139,6 +139,9 @@ class Supervisor:
             for number in range(self._settings.frontends)
         ]
         keepers = {role.name: asyncio.create_task(self._keep(role)) for role in (engine, *frontends)}
+        for keeper in keepers.values():
+            # They return where the server ends; one that fails is our bug, and must not leave half a server behind.
+            keeper.add_done_callback(lambda _: self._ending.set())
         watch = asyncio.create_task(self._watch())
         await self._ending.wait()
         watch.cancel()

@@ -14,6 +14,7 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.preprocess import Preprocessing, normalize
 from server.engine.errors import EngineError
+from server.engine.runners.buckets import buckets
 from server.engine.runners.capture import Capture, CudaGraphs, Eager, Work
 from server.engine.runners.lowering import cast_weights, choose_precision, folded, largest_value, native_precisions
 from server.engine.runners.runner import StepOutput
@@ -234,19 +235,6 @@ class CudaGraphRunner:
             rows_2B=torch.zeros_like(rows_2B, device=self.device),
             host_probabilities_BC=torch.zeros(max_batch_size, self._num_classes, pin_memory=pinned),
         )
-
-
-def buckets(max_batch_size: int) -> tuple[int, ...]:
-    """The batch sizes that graphs are captured for: 1, 2, 4, 8, 12, 16, 24, 32, 48, … max_batch_size.
-
-    Powers of two, and from 8 on what lies between them, so that at most a third of a batch is padding where rows cost
-    time; below 8 a GPU hardly notices them. Raises ValueError for a size below 1.
-    """
-    if max_batch_size < 1:
-        raise ValueError(f"max_batch_size {max_batch_size} is out of range: a step needs at least 1 sample")
-    powers = [2**exponent for exponent in range(max_batch_size.bit_length())]
-    between = [power * 3 // 2 for power in powers if power >= 8]
-    return tuple(sorted({size for size in (*powers, *between) if size < max_batch_size} | {max_batch_size}))
 
 
 def trial_pictures(size: int) -> Tensor:

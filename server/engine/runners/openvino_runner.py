@@ -1,8 +1,9 @@
-"""OpenVinoRunner: the default on the CPU. Each stage is one compiled OpenVINO network, converted in memory at load."""
+"""OpenVinoRunner: the default on the CPU. Each stage is an OpenVINO network, converted in memory at load."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,6 +12,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from models.bundle import Bundle
+from server.engine.runners.buckets import buckets
 from server.engine.runners.openvino_stages import FEATURE_TYPES, convert_stages
 from server.engine.runners.runner import StepOutput
 
@@ -35,6 +37,8 @@ class StageState:
 class OpenVinoRunner:
     """Steps as OpenVINO networks: uint8 pictures in, normalisation, stage, head and calibration inside.
 
+    Every stage is compiled for each of `buckets`, and batches are filled up to the next of these: with sizes that
+    change from step to step, one network for any size would spend a fifth of its time on preparing itself for the next.
     precision: float32, bfloat16, or auto for bfloat16 where the processor computes in it natively and float32 where
     not. threads: that one step computes with; 0 for all cores. Raises ValueError for an unknown precision, and for a
     network that OpenVINO cannot convert; TorchRunner takes such a network.
@@ -46,30 +50,36 @@ class OpenVinoRunner:
         self._core, self._threads = ov.Core(), threads
         self.precision = native_precision(self._core) if precision == "auto" else precision
         self._size = bundle.preprocessing.size
+        self._buckets: tuple[int, ...] = ()
         networks = convert_stages(bundle, FEATURE_TYPES[self.precision])
-        self._stages = [_Stage(self.compile(network), self.precision) for network in networks]
+        self._stages = [_Stage(network, self.compile, FEATURE_TYPES[self.precision]) for network in networks]
 
     @property
     def num_stages(self) -> int:
         """K, the stages of the bundle's network."""
         return len(self._stages)
 
-    def compile(self, network: ov.Model) -> ov.CompiledModel:
-        """Any network as this runner computes: precision and threads are its own."""
+    def compile(self, network: ov.Model, batch_size: int) -> ov.CompiledModel:
+        """A network as this runner computes, for one batch size: precision and threads are its own."""
+        sized = network.clone()
+        sized.reshape({at: [batch_size, *input.get_partial_shape()[1:]] for at, input in enumerate(network.inputs)})
         options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"}
         limited = {"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}
-        return self._core.compile_model(network, "CPU", {**options, **limited})
+        return self._core.compile_model(sized, "CPU", {**options, **limited})
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates."""
-        return self._stages[stage - 1].run(states)
+        at = bisect_left(self._buckets, len(states))
+        bucket = self._buckets[at] if at < len(self._buckets) else len(states)
+        return self._stages[stage - 1].run(states, bucket)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Run every stage at batch 1 and at the largest batch: OpenVINO builds its kernels by shape, on first use."""
-        for batch_size in {1, max_batch_size}:
-            states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * batch_size
+        """Compile every stage for all batch sizes and run it: OpenVINO builds its kernels on first use."""
+        self._buckets = buckets(max_batch_size)
+        for bucket in self._buckets:
+            states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * bucket
             for stage in range(1, self.num_stages + 1):
-                states = self.run(stage, states).keep(range(batch_size))
+                states = self.run(stage, states).keep(range(bucket))
 
 
 def native_precision(core: ov.Core) -> str:
@@ -78,33 +88,33 @@ def native_precision(core: ov.Core) -> str:
 
 
 class _Stage:
-    """One compiled stage. It owns what its request reads and writes: OpenVINO neither copies nor keeps it."""
+    """One stage for some batch sizes. It owns what its requests read and write: OpenVINO neither copies nor keeps it."""
 
-    def __init__(self, compiled: ov.CompiledModel, precision: str) -> None:
-        self._request = compiled.create_infer_request()
-        self._is_first = compiled.input(0).get_element_type() == ov.Type.u8
-        self._is_last = len(compiled.outputs) == 1
-        self._carries = len(compiled.inputs) == 2
-        self._type = FEATURE_TYPES[precision]
+    def __init__(
+        self, network: ov.Model, compile: Callable[[ov.Model, int], ov.CompiledModel], feature_type: ov.Type
+    ) -> None:
+        self._network, self._compile, self._type = network, compile, feature_type
+        self._requests: dict[int, ov.InferRequest] = {}
+        self._is_first = network.input(0).get_element_type() == ov.Type.u8
+        self._is_last = len(network.outputs) == 1
+        self._carries = len(network.inputs) == 2
         self._row_shapes = [
-            tuple(size.get_length() for size in list(output.get_partial_shape())[1:]) for output in compiled.outputs
+            tuple(size.get_length() for size in list(output.get_partial_shape())[1:]) for output in network.outputs
         ]
 
-    def run(self, states: Sequence[Any]) -> StepOutput:
-        request, size = self._request, len(states)
-        self._inputs: tuple[npt.NDArray[Any], ...]
-        if self._is_first:
-            self._inputs = (np.stack(states),)
-            request.set_input_tensor(0, ov.Tensor(self._inputs[0], shared_memory=True))
-        else:
-            self._inputs = gather(states)
-            request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, self._type))
-            if self._carries:
-                request.set_input_tensor(1, ov.Tensor(self._inputs[1], shared_memory=True))
+    def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
+        size, request = len(states), self._request(bucket)
+        # What a filled-up batch answers in the rows behind the last sample is not looked at.
+        filled = [*states, *([states[0]] * (bucket - size))]
+        self._inputs = (np.stack(filled),) if self._is_first else gather(filled)
+        first_type = ov.Type.u8 if self._is_first else self._type
+        request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, first_type))
+        if self._carries:
+            request.set_input_tensor(1, ov.Tensor(self._inputs[1], shared_memory=True))
         if not self._is_last:
             # New ones for each step: what goes on does so where it was written.
-            accumulated_BC = np.empty((size, *self._row_shapes[1]), np.float32)
-            features_BCHW = np.empty((size, *self._row_shapes[2]), WORDS[self._type])
+            accumulated_BC = np.empty((bucket, *self._row_shapes[1]), np.float32)
+            features_BCHW = np.empty((bucket, *self._row_shapes[2]), WORDS[self._type])
             request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
             request.set_output_tensor(2, ov.Tensor(features_BCHW, features_BCHW.shape, self._type))
         request.infer()
@@ -112,13 +122,18 @@ class _Stage:
         def keep(rows: Sequence[int]) -> list[StageState]:
             if self._is_last or not rows:
                 return []
-            if 2 * len(rows) < size:
+            if 2 * len(rows) < bucket:
                 # Fewer than half: what the others leave behind would be more than what is kept.
                 features, accumulated = features_BCHW[list(rows)], accumulated_BC[list(rows)]
                 return [StageState(features, accumulated, row) for row in range(len(rows))]
             return [StageState(features_BCHW, accumulated_BC, row) for row in rows]
 
-        return StepOutput(request.get_output_tensor(0).data.copy(), keep)
+        return StepOutput(request.get_output_tensor(0).data[:size].copy(), keep)
+
+    def _request(self, bucket: int) -> ov.InferRequest:
+        if bucket not in self._requests:
+            self._requests[bucket] = self._compile(self._network, bucket).create_infer_request()
+        return self._requests[bucket]
 
 
 def gather(states: Sequence[StageState]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:

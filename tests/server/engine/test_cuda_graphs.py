@@ -23,8 +23,9 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from server.engine.engine import Engine
 from server.engine.request import Contract
+from server.engine.runners.buckets import buckets
 from server.engine.runners.capture import Capture, CudaGraphs, Eager, Work
-from server.engine.runners.cuda_graphs import CaptureFailed, CudaGraphRunner, buckets, scale_and_shift
+from server.engine.runners.cuda_graphs import CaptureFailed, CudaGraphRunner, scale_and_shift
 from server.engine.runners.slots import PADDING_ROW, OutOfSlots
 from server.engine.runners.torch_runner import TorchRunner
 from tests.server.engine.scripted import Recorder
