@@ -32,28 +32,27 @@ def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: f
     start_s, end_s: when the step ran, on the engine's clock. Where it raises, no sample has been changed, so that
     the step can be run again.
     """
-    confidence_B = output.probabilities_BC.max(axis=1)
     class_id_B = output.probabilities_BC.argmax(axis=1)
+    assert len(class_id_B) == len(samples), "a runner gives one row a sample"
+    confidence_B = output.probabilities_BC[np.arange(len(samples)), class_id_B]
     limit_B = np.array([sample.contract.rule.limits[stage - 1] for sample in samples], dtype=np.float32)
-    assert len(confidence_B) == len(samples), "a runner gives one row a sample"
-    leaving_B = leaves(confidence_B, limit_B)
     finite_B = np.isfinite(confidence_B)
-    going_on = np.flatnonzero(finite_B & ~leaving_B).tolist()
+    going_on = np.flatnonzero(finite_B & ~leaves(confidence_B, limit_B)).tolist()
     states = dict(zip(going_on, output.keep(going_on), strict=True))
     decision = Decision()
-    for row, sample in enumerate(samples):
-        if not finite_B[row]:
+    rows = zip(samples, class_id_B.tolist(), confidence_B.tolist(), finite_B.tolist(), strict=True)
+    for row, (sample, class_id, confidence, is_finite) in enumerate(rows):
+        if not is_finite:
             failure = InferenceFailed(f"stage {stage} gave no finite probabilities for this picture")
             decision.failures.append((sample, failure))
             continue
-        visit = Visit(stage, int(class_id_B[row]), float(confidence_B[row]))
+        visit = Visit(stage, class_id, confidence)
         sample.progress = _further(sample, visit, output.probabilities_BC[row], start_s, end_s)
         if row in states:
             sample.state, sample.enqueued_s = states[row], end_s
             decision.survivors.append(sample)
         else:
-            reason = sample.contract.rule.reason(stage, visit.confidence)
-            decision.answers.append((sample, sample.answer(reason, end_s)))
+            decision.answers.append((sample, sample.answer(sample.contract.rule.reason(stage, confidence), end_s)))
     return decision
 
 

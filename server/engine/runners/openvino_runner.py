@@ -88,7 +88,7 @@ def native_precision(core: ov.Core) -> str:
 
 
 class _Stage:
-    """One stage for some batch sizes. It owns what its requests read and write: OpenVINO neither copies nor keeps it."""
+    """One stage at some batch sizes. What its requests read and write is its own: OpenVINO does not keep it."""
 
     def __init__(
         self, network: ov.Model, compile: Callable[[ov.Model, int], ov.CompiledModel], feature_type: ov.Type
@@ -106,7 +106,7 @@ class _Stage:
         size, request = len(states), self._request(bucket)
         # What a filled-up batch answers in the rows behind the last sample is not looked at.
         filled = [*states, *([states[0]] * (bucket - size))]
-        self._inputs = (np.stack(filled),) if self._is_first else gather(filled)
+        self._inputs = [np.stack(filled)] if self._is_first else list(gather(filled))
         first_type = ov.Type.u8 if self._is_first else self._type
         request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, first_type))
         if self._carries:
