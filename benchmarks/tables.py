@@ -112,6 +112,35 @@ def accuracy_section(document: Document) -> str:
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
 
 
+def engine_section(document: Document) -> str:
+    """The table of `benchmarks.engine`: bare loops, then the engine at each threshold."""
+    lines = [
+        "| what | threshold | pictures/s | of the bare loop | of the ideal | against off | accuracy | changed exits |",
+        "| --- |" + " ---: |" * 7,
+    ]
+    agreement = {row["threshold"]: row for row in document["agreement"]["thresholds"]}
+    for row in document["variants"]:
+        speed = f"{row['pictures_per_s']:,.0f}"
+        if row["variant"] != "engine":
+            lines.append(f"| {row['variant']}, bare | – | {speed} | – | – | – | – | – |")
+            continue
+        answers = agreement[row["threshold"]]
+        cells = [
+            f"engine | {row['threshold']:g} | {speed}",
+            *(_spread(row[name], ".2f") for name in ("share_of_bare", "share_of_ideal", "times_full_depth")),
+            f"{answers['accuracy']:.2%}",
+            f"{answers['changed_exits']:.2%}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
+    options, runner = document["options"], document["runner"]
+    source = (
+        f"{document['model']['name']} {document['model']['version']}; {runner['kind']}, {runner['precision']}, batches "
+        f"of at most {options['max_batch_size']}; {document['agreement']['pictures']:,} {options['dataset']} test "
+        f"pictures; median (least–most) of {options['rounds']} interleaved rounds. {_provenance(document)}"
+    )
+    return "\n".join([*lines, "", source])
+
+
 def pipeline_section(document: Document) -> str:
     """The document as a Markdown table with its conditions."""
     lines = [
@@ -141,6 +170,7 @@ def pipeline_section(document: Document) -> str:
 SECTIONS = {
     "thresholds": thresholds_section,
     "accuracy": accuracy_section,
+    "engine": engine_section,
     "paper": paper_section,
     "pipeline": pipeline_section,
 }
