@@ -10,7 +10,10 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("offramp", "torch", "numpy", "pillow", "fastapi", "starlette", "uvicorn", "uvloop", "httptools", "aiohttp")
+PACKAGES = (
+    *("offramp", "torch", "openvino", "numpy", "pillow"),
+    *("fastapi", "starlette", "uvicorn", "uvloop", "httptools", "aiohttp"),
+)
 
 
 def provenance() -> dict[str, Any]:

@@ -189,7 +189,7 @@ def _provenance(document: Document) -> str:
     hardware = ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
     names = ("python", "torch", "fastapi", "uvicorn", "offramp")
     software = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
-    whose = "" if document["own_server"] else " (of the load generator; the server was started elsewhere)"
+    whose = "" if document.get("own_server", True) else " (of the load generator; the server was started elsewhere)"
     return f"{hardware}{whose}; {software}; {document['date'][:10]}. `{document['command']}`"
 
 

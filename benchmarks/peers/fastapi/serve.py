@@ -1,0 +1,48 @@
+"""FastAPI done right: the body read on the event loop, decoding and network in threads, a stream for each core.
+
+    uvicorn benchmarks.peers.fastapi.serve:app --port 8000 --workers 2
+
+No batching, which FastAPI does not have: every stream of the network takes single pictures. As many threads as
+cores: more only take the interpreter's lock from one another and from the event loop.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncIterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.responses import JSONResponse
+
+from benchmarks.peers.network import Network
+
+
+@asynccontextmanager
+async def lifespan(app: FastAPI) -> AsyncIterator[None]:
+    app.state.network = Network.from_environment()
+    with ThreadPoolExecutor(os.cpu_count() or 1) as app.state.threads:
+        yield
+
+
+app = FastAPI(lifespan=lifespan)
+
+
+def classify(network: Network, data: bytes) -> dict[str, Any]:
+    (answer,) = network.answers([network.picture(data)])
+    return answer
+
+
+@app.post("/predict")
+async def predict(request: Request) -> JSONResponse:
+    data, state = await request.body(), request.app.state
+    answer = await asyncio.get_running_loop().run_in_executor(state.threads, classify, state.network, data)
+    return JSONResponse(answer)
+
+
+@app.get("/health")
+async def health() -> str:
+    return "ready"

@@ -1,0 +1,1 @@
+"""MLServer around the exported network, as its own documentation would have a user write it."""

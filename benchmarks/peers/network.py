@@ -1,0 +1,203 @@
+"""What runs inside every peer: pictures in, the exported network, answers out. Needs openvino, Pillow and numpy alone.
+
+A peer adds only its server around this, so that all differ in nothing else.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+import random
+import threading
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+WHOLE, DESCRIPTION = "whole.xml", "network.json"
+
+# What the benchmark tells a peer through the environment, which reaches it whatever launcher starts it.
+FOLDER, SETTINGS, EXITS = "PEER_NETWORK", "PEER_SETTINGS", "PEER_EXITS"
+
+NEVER, ALWAYS = 2.0, -1.0
+
+Picture = npt.NDArray[np.uint8]
+Array = npt.NDArray[np.float32]
+
+
+def stage_file(stage: int) -> str:
+    """Name of stage 1..K within the network's folder."""
+    return f"stage-{stage}.xml"
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How a peer is set up for this machine; the benchmark tries some and takes the best.
+
+    workers: processes, or replicas, that run the network. hint: "LATENCY", one batch at a time on all cores, or
+    "THROUGHPUT", a stream for each core or two. threads: that a worker's network computes with; 0 lets OpenVINO
+    decide. max_batch_size, max_wait_ms: of servers that batch. fast_queue: LitServe's own transport.
+    """
+
+    workers: int = 1
+    hint: str = "LATENCY"
+    threads: int = 0
+    max_batch_size: int = 32
+    max_wait_ms: float = 2.0
+    fast_queue: bool = False
+
+    def words(self) -> str:
+        """JSON, for the environment and for result files."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environment(cls) -> Settings:
+        """What the benchmark asks for; the defaults where nothing is said."""
+        return cls(**json.loads(os.environ.get(SETTINGS, "{}")))
+
+
+@dataclass(frozen=True)
+class Exits:
+    """When pictures leave a peer that knows exits.
+
+    threshold: at the first exit whose confidence reaches it. mix: instead, a share of the pictures for each exit, at
+    which they leave whatever their confidence: for networks whose confidences mean nothing.
+    """
+
+    threshold: float = 1.0
+    mix: tuple[float, ...] = ()
+
+    def limits(self, number: int, num_exits: int) -> tuple[float, ...]:
+        """For request 0, 1, …: the confidence that ends it at each exit; beyond 1 never, at the last always."""
+        if not self.mix:
+            early = self.threshold if self.threshold < 1 else NEVER
+            return (*(early,) * (num_exits - 1), ALWAYS)
+        last = drawn_exit(number, self.mix)
+        return tuple(ALWAYS if exit >= last else NEVER for exit in range(1, num_exits + 1))
+
+    def words(self) -> str:
+        """JSON, for the environment and for result files."""
+        return json.dumps(asdict(self))
+
+    @classmethod
+    def from_environment(cls) -> Exits:
+        """What the benchmark asks for; no early exits where nothing is said."""
+        given = json.loads(os.environ.get(EXITS, "{}"))
+        return cls(**{**given, "mix": tuple(given.get("mix", ()))})
+
+
+def drawn_exit(number: int, mix: tuple[float, ...]) -> int:
+    """The exit 1..K of request 0, 1, …: drawn by the shares of `mix`, the same for the same number."""
+    return random.Random(number).choices(range(1, len(mix) + 1), weights=mix)[0]
+
+
+@dataclass(frozen=True)
+class Description:
+    """What a peer must know of the exported network. size: side of the square input in pixels."""
+
+    name: str
+    size: int
+    crop_fraction: float
+    labels: tuple[str, ...]
+    num_exits: int
+
+    @classmethod
+    def read(cls, folder: Path) -> Description:
+        """From the folder that `benchmarks.peers.export` wrote."""
+        given = json.loads((folder / DESCRIPTION).read_text())
+        return cls(**{**given, "labels": tuple(given["labels"])})
+
+    def picture(self, data: bytes) -> Picture:
+        """An encoded picture as uint8 (size, size, 3)."""
+        return self.prepared(Image.open(io.BytesIO(data)))
+
+    def prepared(self, image: Image.Image) -> Picture:
+        """An opened picture as uint8 (size, size, 3): turned upright, centre-cropped, bilinear.
+
+        The same pixels as `models.preprocess.Preprocessing.apply` gives, which needs torch; a test compares them.
+        """
+        image = ImageOps.exif_transpose(image)
+        image = image if image.mode == "RGB" else image.convert("RGB")
+        (width, height), shorter = image.size, round(self.size / self.crop_fraction)
+        scale = shorter / min(width, height)
+        columns, rows = max(self.size, round(width * scale)), max(self.size, round(height * scale))
+        left, top = (columns - self.size) // 2, (rows - self.size) // 2
+        if not (columns == rows == self.size == width == height):
+            box = (
+                left * width / columns,
+                top * height / rows,
+                (left + self.size) * width / columns,
+                (top + self.size) * height / rows,
+            )
+            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
+        return np.asarray(image, dtype=np.uint8)
+
+    def answer(self, probabilities_C: Array, exit: int = 0) -> dict[str, Any]:
+        """What a peer says of one picture; exit 0 is the last."""
+        class_id = int(probabilities_C.argmax())
+        return {
+            "label": self.labels[class_id],
+            "class_id": class_id,
+            "confidence": round(float(probabilities_C[class_id]), 6),
+            "exit": exit or self.num_exits,
+        }
+
+
+class Graph:
+    """A compiled OpenVINO graph that any thread may run; each has an inference request of its own."""
+
+    def __init__(self, path: Path, settings: Settings) -> None:
+        """Compile. The precision is OpenVINO's own choice: bfloat16 where the processor has it."""
+        import openvino
+
+        options: dict[str, Any] = {"PERFORMANCE_HINT": settings.hint}
+        if settings.threads:
+            options["INFERENCE_NUM_THREADS"] = settings.threads
+        self._compiled = openvino.Core().compile_model(str(path), "CPU", options)
+        self.num_inputs = len(self._compiled.inputs)
+        self._own = threading.local()
+
+    def __call__(self, *inputs: npt.NDArray[Any]) -> tuple[Array, ...]:
+        """All outputs of the graph, copied out."""
+        if not hasattr(self._own, "request"):
+            self._own.request = self._compiled.create_infer_request()
+        results = self._own.request.infer(list(inputs), share_inputs=True)
+        return tuple(results[output] for output in self._compiled.outputs)
+
+
+class Network:
+    """The whole network at full depth."""
+
+    def __init__(self, folder: Path, settings: Settings) -> None:
+        """Compile, and run once, so that the first request is no slower."""
+        self.description = Description.read(folder)
+        self._graph = Graph(folder / WHOLE, settings)
+        size = self.description.size
+        self.probabilities(np.zeros((1, size, size, 3), np.uint8))
+
+    @classmethod
+    def from_environment(cls) -> Network:
+        """The network, and its settings, that the benchmark names in the environment."""
+        return cls(folder_from_environment(), Settings.from_environment())
+
+    def picture(self, data: bytes) -> Picture:
+        """An encoded picture as the network's input."""
+        return self.description.picture(data)
+
+    def probabilities(self, pictures_BHWC: Picture) -> Array:
+        """uint8 (B, H, W, 3) -> calibrated probabilities (B, classes)."""
+        (probabilities_BC,) = self._graph(pictures_BHWC)
+        return probabilities_BC
+
+    def answers(self, pictures: list[Picture]) -> list[dict[str, Any]]:
+        """One batch through the network: an answer for each picture."""
+        return [self.description.answer(row_C) for row_C in self.probabilities(np.stack(pictures))]
+
+
+def folder_from_environment() -> Path:
+    """Where the exported network lies."""
+    return Path(os.environ[FOLDER])

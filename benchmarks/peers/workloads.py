@@ -1,0 +1,145 @@
+"""What is served and sent: models, sets of pictures, and the ways in which ours is asked."""
+
+from __future__ import annotations
+
+import io
+import tarfile
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.options import parse_thresholds
+from benchmarks.peers.network import Exits, drawn_exit
+from benchmarks.peers.options import PeersOptions, parse_mix
+from benchmarks.pictures import export_test_pictures, read_pictures
+from models.bundle import EMBEDDED, Bundle, load_bundle
+
+PHOTOS = "photos-caltech101.tar"
+PHOTO_SUFFIXES = (".jpg", ".jpeg")
+TOLERATED_DISAGREEMENT = 0.01
+
+
+@dataclass(frozen=True)
+class PictureSet:
+    """Encoded pictures. labels: the true class of each, by name; none where the network does not know them."""
+
+    name: str
+    media_type: str
+    pictures: tuple[bytes, ...] = field(repr=False)
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Way:
+    """How ours is asked, and a peer that has exits is set up."""
+
+    name: str
+    exits: Exits
+
+    @property
+    def is_off(self) -> bool:
+        """Whether every picture goes to the last exit."""
+        return not self.exits.mix and self.exits.threshold >= 1.0
+
+    def query(self, number: int) -> str:
+        """Of request 0, 1, …"""
+        if not self.exits.mix:
+            return f"threshold={self.exits.threshold:g}"
+        return f"threshold=1&max_exit={drawn_exit(number, self.exits.mix)}"
+
+
+@dataclass(frozen=True)
+class Workload:
+    """One model and what it is sent. model: as `offramp serve --model` takes it; None is the embedded one."""
+
+    model: Path | None
+    bundle: Bundle
+    pictures: PictureSet
+    ways: tuple[Way, ...]
+
+    @property
+    def name(self) -> str:
+        """For tables."""
+        return f"{self.bundle.name}, {self.pictures.name}"
+
+
+def workloads(options: PeersOptions) -> Iterator[Workload]:
+    """The first model on each set of pictures, the larger one on photographs. Raises ValueError for missing data."""
+    bundle = load_bundle(options.model or EMBEDDED)
+    ways = threshold_ways(bundle, options.thresholds)
+    for name in options.picture_sets.split(","):
+        pictures = cifar(options, bundle) if name == "cifar" else photos(options)
+        yield Workload(options.model, bundle, pictures, ways)
+    if options.larger_model is not None:
+        larger = load_bundle(options.larger_model)
+        ways = mix_ways(bundle, ways, parse_mix(options.exit_mix), larger.net.num_exits)
+        yield Workload(options.larger_model, larger, photos(options), ways)
+
+
+def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
+    """Exits off first, then the thresholds given; by default the bundle's, and the lowest of hardly any difference."""
+    if thresholds:
+        wanted = parse_thresholds(thresholds)
+    else:
+        agreeing = [
+            float(point["threshold"])
+            for point in bundle.operating_points
+            if point["disagreement"] <= TOLERATED_DISAGREEMENT
+        ]
+        wanted = (1.0, bundle.threshold, min(agreeing, default=1.0))
+    different = sorted(set(wanted), reverse=True)
+    return tuple(Way("exits off" if t >= 1 else f"threshold {t:g}", Exits(t)) for t in different)
+
+
+def mix_ways(bundle: Bundle, ways: Sequence[Way], mix: tuple[float, ...], num_exits: int) -> tuple[Way, ...]:
+    """Exits off, then the mix given, or `bundle`'s at each of its `ways`, for a network that has learnt nothing.
+
+    Raises BenchmarkError where a mix does not fit the network's exits.
+    """
+    mixes = (
+        [mix]
+        if mix
+        else [
+            tuple(map(float, point["exit_mix"]))
+            for way in ways
+            for point in bundle.operating_points
+            if point["threshold"] == way.exits.threshold and not way.is_off
+        ]
+    )
+    if not mixes or any(len(one) != num_exits for one in mixes):
+        raise BenchmarkError(f"the larger model has {num_exits} exits: give --exit-mix so many shares")
+    shown = [" / ".join(f"{100 * share:.0f}" for share in one) for one in mixes]
+    drawn = [Way(f"exit mix {text} %", Exits(1.0, one)) for text, one in zip(shown, mixes, strict=True)]
+    return (Way("exits off", Exits()), *drawn)
+
+
+def cifar(options: PeersOptions, bundle: Bundle) -> PictureSet:
+    """Test pictures as PNG, with their labels where the network knows these classes."""
+    with TemporaryDirectory() as folder:
+        exported = export_test_pictures(options.dataset, options.data_root, options.pictures, Path(folder))
+        pictures = tuple(read_pictures(Path(folder)))
+    labels = exported.labels if set(exported.labels) <= set(bundle.labels) else ()
+    return PictureSet(f"{options.dataset} PNG", "image/png", pictures, labels)
+
+
+def photos(options: PeersOptions) -> PictureSet:
+    """JPEG photographs. Raises BenchmarkError where there are none."""
+    path = options.photos or options.data_root / PHOTOS
+    pictures = tuple(_jpegs(path))[: options.pictures]
+    if not pictures:
+        raise BenchmarkError(f"{path}: no JPEG files there; give --photos a folder or a tar file of photographs")
+    return PictureSet("photographs JPEG", "image/jpeg", pictures)
+
+
+def _jpegs(path: Path) -> Iterator[bytes]:
+    if path.is_dir():
+        files = sorted(each for each in path.rglob("*") if each.suffix.lower() in PHOTO_SUFFIXES)
+        yield from (file.read_bytes() for file in files)
+    elif path.exists():
+        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as archive:
+            members = sorted(archive.getmembers(), key=lambda member: member.name)
+            for member in members:
+                if member.name.lower().endswith(PHOTO_SUFFIXES) and (file := archive.extractfile(member)):
+                    yield file.read()

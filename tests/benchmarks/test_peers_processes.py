@@ -1,0 +1,68 @@
+"""A server's processes: awaited, measured, and ended to the last."""
+
+import http.client
+import os
+import sys
+from pathlib import Path
+
+import pytest
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.peers.processes import free_port, members, running
+
+# A server whose child is adopted by somebody else at once, and only then it answers.
+SERVER = """
+import http.server, os, subprocess, sys, time
+nested = "import subprocess, sys; subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(600)'])"
+subprocess.run([sys.executable, "-c", nested])
+class Handler(http.server.BaseHTTPRequestHandler):
+    def do_GET(self):
+        while time.process_time() < 0.3: pass
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(os.environ["WORD"].encode())
+    def log_message(self, *_): pass
+http.server.HTTPServer(("127.0.0.1", int(sys.argv[1])), Handler).serve_forever()
+"""
+
+
+def get(port: int) -> str:
+    connection = http.client.HTTPConnection("127.0.0.1", port)
+    connection.request("GET", "/")
+    return connection.getresponse().read().decode()
+
+
+def answers(port: int) -> bool:
+    try:
+        return bool(get(port))
+    except OSError:
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")
+def test_adopted_children_belong_to_the_server_and_end_with_it() -> None:
+    port = free_port()
+    with running([sys.executable, "-c", SERVER, str(port)], port, answers, {"WORD": "hello"}) as server:
+        assert get(port) == "hello"
+        found = members(server.mark)
+        parents = {int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1]) for pid in found}
+        assert len(found) == 2
+        assert not parents <= {os.getpid()}
+        assert server.cpu_s() >= 0.3
+    assert members(server.mark) == []
+    assert server.cpu_s() == 0.0
+
+
+def test_a_server_that_ends_before_it_answers_is_an_error_with_its_last_words() -> None:
+    command = [sys.executable, "-c", "import sys; sys.exit('no such model')"]
+    with pytest.raises(BenchmarkError, match=r"exit status 1.*no such model"), running(command, 1, lambda _: False, {}):
+        pass
+
+
+def test_a_server_that_never_answers_is_given_up() -> None:
+    command = [sys.executable, "-c", "print('loading', flush=True); import time; time.sleep(600)"]
+    with (
+        pytest.raises(BenchmarkError, match=r"did not answer within 0\.5 s"),
+        running(command, 1, lambda _: False, {}, ready_timeout_s=0.5),
+    ):
+        pass

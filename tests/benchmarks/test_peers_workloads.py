@@ -1,0 +1,95 @@
+"""What is sent, and the ways in which ours is asked."""
+
+import io
+import tarfile
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.peers.network import Exits
+from benchmarks.peers.options import PeersOptions, parse_mix
+from benchmarks.peers.workloads import Way, mix_ways, photos, threshold_ways
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What of a bundle the ways are chosen from."""
+
+    threshold: float
+    operating_points: tuple[dict[str, Any], ...]
+
+
+MIX = [0.5, 0.1, 0.1, 0.3]
+BUNDLE: Any = Facts(
+    0.7,
+    (
+        {"threshold": 0.7, "disagreement": 0.0175, "exit_mix": MIX},
+        {"threshold": 0.8, "disagreement": 0.0064, "exit_mix": [0.4, 0.1, 0.1, 0.4]},
+        {"threshold": 0.9, "disagreement": 0.0011, "exit_mix": [0.3, 0.1, 0.1, 0.5]},
+        {"threshold": 1.0, "disagreement": 0.0, "exit_mix": [0, 0, 0, 1.0]},
+    ),
+)
+
+
+def test_ours_is_asked_with_exits_off_at_little_disagreement_and_at_its_own_threshold() -> None:
+    ways = threshold_ways(BUNDLE, "")
+    assert [(way.name, way.query(3), way.is_off) for way in ways] == [
+        ("exits off", "threshold=1", True),
+        ("threshold 0.8", "threshold=0.8", False),
+        ("threshold 0.7", "threshold=0.7", False),
+    ]
+
+
+def test_thresholds_can_be_chosen_and_off_comes_first() -> None:
+    assert [way.exits.threshold for way in threshold_ways(BUNDLE, "0.2,1,0.5")] == [1.0, 0.5, 0.2]
+    with pytest.raises(ValueError, match="lack 1"):
+        PeersOptions(thresholds="0.5,0.7")
+
+
+def test_the_larger_network_leaves_as_the_first_one_does() -> None:
+    off, at_08, at_07 = mix_ways(BUNDLE, threshold_ways(BUNDLE, ""), (), 4)
+    assert off.is_off
+    assert at_08.exits.mix == (0.4, 0.1, 0.1, 0.4)
+    asked = Counter(at_07.query(number) for number in range(3000))
+    shares = {query: round(count / 3000, 1) for query, count in asked.items()}
+    assert shares == {f"threshold=1&max_exit={exit}": share for exit, share in enumerate(MIX, start=1)}
+
+
+def test_a_mix_of_the_wrong_length_is_refused() -> None:
+    with pytest.raises(BenchmarkError, match="has 3 exits"):
+        mix_ways(BUNDLE, threshold_ways(BUNDLE, ""), (), 3)
+    assert mix_ways(BUNDLE, (), (0.2, 0.3, 0.5), 3)[1] == Way("exit mix 20 / 30 / 50 %", Exits(1.0, (0.2, 0.3, 0.5)))
+
+
+@pytest.mark.parametrize("text", ["0.5,0.2", "1.5,-0.5", "half,half"])
+def test_shares_that_are_none_are_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="exit_mix"):
+        parse_mix(text)
+
+
+def test_unknown_picture_sets_are_refused() -> None:
+    with pytest.raises(ValueError, match="cifar, photos"):
+        PeersOptions(picture_sets="cifar,paintings")
+
+
+def test_photographs_come_from_a_folder_or_a_tar_file_in_order(tmp_path: Path) -> None:
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for name, content in (("b.jpg", b"second"), ("a.jpeg", b"first"), ("notes.txt", b"no"), ("c.JPG", b"third")):
+        (folder / name).write_bytes(content)
+    archive = tmp_path / "photos-caltech101.tar"
+    with tarfile.open(archive, "w") as tar:
+        for path in folder.iterdir():
+            info = tarfile.TarInfo(f"photos/{path.name}")
+            info.size = len(path.read_bytes())
+            tar.addfile(info, io.BytesIO(path.read_bytes()))
+    wanted = (b"first", b"second", b"third")
+    assert photos(PeersOptions(photos=folder)).pictures == wanted
+    assert photos(PeersOptions(data_root=tmp_path)).pictures == wanted
+    assert photos(PeersOptions(photos=folder, pictures=2)).pictures == wanted[:2]
+    with pytest.raises(BenchmarkError, match="--photos"):
+        photos(PeersOptions(photos=tmp_path / "nowhere"))
