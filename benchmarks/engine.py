@@ -142,7 +142,7 @@ def compare(
     thresholds: Sequence[float],
 ) -> tuple[dict[str, Any], dict[float, npt.NDArray[np.int64]]]:
     """What differs from the reference: probabilities, exits, labels; and the exits taken by the runner."""
-    given_KNC, expected_KNC = (through(one, pictures, 64) for one in (runner, reference))
+    given_KNC, expected_KNC = (probabilities(one, pictures, 64) for one in (runner, reference))
     exits, rows, every_N = {}, [], np.arange(len(pictures))
     for threshold in thresholds:
         rule = ExitRule.uniform(threshold, runner.num_stages)
@@ -165,12 +165,6 @@ def compare(
     return {"pictures": len(pictures), "largest_probability_difference": largest, "thresholds": rows}, exits
 
 
-def through(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> npt.NDArray[np.float32]:
-    """Probabilities (K, N, classes) at every exit."""
-    batches = [pictures[at : at + batch_size] for at in range(0, len(pictures), batch_size)]
-    return np.concatenate([probabilities(runner, batch) for batch in batches], axis=1)
-
-
 def measure(
     bundle: Bundle,
     runner: Runner,
@@ -181,7 +175,7 @@ def measure(
     """Milliseconds a picture of every variant in every round, and the ratios within the rounds."""
     size, batch_size = bundle.preprocessing.size, options.max_batch_size
     profile = measure_profile(runner, size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
-    bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: through(runner, pictures, batch_size))}
+    bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: probabilities(runner, pictures, batch_size))}
     if isinstance(runner, OpenVinoRunner):
         whole = runner.compile(convert_whole(bundle), batch_size)
         batches = [

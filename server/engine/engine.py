@@ -149,11 +149,7 @@ class Engine:
                 f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
                 "send fewer, or raise max_samples"
             )
-        if len(contract.rule.limits) != self._num_stages:
-            raise ValueError(
-                f"a rule for {len(contract.rule.limits)} exits is out of range: this network has {self._num_stages}; "
-                f"give {self._num_stages - 1} thresholds"
-            )
+        contract.check_depth(self._num_stages)
         if self._draining or not self.alive:
             raise EngineStopped(draining=self._draining)
         if overload := self.overload(len(pictures)):

@@ -22,6 +22,14 @@ class Contract:
     rule: ExitRule
     deadline_s: float | None = None
 
+    def check_depth(self, num_stages: int) -> None:
+        """Raises ValueError where the rule is for a network of another depth."""
+        if len(self.rule.limits) != num_stages:
+            raise ValueError(
+                f"a rule for {len(self.rule.limits)} exits is out of range: this network has {num_stages}; "
+                f"give {num_stages - 1} thresholds"
+            )
+
 
 # Tuples, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
 class Visit(NamedTuple):

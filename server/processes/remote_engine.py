@@ -237,11 +237,7 @@ class RemoteEngine:
                 f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
                 "send fewer, or raise max_queue"
             )
-        if len(contract.rule.limits) != self._num_stages:
-            raise ValueError(
-                f"a rule for {len(contract.rule.limits)} exits is out of range: this network has {self._num_stages}; "
-                f"give {self._num_stages - 1} thresholds"
-            )
+        contract.check_depth(self._num_stages)
         assert all(picture.shape == self._pictures_NHWC.shape[1:] for picture in pictures), (
             "preprocessing gives one size"
         )

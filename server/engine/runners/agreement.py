@@ -20,8 +20,17 @@ def agree(runner: Runner, reference: Runner, size: int) -> float:
     return float(np.abs(differences).max())
 
 
-def probabilities(runner: Runner, pictures: Pictures) -> npt.NDArray[np.float32]:
-    """Calibrated probabilities (K, B, classes) of one batch that goes through all stages together."""
+def probabilities(runner: Runner, pictures: Pictures, batch_size: int = 0) -> npt.NDArray[np.float32]:
+    """Calibrated probabilities (K, N, classes): every picture through all stages, in batches that stay together.
+
+    batch_size: of these batches; 0 is one batch of all.
+    """
+    size = batch_size or len(pictures)
+    batches = (pictures[at : at + size] for at in range(0, len(pictures), size))
+    return np.concatenate([_of_one_batch(runner, batch) for batch in batches], axis=1)
+
+
+def _of_one_batch(runner: Runner, pictures: Pictures) -> npt.NDArray[np.float32]:
     states: Sequence[Any] = pictures
     answers = []
     for stage in range(1, runner.num_stages + 1):

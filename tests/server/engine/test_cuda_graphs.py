@@ -23,6 +23,7 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from server.engine.engine import Engine
 from server.engine.request import Contract
+from server.engine.runners.agreement import probabilities
 from server.engine.runners.buckets import buckets
 from server.engine.runners.capture import Capture, CudaGraphs, Eager, Work
 from server.engine.runners.cuda_graphs import CaptureFailed, CudaGraphRunner, scale_and_shift
@@ -63,19 +64,6 @@ def agreement(mine_KNC: np.ndarray, theirs_KNC: np.ndarray, thresholds: Sequence
         {each: float((exits(mine_KNC, each) != exits(theirs_KNC, each)).mean()) for each in thresholds},
         float((mine_KNC.argmax(axis=2) != theirs_KNC.argmax(axis=2)).mean()),
     )
-
-
-def through_all_stages(runner, pictures: Sequence[np.ndarray], batch_size: int = LARGEST) -> np.ndarray:
-    """Probabilities (K, N, classes), every picture to the last exit, in batches that stay together."""
-    parts = []
-    for at in range(0, len(pictures), batch_size):
-        states, probabilities = pictures[at : at + batch_size], []
-        for stage in range(1, runner.num_stages + 1):
-            output = runner.run(stage, states)
-            probabilities.append(output.probabilities_BC)
-            states = output.keep(range(len(states)))
-        parts.append(np.stack(probabilities))
-    return np.concatenate(parts, axis=1)
 
 
 def clear_threshold(probabilities_KNC: np.ndarray, quantile: float) -> float:
@@ -167,7 +155,7 @@ def bundle(pictures: list[np.ndarray]) -> Bundle:
 @pytest.fixture(scope="module")
 def reference_KNC(bundle: Bundle, pictures: list[np.ndarray]) -> np.ndarray:
     """TorchRunner's answers on the CPU, each picture alone."""
-    return through_all_stages(TorchRunner(bundle, torch.device("cpu")), pictures, batch_size=1)
+    return probabilities(TorchRunner(bundle, torch.device("cpu")), pictures, batch_size=1)
 
 
 @pytest.fixture(scope="module", params=DEVICES)
@@ -219,7 +207,7 @@ def test_the_pictures_tell_exits_and_classes_apart(reference_KNC):
 def test_in_float32_every_batch_size_gives_the_exits_and_labels_of_the_reference(
     make_runner, reference_KNC, pictures, batch_size
 ):
-    mine_KNC = through_all_stages(make_runner(batch_size), pictures, batch_size)
+    mine_KNC = probabilities(make_runner(batch_size), pictures, batch_size)
     thresholds = [clear_threshold(reference_KNC, quantile) for quantile in QUANTILES]
     agreed = agreement(mine_KNC, reference_KNC, [0.0, *thresholds, 1.0])
     assert agreed.largest_difference < TOLERANCE
@@ -301,7 +289,7 @@ def test_half_the_bits_change_little(make_runner, reference_KNC, pictures, preci
     margin = MARGINS[runner.dtype]
     assert {boundary.features_SHWC.dtype for boundary in runner.boundaries} == {runner.dtype}
     assert {boundary.accumulated_SC.dtype for boundary in runner.boundaries} == {torch.float32}
-    mine_KNC = through_all_stages(runner, pictures, 32)
+    mine_KNC = probabilities(runner, pictures, 32)
     agreed = agreement(mine_KNC, reference_KNC, [clear_threshold(reference_KNC, quantile) for quantile in QUANTILES])
     assert 0.0 < agreed.largest_difference < margin
     assert max(agreed.changed_exits.values()) < margin
@@ -508,10 +496,10 @@ def test_on_a_gpu_answers_are_those_of_the_reference_on_it(bundle, pictures, pre
     device = choose_device("cuda")
     runner = CudaGraphRunner(bundle, device, precision=precision)
     runner.warm_up(LARGEST)
-    theirs_KNC = through_all_stages(TorchRunner(bundle, device), pictures)
+    theirs_KNC = probabilities(TorchRunner(bundle, device), pictures, LARGEST)
     thresholds = [clear_threshold(theirs_KNC, quantile) for quantile in QUANTILES]
     for batch_size in (1, 7, 33, 64):
-        agreed = agreement(through_all_stages(runner, pictures, batch_size), theirs_KNC, thresholds)
+        agreed = agreement(probabilities(runner, pictures, batch_size), theirs_KNC, thresholds)
         max_share = 1e-9 if runner.dtype == torch.float32 else MARGINS[runner.dtype]
         assert agreed.largest_difference < MARGINS[runner.dtype]
         assert max(agreed.changed_exits.values()) < max_share
@@ -522,9 +510,9 @@ def test_on_a_gpu_answers_are_those_of_the_reference_on_it(bundle, pictures, pre
 def test_on_a_gpu_batch_mates_change_answers_by_rounding_only(bundle, pictures, precision, record_property):
     runner = CudaGraphRunner(bundle, choose_device("cuda"), precision=precision)
     runner.warm_up(LARGEST)
-    alone_KNC = through_all_stages(runner, pictures, 1)
+    alone_KNC = probabilities(runner, pictures, 1)
     differences = {
-        size: float(np.abs(through_all_stages(runner, pictures, size) - alone_KNC).max()) for size in (2, 5, 17, 64)
+        size: float(np.abs(probabilities(runner, pictures, size) - alone_KNC).max()) for size in (2, 5, 17, 64)
     }
     record_property("largest_difference_by_batch_size", differences)
     assert max(differences.values()) < MARGINS[runner.dtype]

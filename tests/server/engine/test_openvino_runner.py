@@ -71,8 +71,7 @@ def test_the_pictures_tell_exits_apart(reference):
 @pytest.mark.parametrize("batch_size", [1, 3, 8, 17, 32, 64])
 def test_answers_are_the_references_at_every_batch_size(runner, reference, batch_size):
     expected_KNC = probabilities(reference, PICTURES)
-    batches = [PICTURES[at : at + batch_size] for at in range(0, 64, batch_size)]
-    given_KNC = np.concatenate([probabilities(runner, batch) for batch in batches], axis=1)
+    given_KNC = probabilities(runner, PICTURES, batch_size)
     np.testing.assert_allclose(given_KNC, expected_KNC, rtol=0, atol=2e-5)
     for threshold in (0.35, 0.5, 0.7):
         rule = ExitRule.uniform(threshold, EXITS)
@@ -83,10 +82,9 @@ def test_answers_are_the_references_at_every_batch_size(runner, reference, batch
 @pytest.mark.parametrize("precision", ["float32", "bfloat16"])
 def test_batch_mates_change_no_bit_of_an_answer(bundle, precision):
     runner = OpenVinoRunner(bundle, precision, threads=1)
-    alone = np.concatenate([probabilities(runner, [picture]) for picture in PICTURES], axis=1)
+    alone = probabilities(runner, PICTURES, 1)
     for batch_size in (2, 5, 16, 64):
-        batches = [PICTURES[at : at + batch_size] for at in range(0, 64, batch_size)]
-        np.testing.assert_array_equal(np.concatenate([probabilities(runner, b) for b in batches], axis=1), alone)
+        np.testing.assert_array_equal(probabilities(runner, PICTURES, batch_size), alone)
 
 
 def test_survivors_of_different_batches_merge_in_any_order_while_other_steps_run_between(runner, reference):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -19,6 +19,7 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
 from server.engine.engine import Engine
 from server.engine.request import Contract
+from server.engine.runners.agreement import probabilities
 from server.engine.runners.torch_runner import TorchRunner
 from server.offline import predict
 from tests.server.engine.scripted import Recorder
@@ -120,16 +121,6 @@ def runner(request: pytest.FixtureRequest, bundle: Bundle, reference: Reference)
     return TorchRunner(bundle, choose_device(request.param))
 
 
-def through_all_stages(runner: TorchRunner, pictures: Sequence[np.ndarray]) -> np.ndarray:
-    """Probabilities (K, B, classes) of one batch that stays together."""
-    states, probabilities = pictures, []
-    for stage in range(1, runner.num_stages + 1):
-        output = runner.run(stage, states)
-        states = output.keep(range(len(states)))
-        probabilities.append(output.probabilities_BC)
-    return np.stack(probabilities)
-
-
 def test_the_pictures_tell_exits_and_classes_apart(reference):
     """Guards the tests below: with a network that answers everything alike they would prove nothing."""
     taken = exits_taken(reference.confidence_NK, ExitRule.uniform(reference.threshold(0.5), EXITS))
@@ -141,8 +132,7 @@ def test_the_pictures_tell_exits_and_classes_apart(reference):
 def test_batch_mates_change_neither_exit_nor_label_and_probabilities_by_rounding_only(
     runner, reference, pictures, batch_size
 ):
-    batches = [pictures[at : at + batch_size] for at in range(0, PICTURES, batch_size)]
-    probabilities_KNC = np.concatenate([through_all_stages(runner, batch) for batch in batches], axis=1)
+    probabilities_KNC = probabilities(runner, pictures, batch_size)
     np.testing.assert_allclose(probabilities_KNC, reference.probabilities_KNC, rtol=0, atol=TOLERANCE)
     assert (probabilities_KNC.argmax(axis=2) == reference.probabilities_KNC.argmax(axis=2)).all()
     for quantile in (0.1, 0.5, 0.9):
@@ -177,7 +167,7 @@ class WatchedNet(torch.nn.Module):
 @pytest.mark.parametrize("batch_size", [1, 5])
 def test_channels_last_is_kept_between_stages(runner, pictures, batch_size):
     runner.net = WatchedNet(runner.net)
-    through_all_stages(runner, pictures[:batch_size])
+    probabilities(runner, pictures[:batch_size])
     assert [x_BCHW.shape[0] for x_BCHW in runner.net.inputs] == [batch_size] * EXITS
     assert all(x_BCHW.is_contiguous(memory_format=torch.channels_last) for x_BCHW in runner.net.inputs)
 
@@ -215,7 +205,7 @@ def test_a_step_leaves_the_settings_of_the_process_as_they_are(runner, pictures)
 def test_warming_up_leaves_answers_as_they_are(runner, reference, pictures):
     runner.warm_up(3)
     np.testing.assert_allclose(
-        through_all_stages(runner, pictures[:4]), reference.probabilities_KNC[:, :4], rtol=0, atol=TOLERANCE
+        probabilities(runner, pictures[:4]), reference.probabilities_KNC[:, :4], rtol=0, atol=TOLERANCE
     )
 
 
