@@ -24,12 +24,12 @@ HINTS = {"float32": "f32", "bfloat16": "bf16"}
 
 @dataclass(frozen=True, slots=True)
 class StageState:
-    """What a sample carries between stages: its row of a step's features (C, H, W) and accumulated logits (classes).
+    """What a sample carries between stages: its row of a step's features (H, W, C) and accumulated logits (classes).
 
     Features of bfloat16, which numpy does not know, are its bits.
     """
 
-    features_BCHW: npt.NDArray[Any]
+    features_BHWC: npt.NDArray[Any]
     accumulated_BC: npt.NDArray[np.float32]
     row: int
 
@@ -63,7 +63,12 @@ class OpenVinoRunner:
         """A network as this runner computes, for one batch size: precision and threads are its own."""
         sized = network.clone()
         sized.reshape({at: [batch_size, *input.get_partial_shape()[1:]] for at, input in enumerate(network.inputs)})
-        options = {"INFERENCE_PRECISION_HINT": HINTS[self.precision], "PERFORMANCE_HINT": "LATENCY"}
+        # Not bound to cores: a thread that is would wait for the HTTP work on its core, with the other core idle.
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": "NO",
+        }
         limited = {"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}
         return self._core.compile_model(sized, "CPU", {**options, **limited})
 
@@ -114,9 +119,9 @@ class _Stage:
         if not self._is_last:
             # New ones for each step: what goes on does so where it was written.
             accumulated_BC = np.empty((bucket, *self._row_shapes[1]), np.float32)
-            features_BCHW = np.empty((bucket, *self._row_shapes[2]), WORDS[self._type])
+            features_BHWC = np.empty((bucket, *self._row_shapes[2]), WORDS[self._type])
             request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
-            request.set_output_tensor(2, ov.Tensor(features_BCHW, features_BCHW.shape, self._type))
+            request.set_output_tensor(2, ov.Tensor(features_BHWC, features_BHWC.shape, self._type))
         request.infer()
 
         def keep(rows: Sequence[int]) -> list[StageState]:
@@ -124,9 +129,9 @@ class _Stage:
                 return []
             if 2 * len(rows) < bucket:
                 # Fewer than half: what the others leave behind would be more than what is kept.
-                features, accumulated = features_BCHW[list(rows)], accumulated_BC[list(rows)]
+                features, accumulated = features_BHWC[list(rows)], accumulated_BC[list(rows)]
                 return [StageState(features, accumulated, row) for row in range(len(rows))]
-            return [StageState(features_BCHW, accumulated_BC, row) for row in rows]
+            return [StageState(features_BHWC, accumulated_BC, row) for row in rows]
 
         return StepOutput(request.get_output_tensor(0).data[:size].copy(), keep)
 
@@ -137,16 +142,16 @@ class _Stage:
 
 
 def gather(states: Sequence[StageState]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Features (B, C, H, W) and accumulated logits (B, classes) of samples that may come from several steps.
+    """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
 
     Neighbours of one step are not copied.
     """
     first = states[0]
-    if any(state.features_BCHW is not first.features_BCHW for state in states):
+    if any(state.features_BHWC is not first.features_BHWC for state in states):
         return (
-            np.stack([state.features_BCHW[state.row] for state in states]),
+            np.stack([state.features_BHWC[state.row] for state in states]),
             np.stack([state.accumulated_BC[state.row] for state in states]),
         )
     rows = [state.row for state in states]
     chosen = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
-    return first.features_BCHW[chosen], first.accumulated_BC[chosen]
+    return first.features_BHWC[chosen], first.accumulated_BC[chosen]

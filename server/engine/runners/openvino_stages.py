@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from models.bundle import Bundle
 from models.preprocess import normalize
+from server.engine.runners.openvino_rewrites import rewrite
 
 # What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
 # that wider features would only be the same numbers in twice the memory.
@@ -22,8 +23,10 @@ FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
 class StageModule(nn.Module):
     """Stage k of a bundle with all that belongs to a step: (inputs, accumulated logits) -> what the engine needs.
 
-    inputs: uint8 (B, H, W, 3) at stage 1, features after that. accumulated_BC: only where exit k carries.
+    inputs: uint8 (B, H, W, 3) at stage 1, features (B, H, W, C) after that. accumulated_BC: only where exit k carries.
     Gives calibrated probabilities (B, classes) and, before the last stage, accumulated logits and features.
+
+    Channels come last on the way from stage to stage, as OpenVINO computes: so nothing is rearranged there.
     """
 
     def __init__(self, bundle: Bundle, stage: int) -> None:
@@ -34,11 +37,11 @@ class StageModule(nn.Module):
 
     def forward(self, inputs: Tensor, accumulated_BC: Tensor | None = None) -> tuple[Tensor, ...]:
         """Run the stage."""
-        features = self.body(normalize(inputs, self.preprocessing) if self.stage == 1 else inputs)
+        features = self.body(normalize(inputs, self.preprocessing) if self.stage == 1 else inputs.permute(0, 3, 1, 2))
         _, logits_BC = self.head(features)
         accumulated_BC = self.calibration.accumulate(self.stage, accumulated_BC, logits_BC)
         probabilities_BC = self.calibration.probabilities(self.stage, accumulated_BC)
-        return (probabilities_BC,) if self.is_last else (probabilities_BC, accumulated_BC, features)
+        return (probabilities_BC,) if self.is_last else (probabilities_BC, accumulated_BC, features.permute(0, 2, 3, 1))
 
 
 def convert_stages(bundle: Bundle, feature_type: ov.Type) -> list[ov.Model]:
@@ -112,6 +115,7 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.M
         cause = str(error).strip().splitlines()[-1].lstrip("- ")
         raise ValueError(f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch") from error
     network.reshape({index: [-1, *tensor.shape[1:]] for index, tensor in enumerate(inputs)})
+    rewrite(network)
     return network
 
 

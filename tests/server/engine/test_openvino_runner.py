@@ -105,7 +105,7 @@ def test_survivors_of_different_batches_merge_in_any_order_while_other_steps_run
 def test_what_goes_on_holds_no_more_memory_of_its_batch_mates_than_of_its_own(runner):
     for kept in ([5], [3, 4, 60], list(range(0, 64, 2)), list(range(64))):
         states = runner.run(1, PICTURES).keep(kept)
-        blocks = {id(state.features_BCHW): state.features_BCHW for state in states}
+        blocks = {id(state.features_BHWC): state.features_BHWC for state in states}
         assert sum(map(len, blocks.values())) <= 2 * len(kept)
         assert all(block.base is None for block in blocks.values())
 
@@ -113,8 +113,8 @@ def test_what_goes_on_holds_no_more_memory_of_its_batch_mates_than_of_its_own(ru
 def test_neighbours_of_one_step_go_on_without_a_copy(runner):
     states = runner.run(1, PICTURES[:8]).keep(range(8))
     for some in (states, states[2:5]):
-        features_BCHW, accumulated_BC = gather(some)
-        assert np.shares_memory(features_BCHW, states[0].features_BCHW)
+        features_BHWC, accumulated_BC = gather(some)
+        assert np.shares_memory(features_BHWC, states[0].features_BHWC)
         assert np.shares_memory(accumulated_BC, states[0].accumulated_BC)
 
 

