@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from typing import TypeAlias
 
 import numpy as np
 import openvino as ov
@@ -14,7 +15,7 @@ from server.engine.runners.openvino_rewrites import rewrite
 
 FEATURES_BCHW = np.random.default_rng(0).normal(size=(2, 6, 4, 8)).astype(np.float32)
 # What OpenVINO gives as an operation's inputs and outputs.
-Value = ov.Output
+Value: TypeAlias = ov.Output
 
 
 def network(build: Callable[[Value], ov.Node], shape: list[int] | None = None) -> ov.Model:
