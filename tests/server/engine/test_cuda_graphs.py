@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -16,11 +16,9 @@ import pytest
 import torch
 
 from models.bundle import Bundle
-from models.config import ModelConfig
 from models.device import choose_device
-from models.exit_policy import Calibration, ExitRule, exits_taken
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
+from models.exit_policy import ExitRule, exits_taken
+from models.preprocess import normalize
 from server.engine.engine import Engine
 from server.engine.request import Contract
 from server.engine.runners.agreement import probabilities
@@ -29,9 +27,12 @@ from server.engine.runners.capture import Capture, CudaGraphs, Eager, Work
 from server.engine.runners.cuda_graphs import CaptureFailed, CudaGraphRunner, scale_and_shift
 from server.engine.runners.slots import PADDING_ROW, OutOfSlots
 from server.engine.runners.torch_runner import TorchRunner
+from tests.server.engine.lively import SIZE, draw_pictures, lively_bundle
 from tests.server.engine.scripted import Recorder
 
-SIZE, CLASSES, EXITS, PICTURES, LARGEST = 16, 10, 4, 96, 64
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+CLASSES, EXITS, PICTURES, LARGEST = 10, 4, 96, 64
 TOLERANCE = 1e-5
 QUANTILES = (0.1, 0.3, 0.5, 0.7, 0.9)
 # Of probabilities, and of shares of changed exits and labels; some three times what this network showed on a CPU.
@@ -106,50 +107,14 @@ class Counted:
             torch.cuda.set_sync_debug_mode("error")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread() -> Iterator[None]:
-    """The steps are tiny: more threads would only wait for each other."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.fixture(scope="module")
 def pictures() -> list[np.ndarray]:
-    generator = np.random.default_rng(0)
-    slope = np.linspace(-1, 1, SIZE)
-
-    def draw() -> np.ndarray:
-        down, across = generator.uniform(-120, 120, (2, 3))
-        plane = slope[:, None, None] * down + slope[None, :, None] * across
-        noise = generator.normal(0, generator.uniform(5, 60), (SIZE, SIZE, 3))
-        return np.clip(generator.uniform(0, 255, 3) + plane + noise, 0, 255).astype(np.uint8)
-
-    return [draw() for _ in range(PICTURES)]
+    return draw_pictures(PICTURES)
 
 
 @pytest.fixture(scope="module")
 def bundle(pictures: list[np.ndarray]) -> Bundle:
-    """A tiny random network with lived-in batch norms, whose answers differ from picture to picture at every exit."""
-    torch.manual_seed(0)
-    config, preprocessing = ModelConfig("resnet18", CLASSES, width=8, input_size=SIZE), Preprocessing(SIZE)
-    net = MultiExitNet(config).train()
-    x_BCHW = normalize(torch.from_numpy(np.stack(pictures)), preprocessing)
-    with torch.no_grad():
-        for convolution in (module for module in net.modules() if isinstance(module, torch.nn.Conv2d)):
-            convolution.weight.mul_(convolution.groups**0.5)
-        for _ in range(5):
-            net(x_BCHW)
-        net.eval()
-        for head, logits_BC in zip(net.heads, net(x_BCHW).logits, strict=True):
-            centre_C, spread = logits_BC.mean(dim=0), (logits_BC - logits_BC.mean(dim=0)).std()
-            linear = head.classifier
-            assert isinstance(linear, torch.nn.Linear)
-            linear.bias.copy_((linear.bias - centre_C) / spread)
-            linear.weight.copy_(linear.weight / spread)
-    calibration = Calibration((0.6, 0.5, 0.7, 0.6), (0.0, 0.5, 1.0, 0.7))
-    return Bundle("tiny", "1", config, preprocessing, tuple("abcdefghij"), calibration, 0.5, net)
+    return lively_bundle(pictures)
 
 
 @pytest.fixture(scope="module")

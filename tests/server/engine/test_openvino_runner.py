@@ -14,13 +14,14 @@ from models.bundle import Bundle
 from models.config import ModelConfig
 from models.exit_policy import Calibration, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
+from models.preprocess import Preprocessing
 from server.engine.runners.agreement import agree, probabilities, trial_pictures
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.openvino_runner import OpenVinoRunner, gather, native_precision
 from server.engine.runners.torch_runner import TorchRunner
+from tests.server.engine.lively import SIZE, lively_net
 
-SIZE, EXITS = 16, 4
+EXITS = 4
 CPU = torch.device("cpu")
 
 
@@ -36,20 +37,7 @@ def make_bundle(net: MultiExitNet, temperature: float = 1.0) -> Bundle:
 
 @pytest.fixture(scope="module")
 def bundle() -> Bundle:
-    """A tiny random network, scaled so that classes and confidences differ from picture to picture at every exit."""
-    torch.manual_seed(0)
-    net = MultiExitNet(ModelConfig("resnet18", 5, width=8, input_size=SIZE)).train()
-    x_BCHW = normalize(torch.from_numpy(np.stack(PICTURES)), Preprocessing(SIZE))
-    with torch.no_grad():
-        for _ in range(5):
-            net(x_BCHW)
-        net.eval()
-        for head, logits_BC in zip(net.heads, net(x_BCHW).logits, strict=True):
-            *_, linear = (module for module in head.modules() if isinstance(module, torch.nn.Linear))
-            centre_C, spread = logits_BC.mean(dim=0), (logits_BC - logits_BC.mean(dim=0)).std()
-            linear.bias.copy_((linear.bias - centre_C) / spread)
-            linear.weight.copy_(linear.weight / spread)
-    return make_bundle(net)
+    return make_bundle(lively_net(PICTURES, 5))
 
 
 @pytest.fixture(scope="module")
