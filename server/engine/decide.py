@@ -6,11 +6,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 
 from models.exit_policy import leaves
 from server.engine.errors import EngineError, InferenceFailed
-from server.engine.request import Answer, Progress, Sample, Visit
+from server.engine.request import Answer, Sample, Step
 from server.engine.runners.runner import StepOutput
 
 
@@ -32,38 +31,28 @@ def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: f
     start_s, end_s: when the step ran, on the engine's clock. Where it raises, no sample has been changed, so that
     the step can be run again.
     """
-    class_id_B = output.probabilities_BC.argmax(axis=1)
-    assert len(class_id_B) == len(samples), "a runner gives one row a sample"
-    confidence_B = output.probabilities_BC[np.arange(len(samples)), class_id_B]
+    probabilities_BC = output.probabilities_BC
+    assert len(probabilities_BC) == len(samples), "a runner gives one row a sample"
+    class_id_B = probabilities_BC.argmax(axis=1)
+    confidence_B = probabilities_BC[np.arange(len(samples)), class_id_B]
     limit_B = np.array([sample.contract.rule.limits[stage - 1] for sample in samples], dtype=np.float32)
     finite_B = np.isfinite(confidence_B)
-    going_on = np.flatnonzero(finite_B & ~leaves(confidence_B, limit_B)).tolist()
-    states = dict(zip(going_on, output.keep(going_on), strict=True))
+    goes_on_B = finite_B & ~leaves(confidence_B, limit_B)
+    going_on = goes_on_B.nonzero()[0].tolist()
+    states = [*output.keep(going_on)]
+    step = Step(stage, class_id_B.tolist(), confidence_B.tolist(), probabilities_BC, start_s, end_s)
     decision = Decision()
-    rows = zip(samples, class_id_B.tolist(), confidence_B.tolist(), finite_B.tolist(), strict=True)
-    for row, (sample, class_id, confidence, is_finite) in enumerate(rows):
-        if not is_finite:
+    for row, state in zip(going_on, states, strict=True):
+        sample = samples[row]
+        sample.state, sample.trail = state, (*sample.trail, (step, row))
+        decision.survivors.append(sample)
+    for row in (~goes_on_B).nonzero()[0].tolist():
+        sample = samples[row]
+        if not finite_B[row]:
             failure = InferenceFailed(f"stage {stage} gave no finite probabilities for this picture")
             decision.failures.append((sample, failure))
             continue
-        visit = Visit(stage, class_id, confidence)
-        sample.progress = _further(sample, visit, output.probabilities_BC[row], start_s, end_s)
-        if row in states:
-            sample.state, sample.enqueued_s = states[row], end_s
-            decision.survivors.append(sample)
-        else:
-            decision.answers.append((sample, sample.answer(sample.contract.rule.reason(stage, confidence), end_s)))
+        sample.trail = (*sample.trail, (step, row))
+        reason = sample.contract.rule.reason(stage, step.confidences[row])
+        decision.answers.append((sample, sample.answer(reason, end_s)))
     return decision
-
-
-def _further(
-    sample: Sample, visit: Visit, probabilities_C: npt.NDArray[np.float32], start_s: float, end_s: float
-) -> Progress:
-    before = sample.progress
-    # Copied, because a row that is only a view keeps those of all batch-mates alive.
-    return Progress(
-        visited=(*(before.visited if before else ()), visit),
-        probabilities_C=probabilities_C.copy(),
-        queue_s=(before.queue_s if before else 0.0) + start_s - sample.enqueued_s,
-        inference_s=(before.inference_s if before else 0.0) + end_s - start_s,
-    )

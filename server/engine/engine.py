@@ -155,7 +155,7 @@ class Engine:
         if overload := self.overload(len(pictures)):
             raise overload
         now_s = self.clock()
-        samples = [Sample(picture, contract, self._loop.create_future(), now_s, now_s) for picture in pictures]
+        samples = [Sample(picture, contract, self._loop.create_future(), now_s) for picture in pictures]
         for sample in samples:
             self._inflight[sample] = self._deadline_timer(sample, now_s)
         with self._wake:
@@ -188,7 +188,7 @@ class Engine:
 
     def _late(self, sample: Sample) -> Answer | DeadlineExceeded:
         """What a sample gets whose deadline has come: the deepest exit it reached."""
-        if sample.progress is None:
+        if not sample.trail:
             return DeadlineExceeded("the deadline passed before the first exit was computed")
         return sample.answer(ExitReason.DEADLINE, self.clock())
 
@@ -202,7 +202,7 @@ class Engine:
         for sample, outcome in outcomes:
             self._forget(sample)
             if sample.future.cancelled():
-                cancelled.append(CancelStats("queued" if sample.progress is None else "running"))
+                cancelled.append(CancelStats("running" if sample.trail else "queued"))
             elif not sample.future.done() and (stats := self._resolve(sample, outcome or self._late(sample))):
                 answered.append(stats)
         self._learn_pace(delivery.stats.duration_s if delivery.stats else 0.0, len(outcomes))

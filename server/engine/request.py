@@ -40,75 +40,66 @@ class Visit(NamedTuple):
     confidence: float
 
 
-class Progress(NamedTuple):
-    """How far a sample has come: every exit passed, and the calibrated probabilities at the deepest.
+class Answer(NamedTuple):
+    """What a sample leaves with.
 
-    probabilities_C: float32. queue_s: waited in all stage queues so far. inference_s: spent inside steps so far.
+    visited: every exit passed, the one it left at included. probabilities_C: calibrated, of the exit it left at,
+    float32. queue_s: waited in all stage queues. inference_s: spent inside steps, batch-mates' work included.
+    latency_s: from submit to leaving.
     """
 
     visited: tuple[Visit, ...]
     probabilities_C: npt.NDArray[np.float32]
     queue_s: float
     inference_s: float
-
-
-class Answer(NamedTuple):
-    """What a sample leaves with: how far it came, why it left there, and seconds from submit to leaving."""
-
-    progress: Progress
     reason: ExitReason
     latency_s: float
 
     @property
     def exit(self) -> int:
         """The exit it left at, 1..K."""
-        return self.progress.visited[-1].exit
+        return self.visited[-1].exit
 
     @property
     def class_id(self) -> int:
         """The most probable class."""
-        return self.progress.visited[-1].class_id
+        return self.visited[-1].class_id
 
     @property
     def confidence(self) -> float:
         """Its calibrated probability."""
-        return self.progress.visited[-1].confidence
-
-    @property
-    def visited(self) -> tuple[Visit, ...]:
-        """Every exit passed, the one it left at included."""
-        return self.progress.visited
-
-    @property
-    def probabilities_C(self) -> npt.NDArray[np.float32]:
-        """Calibrated probability of every class at the exit it left at."""
-        return self.progress.probabilities_C
-
-    @property
-    def queue_s(self) -> float:
-        """Seconds waited in stage queues."""
-        return self.progress.queue_s
-
-    @property
-    def inference_s(self) -> float:
-        """Seconds spent inside steps, batch-mates' work included."""
-        return self.progress.inference_s
+        return self.visited[-1].confidence
 
 
-@dataclass(eq=False)
+class Step(NamedTuple):
+    """What one step computed, shared by all who were in it: the class and the confidence of each row."""
+
+    stage: int
+    class_ids: list[int]
+    confidences: list[float]
+    probabilities_BC: npt.NDArray[np.float32]
+    start_s: float
+    end_s: float
+
+    def visit(self, row: int) -> Visit:
+        """What the exit said of one row."""
+        return Visit(self.stage, self.class_ids[row], self.confidences[row])
+
+
+@dataclass(eq=False, slots=True, weakref_slot=True)
 class Sample:
     """One picture on its way through the stages; the engine thread writes it, the event loop only reads.
 
     state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
-    progress: replaced as a whole after each step, so that a reader on another thread never sees half of it.
+    trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
+    thread never sees half of it; what it means is worked out once, in the answer.
     """
 
     state: Any = field(repr=False)
     contract: Contract
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
-    enqueued_s: float
-    progress: Progress | None = None
+    trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
 
     @property
     def abandoned(self) -> bool:
@@ -116,6 +107,21 @@ class Sample:
         return self.future.done()
 
     def answer(self, reason: ExitReason, now_s: float) -> Answer:
-        """The answer of the deepest exit computed so far."""
-        assert self.progress is not None
-        return Answer(self.progress, reason, now_s - self.submitted_s)
+        """The answer of the deepest exit computed so far: at least one."""
+        trail = self.trail
+        last, row = trail[-1]
+        queue_s = inference_s = 0.0
+        ready_s = self.submitted_s
+        for step, _ in trail:
+            queue_s += step.start_s - ready_s
+            inference_s += step.end_s - step.start_s
+            ready_s = step.end_s
+        return Answer(
+            tuple([step.visit(row) for step, row in trail]),
+            # Copied, because a row that is only a view keeps those of all batch-mates alive.
+            last.probabilities_BC[row].copy(),
+            queue_s,
+            inference_s,
+            reason,
+            now_s - self.submitted_s,
+        )

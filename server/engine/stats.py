@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, NamedTuple, Protocol
 
 from models.exit_policy import ExitReason
 from server.engine.profile import CostProfile
@@ -18,8 +18,8 @@ class StepStats:
     duration_s: float
 
 
-@dataclass(frozen=True)
-class SampleStats:
+# A tuple, because there is one for each picture.
+class SampleStats(NamedTuple):
     """One sample was answered at `exit` for `reason`; times in seconds."""
 
     exit: int

@@ -28,7 +28,7 @@ import numpy as np
 
 from models.exit_policy import ExitReason, ExitRule
 from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, InferenceFailed, Overloaded
-from server.engine.request import Answer, Contract, Progress, Visit
+from server.engine.request import Answer, Contract, Visit
 
 
 class Kind(IntEnum):
@@ -219,8 +219,7 @@ def parse_outcomes(body: bytes) -> Iterator[tuple[int, Outcome]]:
 
 
 def _answer(slot: int, answer: Answer) -> bytes:
-    progress = answer.progress
-    visited, probabilities_C = progress.visited, progress.probabilities_C
+    visited, probabilities_C = answer.visited, answer.probabilities_C
     head = _ANSWER.pack(
         slot,
         _Code.ANSWERED,
@@ -228,8 +227,8 @@ def _answer(slot: int, answer: Answer) -> bytes:
         len(visited),
         len(probabilities_C),
         answer.latency_s,
-        progress.queue_s,
-        progress.inference_s,
+        answer.queue_s,
+        answer.inference_s,
     )
     numbers = [number for visit in visited for number in (visit.exit, visit.class_id, visit.confidence)]
     return head + _numbers(_VISIT, len(visited)).pack(*numbers) + probabilities_C.tobytes()
@@ -245,8 +244,8 @@ def _parse_answer(body: bytes, start: int) -> tuple[int, Answer, int]:
     start += visits.size
     # Copied: aligned, writable, and no reason to keep the whole step's frame.
     probabilities_C = np.frombuffer(body, np.float32, num_classes, start).copy()
-    progress = Progress(visited, probabilities_C, queue_s, inference_s)
-    return slot, Answer(progress, _REASONS[reason], latency_s), start + probabilities_C.nbytes
+    answer = Answer(visited, probabilities_C, queue_s, inference_s, _REASONS[reason], latency_s)
+    return slot, answer, start + probabilities_C.nbytes
 
 
 def _error(code: int, number: float, text: str) -> EngineError | None:

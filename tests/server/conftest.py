@@ -24,7 +24,7 @@ from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from server.app import create_app
 from server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
-from server.engine.request import Answer, Contract, Progress, Visit
+from server.engine.request import Answer, Contract, Visit
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
 from server.metrics import Metrics
 from server.registry import Registry, ServedModel
@@ -111,7 +111,7 @@ class BrightnessEngine:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
         probabilities[red % CLASSES] = confidence
-        answer = Answer(Progress(visited, probabilities, 0.002, 0.003), rule.reason(exit, confidence), 0.005)
+        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005)
         future.set_result(answer)
         self.observer.sample(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
 

@@ -24,7 +24,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def sample(loop: asyncio.AbstractEventLoop, threshold: float = 0.9, **bounds: int) -> Sample:
-    return Sample("picture", contract(threshold, **bounds), loop.create_future(), 10.0, 10.0)
+    return Sample("picture", contract(threshold, **bounds), loop.create_future(), 10.0)
 
 
 def output(*confidences: float, states: list | None = None) -> StepOutput:
@@ -82,14 +82,14 @@ def test_a_sample_without_finite_probabilities_fails_alone(loop, broken):
     assert failed is bad
     assert isinstance(error, InferenceFailed)
     assert [s for s, _ in decision.answers] == [good]
-    assert bad.progress is None
+    assert bad.trail == ()
 
 
 def test_times_add_up_over_the_stages(loop):
     one = sample(loop)
     decide(1, [one], output(0.6), start_s=11.0, end_s=11.5)
-    assert one.progress is not None
-    assert (one.progress.queue_s, one.progress.inference_s) == (1.0, 0.5)
+    so_far = one.answer(ExitReason.DEADLINE, 11.75)
+    assert (so_far.queue_s, so_far.inference_s, so_far.latency_s) == (1.0, 0.5, 1.75)
     [(_, answer)] = decide(2, [one], output(0.95), start_s=13.5, end_s=13.75).answers
     assert (answer.queue_s, answer.inference_s, answer.latency_s) == (3.0, 0.75, 3.75)
 
@@ -129,4 +129,4 @@ def test_where_it_raises_no_sample_is_changed(loop, bad_output):
     samples = [sample(loop), sample(loop)]
     with pytest.raises((RuntimeError, AssertionError)):
         decide(1, samples, bad_output, 11.0, 12.0)
-    assert [(s.state, s.progress, s.enqueued_s) for s in samples] == [("picture", None, 10.0)] * 2
+    assert [(s.state, s.trail) for s in samples] == [("picture", ())] * 2

@@ -25,7 +25,7 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def waiting(loop: asyncio.AbstractEventLoop, name: int = 0, deadline_s: float | None = None) -> Sample:
-    return Sample(name, contract(deadline_s=deadline_s), loop.create_future(), 0.0, 0.0)
+    return Sample(name, contract(deadline_s=deadline_s), loop.create_future(), 0.0)
 
 
 def scheduled(scheduler: Scheduler[Sample], now_s: float = 0.0) -> Batch[Sample]:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.exit_policy import ExitReason, ExitRule
 from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
-from server.engine.request import Answer, Contract, Progress, Visit
+from server.engine.request import Answer, Contract, Visit
 from server.processes import wire
 
 slots = st.integers(0, 2**32 - 1)
@@ -30,11 +30,11 @@ def contracts(draw) -> Contract:
 def answers(draw) -> Answer:
     visits = st.builds(Visit, st.integers(1, 1000), st.integers(0, 2**31), confidences)
     probabilities_C = np.array(draw(st.lists(confidences, min_size=1, max_size=20)), np.float32)
-    progress = Progress(tuple(draw(st.lists(visits, min_size=1, max_size=6))), probabilities_C, *draw(times))
-    return Answer(progress, draw(st.sampled_from(ExitReason)), draw(seconds))
+    visited = tuple(draw(st.lists(visits, min_size=1, max_size=6)))
+    queue_s, inference_s, latency_s = draw(seconds), draw(seconds), draw(seconds)
+    return Answer(visited, probabilities_C, queue_s, inference_s, draw(st.sampled_from(ExitReason)), latency_s)
 
 
-times = st.tuples(seconds, seconds)
 errors = st.one_of(
     st.builds(Overloaded, seconds),
     st.builds(EngineStopped, draining=st.booleans()),
@@ -51,16 +51,8 @@ def body_of(frame: bytes) -> bytes:
 def facts(outcome: wire.Outcome) -> object:
     """What can be compared of an outcome: an array has no single truth, an exception no equality."""
     if isinstance(outcome, Answer):
-        progress = outcome.progress
-        probabilities = progress.probabilities_C.dtype, progress.probabilities_C.tobytes()
-        return (
-            outcome.reason,
-            outcome.latency_s,
-            progress.visited,
-            progress.queue_s,
-            progress.inference_s,
-            probabilities,
-        )
+        probabilities_C = outcome.probabilities_C
+        return outcome._replace(probabilities_C=probabilities_C.tobytes()), probabilities_C.dtype  # type: ignore[arg-type]
     return None if outcome is None else (type(outcome), str(outcome), vars(outcome))
 
 
@@ -108,7 +100,7 @@ def test_frames_come_whole_and_in_order_however_the_stream_is_cut(digests, cuts)
 
 
 def test_probabilities_of_an_answer_may_be_written_to_and_keep_no_message_alive():
-    answer = Answer(Progress((Visit(1, 2, 0.5),), np.full(3, 0.25, np.float32), 0.1, 0.2), ExitReason.FINAL, 0.3)
+    answer = Answer((Visit(1, 2, 0.5),), np.full(3, 0.25, np.float32), 0.1, 0.2, ExitReason.FINAL, 0.3)
     [(_, parsed)] = wire.parse_outcomes(body_of(wire.outcomes([wire.outcome(7, answer)])))
     assert isinstance(parsed, Answer)
     assert parsed.probabilities_C.flags.owndata
