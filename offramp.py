@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import typer
 
 from benchmarks.options import BenchOptions, PaperOptions
+from benchmarks.peers.options import PeersOptions
 from server.predict_options import PredictOptions
 from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions, recorded_command
@@ -33,7 +34,11 @@ app = typer.Typer(
 )
 
 
-def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
+bench = typer.Typer(help="Measure a server from outside: by threshold, or beside other servers.", no_args_is_help=True)
+app.add_typer(bench, name="bench")
+
+
+def command(options_type: type, group: typer.Typer = app) -> Callable[[Callable[[Any], None]], Callable[[Any], None]]:
     """Make `run(options)` a sub-command whose flags are the dataclass's fields; ValueError becomes one line, exit 1."""
 
     def decorate(run: Callable[[Any], None]) -> Callable[[Any], None]:
@@ -50,7 +55,7 @@ def command(options_type: type) -> Callable[[Callable[[Any], None]], Callable[[A
 
         call.__doc__ = run.__doc__
         call.__signature__ = _signature(options_type)  # type: ignore[attr-defined]
-        app.command(run.__name__)(call)
+        group.command(run.__name__)(call)
         return run
 
     return decorate
@@ -229,13 +234,26 @@ def predict(options: PredictOptions) -> None:
         )
 
 
-@command(BenchOptions)
-def bench(options: BenchOptions) -> None:
+@command(BenchOptions, bench)
+def thresholds(options: BenchOptions) -> None:
     """Throughput, latency and accuracy of a server by threshold, exits on against off.
 
-    offramp bench --data-root data
+    offramp bench thresholds --data-root data
     """
     from benchmarks.thresholds import run
+
+    run(options)
+
+
+@command(PeersOptions, bench)
+def peers(options: PeersOptions) -> None:
+    """Throughput and latency beside other servers: the same weights, pictures and machine, by turns.
+
+    offramp bench peers --data-root data      # makes their environments in .peers/ first; needs wrk
+
+    offramp bench peers --data-root data --peers fastapi,litserve --picture-sets cifar --larger-model ''
+    """
+    from benchmarks.peers.bench import run
 
     run(options)
 

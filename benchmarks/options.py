@@ -1,4 +1,4 @@
-"""The options of `offramp bench`, `offramp paper` and the accuracy check: declared once for flag, environment, help.
+"""The options of benchmarks: declared once for flag, environment and help.
 
 The command line derives `--server-threads` and `OFFRAMP_SERVER_THREADS` from a field named `server_threads`. Imports
 neither torch nor an HTTP library, so that `--help` answers at once.
@@ -43,7 +43,7 @@ def parse_thresholds(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class BenchOptions:
-    """Options of `offramp bench`. Raises ValueError for thresholds that cannot be compared."""
+    """Options of `offramp bench thresholds`. Raises ValueError for thresholds that cannot be compared."""
 
     url: Url = None
     model: ModelPath = None

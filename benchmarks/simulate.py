@@ -59,7 +59,9 @@ class SimulateOptions:
     """Options of `python -m benchmarks.simulate`. Raises ValueError for lists that are none."""
 
     profile: Annotated[str, typer.Option(help="JSON files of cost profiles, separated by commas.")]
-    mix: Annotated[Path, typer.Option(help="JSON file of exit mixes: a result of `offramp bench`, or lists by name.")]
+    mix: Annotated[
+        Path, typer.Option(help="JSON file of exit mixes: a result of `offramp bench thresholds`, or lists by name.")
+    ]
     policy: Annotated[str, typer.Option(help="Policies, separated by commas; all: every one.")] = "all"
     load: Annotated[str, typer.Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
     arrivals: Annotated[str, typer.Option(help="poisson, bursts, diurnal, separated by commas; all.")] = "poisson"
@@ -77,7 +79,8 @@ class SimulateOptions:
     shared_cores: Annotated[bool, typer.Option(help="HTTP computes on the engine's cores, and takes its time.")] = False
     step_ms: Annotated[float, typer.Option(min=0, help="What a step costs beyond its profile.")] = 0.0
     validate: Annotated[
-        Path | None, typer.Option(help="A result of `offramp bench` on a real server, to compare predictions with.")
+        Path | None,
+        typer.Option(help="A result of `offramp bench thresholds` on a real server, to compare predictions with."),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals and exits.")] = 0
     output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/simulation.json")

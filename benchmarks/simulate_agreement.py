@@ -1,4 +1,4 @@
-"""How far a simulation agrees with the real server, as `offramp bench` recorded it."""
+"""How far a simulation agrees with the real server, as `offramp bench thresholds` recorded it."""
 
 from __future__ import annotations
 
@@ -49,7 +49,7 @@ class Compared:
 
 
 def read_recorded(document: Mapping[str, Any]) -> list[Recorded]:
-    """The thresholds of a result of `offramp bench`. Raises BenchmarkError for any other document."""
+    """The thresholds of a result of `offramp bench thresholds`. Raises BenchmarkError for any other document."""
     try:
         return [
             Recorded(
@@ -63,7 +63,7 @@ def read_recorded(document: Mapping[str, Any]) -> list[Recorded]:
             for row in document["rows"]
         ]
     except (KeyError, TypeError) as error:
-        raise BenchmarkError(f"no result of `offramp bench`: {type(error).__name__}: {error}") from error
+        raise BenchmarkError(f"no result of `offramp bench thresholds`: {type(error).__name__}: {error}") from error
 
 
 def validate(fleet: Fleet, recorded: Recorded, seed: int = 0) -> list[Compared]:

@@ -54,7 +54,7 @@ def mix_of_exits(name: str, exits: Sequence[int], num_exits: int) -> Mix:
 
 
 def read_mixes(path: Path, num_exits: int) -> tuple[Mix, ...]:
-    """Mixes from a JSON file: a result of `offramp bench` (one mix a threshold), or an object of lists by name.
+    """Mixes from a JSON file: a result of `offramp bench thresholds`, one a threshold, or an object of lists by name.
 
     A list of whole numbers says the exit of each sample; any other the share of each exit. Raises BenchmarkError
     for a file that is neither, and ValueError for mixes that are none.

@@ -20,7 +20,7 @@ from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench", "paper")
+COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench thresholds", "bench peers", "paper")
 
 
 @pytest.fixture
@@ -60,7 +60,7 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_every_command_explains_itself_with_an_example(call):
     for name in COMMANDS:
-        text = call(name, "--help")
+        text = call(*name.split(), "--help")
         assert f"offramp {name}" in text
         assert "--" in text
 

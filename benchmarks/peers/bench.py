@@ -18,7 +18,6 @@ from typing import Any
 
 import typer
 
-from benchmarks.command_line import command_line
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import provenance
 from benchmarks.peers.catalogue import Peer, Told, find_peers, offramp
@@ -110,23 +109,27 @@ class Contest:
 
 
 def run(options: PeersOptions) -> int:
-    """Measure ours beside each peer, print the tables, write JSON, Markdown and a plot.
-
-    python -m benchmarks.peers.bench --data-root data
-    """
+    """Measure ours beside each peer, print the tables, write JSON, Markdown and a plot after each workload."""
     wrk_path()
     head, peers = provenance(), find_peers(options.peers)
     bins, failed = prepared(peers, options.environments)
-    parts = [measured(options, workload, peers, bins, failed) for workload in workloads(options)]
     versions = {peer.name: f"{peer.package} {pinned_version(peer)}" for peer in peers}
+    parts: list[dict[str, Any]] = []
     document = {"benchmark": "peers", **head, "peer_versions": versions, **settings_of(options), "workloads": parts}
-    options.output.parent.mkdir(parents=True, exist_ok=True)
-    options.output.write_text(json.dumps(document, indent=2) + "\n")
-    options.output.with_suffix(".md").write_text(section(document) + "\n")
-    plot(document, options.output.with_suffix(".png"))
+    for workload in workloads(options):
+        parts.append(measured(options, workload, peers, bins, failed))
+        write(document, options.output)
     typer.echo(f"\n{section(document)}\n\nwritten to {options.output}, with .md and .png beside it")
     typer.echo(json.dumps({"peers": len(peers), "failed": {part["name"]: part["failed"] for part in parts}}))
     return 0
+
+
+def write(document: Mapping[str, Any], path: Path) -> None:
+    """JSON at `path`, the tables and the plot beside it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(document, indent=2) + "\n")
+    path.with_suffix(".md").write_text(section(document) + "\n")
+    plot(document, path.with_suffix(".png"))
 
 
 def prepared(peers: Sequence[Peer], environments: Path) -> tuple[dict[str, Path], dict[str, str]]:
@@ -210,7 +213,3 @@ def describe(cell: Cell) -> str:
 
 def _say(text: str) -> None:
     typer.echo(text, err=True)
-
-
-if __name__ == "__main__":
-    command_line(PeersOptions, run)

@@ -9,16 +9,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from torch import nn
+
 from benchmarks.errors import BenchmarkError
 from benchmarks.options import parse_thresholds
 from benchmarks.peers.network import Exits, drawn_exit
 from benchmarks.peers.options import PeersOptions, parse_mix
 from benchmarks.pictures import export_test_pictures, read_pictures
-from models.bundle import EMBEDDED, Bundle, load_bundle
+from models.backbones import BACKBONES, standard_width
+from models.bundle import EMBEDDED, Bundle, load_bundle, save_bundle
+from models.config import ModelConfig
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from models.preprocess import Preprocessing
 
 PHOTOS = "photos-caltech101.tar"
 PHOTO_SUFFIXES = (".jpg", ".jpeg")
 TOLERATED_DISAGREEMENT = 0.01
+
+# Of a larger network that has learnt nothing.
+NUM_CLASSES, INPUT_SIZE = 1000, 224
 
 
 @dataclass(frozen=True)
@@ -72,10 +83,50 @@ def workloads(options: PeersOptions) -> Iterator[Workload]:
     for name in options.picture_sets.split(","):
         pictures = cifar(options, bundle) if name == "cifar" else photos(options)
         yield Workload(options.model, bundle, pictures, ways)
-    if options.larger_model is not None:
-        larger = load_bundle(options.larger_model)
-        ways = mix_ways(bundle, ways, parse_mix(options.exit_mix), larger.net.num_exits)
-        yield Workload(options.larger_model, larger, photos(options), ways)
+    if options.larger_model:
+        with TemporaryDirectory() as folder:
+            path = larger_model(options.larger_model, Path(folder))
+            larger = load_bundle(path)
+            ways = mix_ways(bundle, ways, parse_mix(options.exit_mix), larger.net.num_exits)
+            yield Workload(path, larger, photos(options), ways)
+
+
+def larger_model(name: str, folder: Path) -> Path:
+    """The bundle of that path, or an untrained one of that architecture, written into `folder`.
+
+    Raises BenchmarkError for what is neither.
+    """
+    if Path(name).exists():
+        return Path(name)
+    if name not in BACKBONES:
+        raise BenchmarkError(f"larger_model {name!r} is no bundle's folder, nor one of {', '.join(sorted(BACKBONES))}")
+    save_bundle(
+        untrained(name), folder / name, f"# {name} without training\n\nAs fast as any; its answers are noise.\n"
+    )
+    return folder / name
+
+
+@torch.no_grad()
+def untrained(architecture: str) -> Bundle:
+    """A network of the papers' width with random weights, as they classify ImageNet: 224 pixels, 1,000 classes."""
+    torch.manual_seed(0)
+    config = ModelConfig(architecture, NUM_CLASSES, standard_width(architecture), INPUT_SIZE)
+    net = MultiExitNet(config).train()
+    for module in net.modules():
+        if isinstance(module, nn.BatchNorm2d):
+            # The next batch's statistics, whole: what is never normalised grows from layer to layer.
+            module.momentum = 1.0
+    net(torch.randn(4, 3, INPUT_SIZE, INPUT_SIZE))
+    return Bundle(
+        name=architecture,
+        version="untrained",
+        config=config,
+        preprocessing=Preprocessing(INPUT_SIZE, crop_fraction=0.875),
+        labels=tuple(f"class {number}" for number in range(NUM_CLASSES)),
+        calibration=Calibration.neutral(net.num_exits),
+        threshold=1.0,
+        net=net.eval(),
+    )
 
 
 def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:

@@ -18,10 +18,9 @@ from benchmarks.peers.export import export
 from benchmarks.peers.network import ALWAYS, NEVER, SETTINGS, WHOLE, Description, Exits, Network, Settings, drawn_exit
 from benchmarks.peers.network import stage_file as stage_name
 from models.bundle import Bundle
-from models.config import ModelConfig
 from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
+from tests.bundles import tiny_bundle
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 # The second exit carries nothing of the first: its stage takes features alone.
@@ -29,21 +28,7 @@ CARRIES = (0.0, 0.0, 1.2)
 
 
 def bundle() -> Bundle:
-    torch.manual_seed(0)
-    config = ModelConfig("resnet18", num_classes=3, width=4, input_size=32, exits=(1, 2, 4))
-    net = MultiExitNet(config).train()
-    with torch.no_grad():
-        net(torch.randn(8, 3, 32, 32) * 2 + 1)
-    return Bundle(
-        name="tiny",
-        version="1",
-        config=config,
-        preprocessing=Preprocessing(32, crop_fraction=0.875, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-        labels=("cat", "dog", "owl"),
-        calibration=Calibration((1.5, 0.7, 0.2), CARRIES),
-        threshold=0.85,
-        net=net.eval(),
-    )
+    return tiny_bundle(exits=(1, 2, 4), calibration=Calibration((1.5, 0.7, 0.2), CARRIES))
 
 
 @torch.no_grad()
@@ -78,12 +63,13 @@ def test_the_exported_network_and_its_stages_give_the_reference_probabilities(ex
         return list(compiled(list(inputs)).values())
 
     np.testing.assert_allclose(run(WHOLE, pictures_BHWC)[0], expected[-1], atol=1e-5)
-    features_BCHW, accumulated_BC, first_BC = run(stage_name(1), pictures_BHWC)
-    np.testing.assert_allclose(first_BC, expected[0], atol=1e-5)
-    for stage, (carry, expected_BC) in enumerate(zip(CARRIES[1:], expected[1:], strict=True), start=2):
-        inputs = (features_BCHW, accumulated_BC) if carry else (features_BCHW,)
-        features_BCHW, accumulated_BC, stage_BC = run(stage_name(stage), *inputs)
+    inputs: tuple[np.ndarray, ...] = (pictures_BHWC,)
+    for stage, expected_BC in enumerate(expected, start=1):
+        stage_BC, *kept = run(stage_name(stage), *inputs)
         np.testing.assert_allclose(stage_BC, expected_BC, atol=1e-5)
+        if stage < len(expected):
+            accumulated_BC, features_BHWC = kept
+            inputs = (features_BHWC, accumulated_BC) if CARRIES[stage] else (features_BHWC,)
 
 
 def test_a_peer_answers_an_encoded_picture_with_what_the_reference_says(exported: Path) -> None:

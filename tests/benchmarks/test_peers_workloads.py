@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.network import Exits
 from benchmarks.peers.options import PeersOptions, parse_mix
-from benchmarks.peers.workloads import Way, mix_ways, photos, threshold_ways
+from benchmarks.peers.workloads import Way, larger_model, mix_ways, photos, threshold_ways
+from models.bundle import load_bundle
 
 
 @dataclass(frozen=True)
@@ -93,3 +95,14 @@ def test_photographs_come_from_a_folder_or_a_tar_file_in_order(tmp_path: Path) -
     assert photos(PeersOptions(photos=folder, pictures=2)).pictures == wanted[:2]
     with pytest.raises(BenchmarkError, match="--photos"):
         photos(PeersOptions(photos=tmp_path / "nowhere"))
+
+
+def test_a_larger_network_is_a_bundle_or_an_architecture_that_is_built(tmp_path: Path) -> None:
+    bundle = load_bundle(larger_model("mobilenetv2", tmp_path))
+    assert (bundle.name, bundle.version, bundle.config.input_size) == ("mobilenetv2", "untrained", 224)
+    with torch.inference_mode():
+        for exit_BC in bundle.net(torch.randn(1, 3, 224, 224)).logits:
+            assert exit_BC.isfinite().all()
+    assert larger_model(str(tmp_path), tmp_path) == tmp_path
+    with pytest.raises(BenchmarkError, match=r"resnet51.*resnet50"):
+        larger_model("resnet51", tmp_path)

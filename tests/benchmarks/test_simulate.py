@@ -231,7 +231,7 @@ def test_what_is_fitted_is_not_counted_as_agreement(tmp_path: Path):
     assert [row["figure"] for row in given_one["compared"]] == ["throughput", "p50_ms", "p99_ms"]
     assert given_one["worst_error"] == max(abs(row["error"]) for row in given_one["compared"])
     path.write_text("{}")
-    with pytest.raises(BenchmarkError, match="no result of `offramp bench`"):
+    with pytest.raises(BenchmarkError, match="no result of `offramp bench thresholds`"):
         validate_document(FLEET, path)
 
 

@@ -9,10 +9,7 @@ import pytest
 import torch
 
 from models.bundle import Bundle, save_bundle
-from models.config import ModelConfig
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from tests.bundles import tiny_bundle
 
 
 @pytest.fixture(scope="package", autouse=True)
@@ -24,27 +21,10 @@ def one_thread() -> Iterator[None]:
     torch.set_num_threads(before)
 
 
-@pytest.fixture
-def tiny_bundle() -> Bundle:
-    """A ResNet-18 of width 4 with random weights and lived-in batch-norm statistics."""
-    torch.manual_seed(0)
-    config = ModelConfig("resnet18", num_classes=3, width=4, input_size=32)
-    net = MultiExitNet(config).train()
-    with torch.no_grad():
-        net(torch.randn(8, 3, 32, 32) * 2 + 1)
-    return Bundle(
-        name="tiny",
-        version="1",
-        config=config,
-        preprocessing=Preprocessing(32, crop_fraction=0.875, mean=(0.1, 0.2, 0.3), std=(0.4, 0.5, 0.6)),
-        labels=("cat", "dog", "Übergröße 鳥"),
-        calibration=Calibration((1.5, 0.7, 1.0, 2.0), (0.0, 0.5, 0.0, 1.2)),
-        threshold=0.85,
-        net=net.eval(),
-        exits=tuple({"exit": exit, "accuracy": 0.5} for exit in range(1, 5)),
-        operating_points=({"threshold": 0.5},),
-        training={"seed": 7, "recipe": {"epochs": 3}},
-    )
+@pytest.fixture(name="tiny_bundle")
+def tiny() -> Bundle:
+    """See `tests.bundles.tiny_bundle`."""
+    return tiny_bundle()
 
 
 @pytest.fixture

@@ -82,7 +82,7 @@ class StagedClassifier(litserve.LitAPI):
     def _run(self, stage: int, batch: list[InFlight]) -> Iterable[Output]:
         graph = self.stages[stage]
         columns = zip(*(request.inputs for request in batch), strict=True)
-        features, accumulated_BC, probabilities_BC = graph(*[np.stack(rows) for rows in columns])
+        probabilities_BC, *kept = graph(*[np.stack(rows) for rows in columns])
         confidence_B: Array = probabilities_BC.max(axis=1)
         for row, request in enumerate(batch):
             if confidence_B[row] >= request.limits[stage]:
@@ -91,7 +91,8 @@ class StagedClassifier(litserve.LitAPI):
                 # What comes with the end of a stream is not sent.
                 yield Output(request.uid, {}, LitAPIStatus.FINISH_STREAMING)
             else:
-                request.inputs = (features[row], accumulated_BC[row])[: self.stages[stage + 1].num_inputs]
+                accumulated_BC, features_BHWC = kept
+                request.inputs = (features_BHWC[row], accumulated_BC[row])[: self.stages[stage + 1].num_inputs]
                 self.queues[stage + 1].append(request)
 
     def encode_response(self, output: dict[str, Any]) -> dict[str, Any]:
