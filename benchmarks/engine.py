@@ -43,6 +43,7 @@ from server.engine.runners.openvino_stages import convert_whole
 from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
 from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.memory import freeze_heap
 from training.build import check_labels
 from training.data import ImageSet, load_splits
 
@@ -104,6 +105,8 @@ def run(options: EngineBenchOptions) -> int:
     runner.warm_up(options.max_batch_size)
     thresholds = parse_thresholds(options.thresholds)
     agreement, exits = compare(runner, TorchRunner(bundle, device), pictures, labels_N, thresholds)
+    # As the server does.
+    freeze_heap()
     profile, rows = measure(bundle, runner, pictures, exits, options)
     result = {
         **provenance(),

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 
 import uvicorn
 
+from server.memory import freeze_heap
 from server.settings import Settings
 
 # Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
@@ -106,6 +107,7 @@ def _run_in_one_process(settings: Settings) -> int:
         return 1
     logging.config.dictConfig(log_config(settings.log_level))
     say = logging.getLogger("server.announcement").info
+    freeze_heap()
     server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), say)
     server.run(sockets=[listener])
     if registry.failure is not None:

@@ -20,7 +20,7 @@ class PeersOptions:
     peers: Annotated[str, typer.Option(help="Peers to measure, separated by commas, or all.")] = "all"
     model: ModelPath = None
     picture_sets: Annotated[
-        str, typer.Option(help="What this model is asked: cifar (PNG), photos (JPEG), or both with a comma.")
+        str, typer.Option(help="What this model is asked: cifar (PNG), photos (JPEG), both with a comma, or nothing.")
     ] = "cifar,photos"
     larger_model: Annotated[
         str,
@@ -71,7 +71,7 @@ class PeersOptions:
     def __post_init__(self) -> None:
         if self.thresholds and 1.0 not in parse_thresholds(self.thresholds):
             raise ValueError(f"thresholds {self.thresholds!r} lack 1, exits off, which every peer is compared with")
-        wanted = self.picture_sets.split(",")
+        wanted = self.picture_sets.split(",") if self.picture_sets else []
         if not set(wanted) <= set(PICTURE_SETS) or len(set(wanted)) != len(wanted):
             raise ValueError(f"picture_sets {self.picture_sets!r}: give some of {', '.join(PICTURE_SETS)}, each once")
         parse_mix(self.exit_mix)

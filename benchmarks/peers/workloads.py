@@ -80,7 +80,7 @@ def workloads(options: PeersOptions) -> Iterator[Workload]:
     """The first model on each set of pictures, the larger one on photographs. Raises ValueError for missing data."""
     bundle = load_bundle(options.model or EMBEDDED)
     ways = threshold_ways(bundle, options.thresholds)
-    for name in options.picture_sets.split(","):
+    for name in options.picture_sets.split(",") if options.picture_sets else []:
         pictures = cifar(options, bundle) if name == "cifar" else photos(options)
         yield Workload(options.model, bundle, pictures, ways)
     if options.larger_model:

@@ -20,6 +20,7 @@ import uvloop
 from server.engine.errors import EngineError
 from server.engine.request import Answer
 from server.loading import load_registry
+from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
 from server.processes import wire
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
@@ -242,6 +243,7 @@ def run_engine(assignment: Assignment) -> int:
         return 1
     host = EngineHost(registry, assignment.segments, settings.max_queue)
     listener = socket.socket(fileno=assignment.listener)
+    freeze_heap()
     failure = uvloop.run(serve_engines(host, listener, lifeline, settings.drain_timeout_s))
     if lifeline.cut:
         # Nobody else is left to clear up.

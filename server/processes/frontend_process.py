@@ -21,6 +21,7 @@ from models.cost import count_cost
 from models.device import choose_device
 from server.app import create_app
 from server.images import MOST_THREADS
+from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
 from server.processes.acceptor import Acceptor, OpenConnections
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
@@ -149,6 +150,7 @@ def run_frontend(assignment: Assignment) -> int:
         link,
         shares,
     )
+    freeze_heap()
     server.run(sockets=[listener])
     return 1 if link.refused else 0
 
