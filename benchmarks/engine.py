@@ -46,6 +46,7 @@ from server.engine.stats import CancelStats, SampleStats, StepStats
 from server.memory import freeze_heap
 from training.build import check_labels
 from training.data import ImageSet, load_splits
+from training.data import Pictures as PictureSource
 
 Picture = npt.NDArray[np.uint8]
 
@@ -61,7 +62,7 @@ class EngineBenchOptions:
     pictures: Pictures = 2000
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
     runner: Annotated[str, typer.Option(help="auto, torch, openvino or cuda-graphs.")] = "auto"
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16 or float16.")] = "auto"
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto"
     threads: Annotated[int, typer.Option(min=0, help="Threads of a step on the CPU; 0: all cores.")] = 0
     max_batch_size: Annotated[int, typer.Option(min=1, help="Most pictures in a step.")] = 32
     rounds: Annotated[int, typer.Option(min=1, help="How often each variant is measured, interleaved.")] = 5
@@ -101,7 +102,10 @@ def run(options: EngineBenchOptions) -> int:
         torch.set_num_threads(options.threads)
     bundle = load_bundle(options.model or EMBEDDED)
     pictures, labels_N = read_test(bundle, options)
-    runner = choose_runner(bundle, device, options.runner, options.precision, options.threads, len(pictures))
+    learnt_from = read_held_out(bundle, options) if options.precision == "int8" else []
+    runner = choose_runner(
+        bundle, device, options.runner, options.precision, options.threads, len(pictures), learnt_from
+    )
     runner.warm_up(options.max_batch_size)
     thresholds = parse_thresholds(options.thresholds)
     agreement, exits = compare(runner, TorchRunner(bundle, device), pictures, labels_N, thresholds)
@@ -130,11 +134,21 @@ def read_test(bundle: Bundle, options: EngineBenchOptions) -> tuple[list[Picture
     """The first test pictures as the network takes them, and their classes."""
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
-    count = min(options.pictures or len(splits.test), len(splits.test))
-    test = splits.test.subset(np.arange(count))
-    if not isinstance(test, ImageSet):
+    return first(splits.test, options.pictures, options)
+
+
+def read_held_out(bundle: Bundle, options: EngineBenchOptions) -> list[Picture]:
+    """Pictures that were held out of training, for int8 to learn its ranges from."""
+    splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
+    return first(splits.calibration, 300, options)[0]
+
+
+def first(some: PictureSource, number: int, options: EngineBenchOptions) -> tuple[list[Picture], npt.NDArray[np.int64]]:
+    """The first pictures and their classes; 0: all."""
+    chosen = some.subset(np.arange(min(number or len(some), len(some))))
+    if not isinstance(chosen, ImageSet):
         raise BenchmarkError(f"{options.dataset}: the engine is measured with cifar10 or cifar100")
-    return [np.ascontiguousarray(picture) for picture in test.images_NHWC], test.labels_N
+    return [np.ascontiguousarray(picture) for picture in chosen.images_NHWC], chosen.labels_N
 
 
 def compare(
@@ -179,7 +193,7 @@ def measure(
     size, batch_size = bundle.preprocessing.size, options.max_batch_size
     profile = measure_profile(runner, size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
     bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: probabilities(runner, pictures, batch_size))}
-    if isinstance(runner, OpenVinoRunner):
+    if isinstance(runner, OpenVinoRunner) and runner.precision != "int8":
         whole = runner.compile(convert_whole(bundle), batch_size)
         batches = [
             np.stack(pictures[at : at + batch_size]) for at in range(0, len(pictures) - batch_size + 1, batch_size)

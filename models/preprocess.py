@@ -18,6 +18,9 @@ CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 Channels = tuple[float, float, float]
 
+# Suffixes of the files that are taken for pictures, in lower case; the content decides how they are decoded.
+EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+
 # What Pillow raises on bytes that are no whole picture, while opening, decoding or converting them.
 DECODE_ERRORS = (
     OSError,

@@ -15,6 +15,7 @@ from server.engine.engine import Engine
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
 from server.metrics import Metrics
+from server.offline import read_pictures
 from server.registry import Registry, ServedModel
 from server.settings import Settings
 
@@ -22,7 +23,7 @@ from server.settings import Settings
 def load_registry(settings: Settings, metrics: Metrics) -> Registry:
     """Load networks of one's own and every bundle, and put each bundle before an engine, not yet started.
 
-    Raises ValueError (BundleError among them) that names the module, bundle or device and what is wrong with it.
+    Raises ValueError (BundleError among them) that names the module, bundle, device or picture and what is wrong.
     """
     load_backbones(settings.backbones)
     device = choose_device(settings.device)
@@ -35,7 +36,13 @@ def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics
     bundle = load_bundle(path)
     cost = count_cost(bundle.config)
     runner = choose_runner(
-        bundle, device, settings.runner, settings.precision, settings.threads, max_samples=settings.max_queue
+        bundle,
+        device,
+        settings.runner,
+        settings.precision,
+        settings.threads,
+        max_samples=settings.max_queue,
+        pictures=read_pictures(settings.int8_pictures, bundle.preprocessing) if settings.int8_pictures else (),
     )
 
     def warm_up() -> CostProfile:

@@ -13,7 +13,7 @@ from typing import Annotated, get_args, get_type_hints
 import typer
 
 RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 POLICIES = ("cost-model", "full-first", "fullest-first", "run-to-completion")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
@@ -49,8 +49,17 @@ class Settings:
         str,
         typer.Option(help=f"{', '.join(PRECISIONS)}; auto is the fastest that the device has and the network bears."),
     ] = "auto"
+    int8_pictures: Annotated[
+        Path | None,
+        typer.Option(help="Folder of pictures like those to come, from which --precision int8 learns its ranges."),
+    ] = None
     threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="Threads that one step computes with on the CPU; 0: all cores.")
+        int,
+        typer.Option(
+            min=0,
+            max=1024,
+            help="Most threads that one step computes with on the CPU, where a batch is large enough; 0: all cores.",
+        ),
     ] = 0
     policy: Annotated[str, typer.Option(help=f"What is run next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
         "cost-model"
@@ -109,6 +118,11 @@ class Settings:
         ):
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+        if (self.precision == "int8") != (self.int8_pictures is not None):
+            raise ValueError(
+                f"precision {self.precision!r} with int8_pictures {self.int8_pictures}: int8 needs a folder of "
+                "pictures and nothing else takes one; give both or neither"
+            )
         if self.max_queue < self.max_images:
             raise ValueError(
                 f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "

@@ -18,7 +18,7 @@ def export(bundle: Bundle, folder: Path) -> None:
 
     float32 at the edges, which is what numpy knows; a peer's own OpenVINO chooses what to compute in.
     """
-    stages = convert_stages(bundle, openvino.Type.f32)
+    stages = convert_stages(bundle)
     networks = {WHOLE: convert_whole(bundle), **{stage_file(k): stage for k, stage in enumerate(stages, start=1)}}
     for name, network in networks.items():
         openvino.save_model(network, folder / name, compress_to_fp16=False)

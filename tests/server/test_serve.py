@@ -1,6 +1,7 @@
 """The server on a real socket: start, announce, drain, end."""
 
 import asyncio
+import gc
 import re
 import signal
 import socket
@@ -159,3 +160,20 @@ def test_sigterm_ends_the_process_with_code_0(bundle, tmp_path):
         assert httpx.get(f"{address[0]}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(monkeypatch):
+    frozen = []
+
+    def serve_nothing(self, sockets):
+        frozen.append(gc.get_freeze_count())
+        sockets[0].close()
+
+    monkeypatch.setattr("server.serve.Server.run", serve_nothing)
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
+    try:
+        assert run(Settings(port=0)) == 0
+    finally:
+        gc.unfreeze()
+    # What importing torch alone leaves is more than this.
+    assert frozen[0] > 100_000

@@ -12,9 +12,6 @@ from PIL import Image
 from models.preprocess import DECODE_ERRORS, Preprocessing
 from training.data.errors import DataError
 
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
-"""Suffixes of the files that are taken for pictures, in lower case; the content decides how they are decoded."""
-
 
 def decode_picture(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     """Decode and preprocess one file to uint8 of shape (size, size, 3).

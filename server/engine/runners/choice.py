@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 
+import numpy as np
+import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle
@@ -12,6 +15,8 @@ from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
 
 logger = logging.getLogger(__name__)
+
+Picture = npt.NDArray[np.uint8]
 
 # Kinds of device that a runner runs on.
 DEVICES = {"torch": ("cpu", "cuda"), "openvino": ("cpu",), "cuda-graphs": ("cuda",)}
@@ -27,16 +32,17 @@ def choose_runner(
     precision: str = "auto",
     threads: int = 0,
     max_samples: int = 1024,
+    pictures: Sequence[Picture] = (),
 ) -> Runner:
     """The runner of that name; auto is the fastest that is right: OpenVINO on the CPU, CUDA graphs on a GPU.
 
     Where auto finds that a network does not fit its first choice, it takes torch and logs why. precision: auto is
     the fastest that the device computes in natively and that agrees with float32 on trial pictures. threads: of one
-    step on the CPU, 0 for all cores. max_samples: most in flight. Raises ValueError for a runner or precision that
-    the device or the network does not allow.
+    step on the CPU, 0 for all cores. max_samples: most in flight. pictures: uint8 (H, W, 3), for int8 alone. Raises
+    ValueError for a runner or precision that the device, the network or what is installed does not allow.
     """
     if name == "auto":
-        return _best(bundle, device, precision, threads, max_samples)
+        return _best(bundle, device, precision, threads, max_samples, pictures)
     if device.type not in DEVICES[name]:
         raise ValueError(
             f"runner {name!r} does not run on {device}: give --device {DEVICES[name][0]}, or --runner auto"
@@ -46,16 +52,18 @@ def choose_runner(
             raise ValueError(f"precision {precision!r} is not the torch runner's: it computes in float32 alone")
         return TorchRunner(bundle, device)
     if name == "openvino":
-        return _openvino(bundle, precision, threads)
+        return _openvino(bundle, precision, threads, pictures)
     from server.engine.runners.cuda_graphs import CudaGraphRunner
 
     return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=precision)
 
 
-def _best(bundle: Bundle, device: torch.device, precision: str, threads: int, max_samples: int) -> Runner:
+def _best(
+    bundle: Bundle, device: torch.device, precision: str, threads: int, max_samples: int, pictures: Sequence[Picture]
+) -> Runner:
     name = "cuda-graphs" if device.type == "cuda" else "openvino"
     try:
-        return choose_runner(bundle, device, name, precision, threads, max_samples)
+        return choose_runner(bundle, device, name, precision, threads, max_samples, pictures)
     except (ValueError, ImportError) as error:
         if precision != "auto":
             raise
@@ -63,10 +71,10 @@ def _best(bundle: Bundle, device: torch.device, precision: str, threads: int, ma
         return TorchRunner(bundle, device)
 
 
-def _openvino(bundle: Bundle, precision: str, threads: int) -> Runner:
+def _openvino(bundle: Bundle, precision: str, threads: int, pictures: Sequence[Picture]) -> Runner:
     from server.engine.runners.openvino_runner import OpenVinoRunner
 
-    runner = OpenVinoRunner(bundle, precision, threads)
+    runner = OpenVinoRunner(bundle, precision, threads, pictures)
     if precision == "auto" and runner.precision != "float32":
         difference = agree(runner, TorchRunner(bundle, torch.device("cpu")), bundle.preprocessing.size)
         if difference > LARGEST_DIFFERENCE:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import time
 from bisect import bisect_left
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -12,13 +14,21 @@ import openvino as ov
 
 from models.bundle import Bundle
 from server.engine.runners.buckets import buckets
-from server.engine.runners.openvino_stages import FEATURE_TYPES, convert_stages
+from server.engine.runners.int8 import quantize_stages
+from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
 from server.engine.runners.runner import StepOutput
 
-PRECISIONS = ("auto", "float32", "bfloat16")
-# Numpy's type as wide as that of the features.
-WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
+# What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
+# that wider features would only be the same numbers in twice the memory. And numpy's type as wide as that.
+FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
+WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
+
+# How much faster all threads must be than one to be worth it: HTTP and decoding want the cores too.
+WORTH_MORE_THREADS = 1.25
+# The fastest of so many counts: interruptions only ever lengthen a time.
+TRIALS = 10
 
 
 # A tuple, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
@@ -38,37 +48,56 @@ class OpenVinoRunner:
 
     Every stage is compiled for each of `buckets`, and batches are filled up to the next of these: with sizes that
     change from step to step, one network for any size would spend a fifth of its time on preparing itself for the next.
-    precision: float32, bfloat16, or auto for bfloat16 where the processor computes in it natively and float32 where
-    not. threads: that one step computes with; 0 for all cores. Raises ValueError for an unknown precision, and for a
-    network that OpenVINO cannot convert; TorchRunner takes such a network.
+    precision: float32, bfloat16, int8, or auto for bfloat16 where the processor computes in it natively and float32
+    where not; what int8 leaves in floating point is computed as with auto. pictures: uint8 (H, W, 3), from which int8
+    learns its ranges. threads: that one step computes with at most; 0 for all cores. Small batches have one thread
+    where more hardly help them, which `warm_up` finds out. Raises ValueError for an unknown precision, int8 without
+    pictures or NNCF, and for a network that OpenVINO cannot convert; TorchRunner takes such a network.
     """
 
-    def __init__(self, bundle: Bundle, precision: str = "auto", threads: int = 0) -> None:
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str = "auto",
+        threads: int = 0,
+        pictures: Sequence[npt.NDArray[np.uint8]] = (),
+    ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
         self._core, self._threads = ov.Core(), threads
-        self.precision = native_precision(self._core) if precision == "auto" else precision
+        native = native_precision(self._core)
+        self.precision = native if precision == "auto" else precision
+        # Of the arithmetic that is not in integers.
+        self._floats = native if precision == "int8" else self.precision
         self._size = bundle.preprocessing.size
         self._buckets: tuple[int, ...] = ()
-        networks = convert_stages(bundle, FEATURE_TYPES[self.precision])
-        self._stages = [_Stage(network, self.compile, FEATURE_TYPES[self.precision]) for network in networks]
+        # By bucket, once it is warm.
+        self.threads_of: dict[int, int] = {}
+        networks = convert_stages(bundle)
+        if precision == "int8":
+            networks = quantize_stages(networks, pictures)
+        feature_type = FEATURE_TYPES[self._floats]
+        self._stages = [
+            _Stage(with_features(network, feature_type), self.compile, feature_type) for network in networks
+        ]
 
     @property
     def num_stages(self) -> int:
         """K, the stages of the bundle's network."""
         return len(self._stages)
 
-    def compile(self, network: ov.Model, batch_size: int) -> ov.CompiledModel:
-        """A network as this runner computes, for one batch size: precision and threads are its own."""
+    def compile(self, network: ov.Model, batch_size: int, threads: int | None = None) -> ov.CompiledModel:
+        """A network as this runner computes, for one batch size: precision and, unless given, threads are its own."""
+        threads = self._threads if threads is None else threads
         sized = network.clone()
         sized.reshape({at: [batch_size, *input.get_partial_shape()[1:]] for at, input in enumerate(network.inputs)})
         # Not bound to cores: a thread that is would wait for the HTTP work on its core, with the other core idle.
         options = {
-            "INFERENCE_PRECISION_HINT": HINTS[self.precision],
+            "INFERENCE_PRECISION_HINT": HINTS[self._floats],
             "PERFORMANCE_HINT": "LATENCY",
             "ENABLE_CPU_PINNING": "NO",
         }
-        limited = {"INFERENCE_NUM_THREADS": str(self._threads)} if self._threads else {}
+        limited = {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
         return self._core.compile_model(sized, "CPU", {**options, **limited})
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
@@ -78,12 +107,42 @@ class OpenVinoRunner:
         return self._stages[stage - 1].run(states, bucket)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Compile every stage for all batch sizes and run it: OpenVINO builds its kernels on first use."""
+        """Compile every stage for all batch sizes and run it: OpenVINO builds its kernels on first use.
+
+        From the smallest batch up, each is tried on one thread too, until more are worth it.
+        """
         self._buckets = buckets(max_batch_size)
-        for bucket in self._buckets:
-            states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * bucket
-            for stage in range(1, self.num_stages + 1):
-                states = self.run(stage, states).keep(range(bucket))
+        one_may_do = self._threads != 1
+        # Side by side: a network is compiled on one core.
+        with ThreadPoolExecutor() as pool:
+
+            def compiled(bucket: int, threads: int) -> list[ov.CompiledModel]:
+                return list(pool.map(lambda stage: self.compile(stage.network, bucket, threads), self._stages))
+
+            for bucket in self._buckets:
+                with_all, with_one = compiled(bucket, self._threads), None
+                if one_may_do:
+                    with_one = compiled(bucket, 1)
+                    one_may_do = self._seconds(bucket, with_one) <= WORTH_MORE_THREADS * self._seconds(bucket, with_all)
+                self.threads_of[bucket] = 1 if one_may_do else self._threads
+                self._use(bucket, with_one if one_may_do and with_one else with_all)
+                self._walk(bucket)
+
+    def _use(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> None:
+        for stage, network in zip(self._stages, networks, strict=True):
+            stage.requests[bucket] = network.create_infer_request()
+
+    def _seconds(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
+        """What a batch takes from the first of these stages to the end."""
+        self._use(bucket, networks)
+        return min(self._walk(bucket) for _ in range(TRIALS))
+
+    def _walk(self, bucket: int) -> float:
+        states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * bucket
+        start_s = time.perf_counter()
+        for stage in self._stages:
+            states = stage.run(states, bucket).keep(range(bucket))
+        return time.perf_counter() - start_s
 
 
 def native_precision(core: ov.Core) -> str:
@@ -97,10 +156,10 @@ class _Stage:
     def __init__(
         self, network: ov.Model, compile: Callable[[ov.Model, int], ov.CompiledModel], feature_type: ov.Type
     ) -> None:
-        self._network, self._compile, self._type = network, compile, feature_type
-        self._requests: dict[int, ov.InferRequest] = {}
-        self._is_first = network.input(0).get_element_type() == ov.Type.u8
-        self._is_last = len(network.outputs) == 1
+        self.network, self._compile, self._type = network, compile, feature_type
+        # By bucket.
+        self.requests: dict[int, ov.InferRequest] = {}
+        self._is_first, self._is_last = is_first(network), is_last(network)
         self._carries = len(network.inputs) == 2
         self._row_shapes = [
             tuple(size.get_length() for size in list(output.get_partial_shape())[1:]) for output in network.outputs
@@ -135,9 +194,9 @@ class _Stage:
         return StepOutput(request.get_output_tensor(0).data[:size].copy(), keep)
 
     def _request(self, bucket: int) -> ov.InferRequest:
-        if bucket not in self._requests:
-            self._requests[bucket] = self._compile(self._network, bucket).create_infer_request()
-        return self._requests[bucket]
+        if bucket not in self.requests:
+            self.requests[bucket] = self._compile(self.network, bucket).create_infer_request()
+        return self.requests[bucket]
 
 
 def gather(states: Sequence[StageState]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:

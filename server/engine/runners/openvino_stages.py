@@ -15,10 +15,6 @@ from models.bundle import Bundle
 from models.preprocess import normalize
 from server.engine.runners.openvino_rewrites import rewrite
 
-# What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
-# that wider features would only be the same numbers in twice the memory.
-FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
-
 
 class StageModule(nn.Module):
     """Stage k of a bundle with all that belongs to a step: (inputs, accumulated logits) -> what the engine needs.
@@ -44,8 +40,8 @@ class StageModule(nn.Module):
         return (probabilities_BC,) if self.is_last else (probabilities_BC, accumulated_BC, features.permute(0, 2, 3, 1))
 
 
-def convert_stages(bundle: Bundle, feature_type: ov.Type) -> list[ov.Model]:
-    """Every stage as an OpenVINO network that takes any batch size; inputs and outputs are StageModule's.
+def convert_stages(bundle: Bundle) -> list[ov.Model]:
+    """Every stage as an OpenVINO network that takes any batch size; inputs and outputs are StageModule's, in float32.
 
     Raises ValueError where OpenVINO cannot convert a stage.
     """
@@ -55,7 +51,7 @@ def convert_stages(bundle: Bundle, feature_type: ov.Type) -> list[ov.Model]:
     inputs: tuple[Tensor, ...] = (torch.zeros(2, size, size, 3, dtype=torch.uint8),)
     for stage in range(1, num_exits + 1):
         module = StageModule(bundle, stage).eval()
-        networks.append(_with_features(_converted(module, inputs, f"stage {stage}"), module, feature_type))
+        networks.append(_converted(module, inputs, f"stage {stage}"))
         if stage < num_exits:
             accumulated, features = (_zeros(networks[-1].output(index)) for index in (1, 2))
             inputs = (features, accumulated) if bundle.calibration.carries[stage] else (features,)
@@ -88,13 +84,24 @@ def convert_whole(bundle: Bundle) -> ov.Model:
     return _converted(WholeModule(bundle).eval(), inputs, "the whole network")
 
 
-def _with_features(network: ov.Model, stage: StageModule, feature_type: ov.Type) -> ov.Model:
+def with_features(network: ov.Model, feature_type: ov.Type) -> ov.Model:
+    """The stage, taking and giving features of that type."""
     ends = PrePostProcessor(network)
-    if stage.stage > 1:
+    if not is_first(network):
         ends.input(0).tensor().set_element_type(feature_type)
-    if not stage.is_last:
+    if not is_last(network):
         ends.output(2).tensor().set_element_type(feature_type)
     return ends.build()
+
+
+def is_first(stage: ov.Model) -> bool:
+    """Whether it takes pictures."""
+    return bool(stage.input(0).get_element_type() == ov.Type.u8)
+
+
+def is_last(stage: ov.Model) -> bool:
+    """Whether it gives probabilities alone."""
+    return len(stage.outputs) == 1
 
 
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.Model:

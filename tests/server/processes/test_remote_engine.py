@@ -62,6 +62,11 @@ class EngineProcess:
         self.connections.append(FrontendConnection(self.host))
         return self.connections[-1]
 
+    @property
+    def given_up(self) -> int:
+        """Samples of the first engine of which it has heard that nobody waits for them any more."""
+        return sum(sample.abandoned for sample in self.host.engines[0]._inflight)
+
     async def die(self) -> None:
         self.server.close()
         self.address.unlink()
@@ -172,7 +177,7 @@ async def test_a_deadline_is_kept_by_the_engine(gated):
             await future
 
 
-async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_engine_lets_go(gated):
+async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_engine_lets_go(gated, until):
     async with connected(gated) as [remote, _]:
         [running] = remote.submit([picture(0)], contract(0.0))
         await gated.runner.entered()
@@ -182,6 +187,7 @@ async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_
         # Not before the engine process has answered: until then they are in flight, and their slots are taken.
         await asyncio.sleep(0)
         assert remote.inflight_samples == 8
+        await until(lambda: gated.given_up == 7)
         gated.runner.let_all()
         assert (await running).class_id == 0
         await gated.observers[0].until_cancelled(7)

@@ -1,0 +1,117 @@
+"""int8: stages in eight-bit integers, whose ranges are learnt from pictures."""
+
+from __future__ import annotations
+
+import sys
+from collections import Counter
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from models.bundle import Bundle, save_bundle
+from models.preprocess import Preprocessing
+from server.engine.runners.agreement import probabilities, trial_pictures
+from server.engine.runners.choice import choose_runner
+from server.engine.runners.openvino_runner import OpenVinoRunner
+from server.engine.runners.torch_runner import TorchRunner
+from server.loading import load_registry
+from server.metrics import Metrics
+from server.offline import read_pictures
+from server.settings import Settings
+from tests.bundles import tiny_bundle
+from tests.server.engine.lively import SIZE, lively_net
+
+CPU = torch.device("cpu")
+PICTURES = trial_pictures(SIZE, 64)
+
+
+@pytest.fixture(scope="module")
+def bundle() -> Bundle:
+    net = lively_net(PICTURES, 5)
+    whole = tiny_bundle()
+    return Bundle(
+        "lively", "1", net.config, Preprocessing(SIZE), tuple("abcde"), whole.calibration, whole.threshold, net
+    )
+
+
+@pytest.fixture(scope="module")
+def runner(bundle) -> OpenVinoRunner:
+    runner = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=PICTURES[:40])
+    assert isinstance(runner, OpenVinoRunner)
+    return runner
+
+
+def test_every_stage_computes_its_convolutions_in_integers(runner):
+    assert runner.precision == "int8"
+    for stage in runner._stages:
+        kinds = Counter(operation.get_type_name() for operation in stage.network.get_ops())
+        # Of what goes in; weights are integers already.
+        assert kinds["FakeQuantize"] >= kinds["Convolution"] > 0
+        weights = [op for op in stage.network.get_ops() if op.get_type_name() == "Constant" and op.get_byte_size() > 64]
+        assert any(op.get_element_type().to_string() == "i8" for op in weights)
+
+
+def test_answers_are_near_the_references_and_not_its_own(runner, bundle):
+    differences = np.abs(probabilities(runner, PICTURES) - probabilities(TorchRunner(bundle, CPU), PICTURES))
+    assert 0.0 < differences.mean() < 0.02
+    assert differences.max() < 0.3
+
+
+def test_batch_mates_change_no_bit_of_an_answer(runner):
+    alone = probabilities(runner, PICTURES, 1)
+    for batch_size in (2, 5, 64):
+        np.testing.assert_array_equal(probabilities(runner, PICTURES, batch_size), alone)
+
+
+def test_the_ranges_are_those_of_the_pictures(runner, bundle):
+    dark = [picture // 32 for picture in PICTURES[:40]]
+    of_dark = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=dark)
+    reference = probabilities(TorchRunner(bundle, CPU), PICTURES)
+    right, wrong = (np.abs(probabilities(one, PICTURES) - reference).mean() for one in (runner, of_dark))
+    assert wrong > 2 * right
+
+
+def test_without_pictures_it_is_refused(bundle):
+    with pytest.raises(ValueError, match=r"int8' learns its ranges from pictures: give some \(--int8-pictures"):
+        choose_runner(bundle, CPU, precision="int8")
+
+
+def test_without_nncf_it_is_refused_with_the_command_that_brings_it(bundle, monkeypatch):
+    monkeypatch.setitem(sys.modules, "nncf", None)
+    with pytest.raises(ValueError, match=r"int8' needs NNCF: pip install 'offramp\[int8\]'"):
+        choose_runner(bundle, CPU, precision="int8", pictures=PICTURES)
+
+
+def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
+    save_bundle(tiny_bundle(), tmp_path / "bundle", "A card.")
+    for n, picture in enumerate(PICTURES[:12]):
+        Image.fromarray(picture).save(tmp_path / f"{n}.png")
+    settings = Settings(model=[tmp_path / "bundle"], precision="int8", int8_pictures=tmp_path)
+    [served] = load_registry(settings, Metrics()).served
+    assert served.engine._runner.precision == "int8"
+
+
+@pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])
+def test_the_precision_and_its_pictures_go_together(values):
+    with pytest.raises(ValueError, match="int8 needs a folder of pictures and nothing else takes one"):
+        Settings(**values)
+
+
+def test_pictures_are_taken_from_all_over_the_folder(tmp_path):
+    for n in range(10):
+        (tmp_path / f"class-{n // 5}").mkdir(exist_ok=True)
+        Image.new("RGB", (8, 8), (10 * n, 0, 0)).save(tmp_path / f"class-{n // 5}" / f"{n}.PNG")
+    (tmp_path / "notes.txt").write_text("no picture")
+    reds = [int(picture[0, 0, 0]) for picture in read_pictures(tmp_path, Preprocessing(8), most=4)]
+    assert reds == [0, 30, 60, 90]
+    assert len(read_pictures(tmp_path, Preprocessing(8))) == 10
+
+
+def test_a_folder_without_pictures_and_a_broken_one_are_named(tmp_path):
+    with pytest.raises(ValueError, match=rf"{tmp_path}: no pictures there; give a folder with \.bmp"):
+        read_pictures(tmp_path, Preprocessing(8))
+    (tmp_path / "broken.png").write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"broken\.png: cannot be read as a picture"):
+        read_pictures(tmp_path, Preprocessing(8))
