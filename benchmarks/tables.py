@@ -18,6 +18,7 @@ from typing import Any
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.paper_report import paper_section
+from benchmarks.peers.report import section as peers_section
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
@@ -173,6 +174,7 @@ SECTIONS = {
     "engine": engine_section,
     "paper": paper_section,
     "pipeline": pipeline_section,
+    "peers": peers_section,
 }
 
 

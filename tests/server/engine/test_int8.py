@@ -12,6 +12,7 @@ from PIL import Image
 
 from models.bundle import Bundle, save_bundle
 from models.preprocess import Preprocessing
+from server.engine.engine import Engine
 from server.engine.runners.agreement import probabilities, trial_pictures
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.openvino_runner import OpenVinoRunner
@@ -90,6 +91,8 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
         Image.fromarray(picture).save(tmp_path / f"{n}.png")
     settings = Settings(model=[tmp_path / "bundle"], precision="int8", int8_pictures=tmp_path)
     [served] = load_registry(settings, Metrics()).served
+    assert isinstance(served.engine, Engine)
+    assert isinstance(served.engine._runner, OpenVinoRunner)
     assert served.engine._runner.precision == "int8"
 
 

@@ -194,4 +194,5 @@ def test_one_thread_asked_for_is_one_thread_and_nothing_is_tried(bundle, monkeyp
 def test_the_number_of_threads_changes_no_bit_of_an_answer(bundle, precision):
     one, all_cores = (OpenVinoRunner(bundle, precision, threads) for threads in (1, 0))
     for batch_size in (1, 4, 32):
-        np.testing.assert_array_equal(*(probabilities(runner, PICTURES, batch_size) for runner in (one, all_cores)))
+        given, expected = (probabilities(runner, PICTURES, batch_size) for runner in (one, all_cores))
+        np.testing.assert_array_equal(given, expected)

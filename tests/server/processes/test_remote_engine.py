@@ -65,7 +65,9 @@ class EngineProcess:
     @property
     def given_up(self) -> int:
         """Samples of the first engine of which it has heard that nobody waits for them any more."""
-        return sum(sample.abandoned for sample in self.host.engines[0]._inflight)
+        engine = self.host.engines[0]
+        assert isinstance(engine, Engine)
+        return sum(sample.abandoned for sample in engine._inflight)
 
     async def die(self) -> None:
         self.server.close()
