@@ -3,7 +3,8 @@
     python -m benchmarks.tables            # write the tables into docs/performance.md and docs/paper.md
     python -m benchmarks.tables --check    # fail where a document is stale
 
-A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`.
+A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`. The targets come from
+several files: `<!-- results: targets -->`.
 """
 
 from __future__ import annotations
@@ -19,11 +20,12 @@ from typing import Any
 from benchmarks.errors import BenchmarkError
 from benchmarks.paper_report import paper_section
 from benchmarks.peers.report import section as peers_section
+from benchmarks.targets import targets_section
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
 DOCUMENTS = (PROJECT / "docs" / "performance.md", PROJECT / "docs" / "paper.md")
-MARKED = re.compile(r"(<!-- results: (?P<name>[\w.-]+\.json) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
+MARKED = re.compile(r"(<!-- results: (?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
 
 # Accuracy, in percentage points, that a verdict of "exits pay" may lose against exits off.
 TOLERATED_POINTS = 1.0
@@ -33,15 +35,17 @@ Document = dict[str, Any]
 
 def thresholds_section(document: Document) -> str:
     """The table of `benchmarks.thresholds`, where its figures come from, and what they say."""
+    latency = "p50, ms | p95 | p99 | CPU, ms | errors |"
     lines = [
-        "| threshold | accuracy | exit mix, % | pictures/s | against off | p50, ms | p95 | p99 | CPU, ms | errors |",
-        "| ---: " * 10 + "|",
+        f"| threshold | accuracy | changed | exit mix, % | pictures/s | against off | {latency}",
+        "| ---: " * 11 + "|",
     ]
     for row in document["rows"]:
         cpu = row["server_cpu_ms"]
         cells = [
             f"{row['threshold']:g}",
             f"{row['accuracy']:.2%}",
+            f"{row['disagreement']:.2%}",
             _shares(row["exit_mix"], ".0f"),
             _spread(row["throughput"], ".0f"),
             _spread(row["ratio"], ".2f", "×"),
@@ -57,7 +61,7 @@ def thresholds_section(document: Document) -> str:
         f"(least–most) of {document['rounds_each']} interleaved rounds of {document['seconds']:g} s after "
         f"{document['warmup_seconds']:g} s of warm-up. Pictures a second: closed loop, {document['connections']} "
         f"connections. Latency: open loop, Poisson arrivals at {document['open_loop_rate']:.0f}/s for every threshold. "
-        "CPU: the server's, for one picture of the closed loop. "
+        "CPU: the server's, for one picture of the closed loop. Changed: answers of another class than at threshold 1. "
         f"{_provenance(document)}"
     )
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
@@ -168,6 +172,74 @@ def pipeline_section(document: Document) -> str:
     return "\n".join([*lines, "", source])
 
 
+def server_costs_section(document: Document) -> str:
+    """The tables of `benchmarks.server_costs`: the way to readiness, one request alone, CPU, frontends, memory."""
+    startup, memory = document["startup"], document["memory"]
+    (first_count, first_mib), *_, (last_count, last_mib) = memory["samples"]
+    parts = sorted(startup["parts_s"].items(), key=lambda part: -float(part[1]))
+    ready = (
+        f"From the command to readiness: {_spread(startup['ready_s'], '.1f')} s. Where they go, in a process that does "
+        "the same one after the other:"
+    )
+    watched = (
+        f"Memory over {last_count:,} requests at threshold {memory['threshold']:g}: {first_mib:.0f} MiB resident after "
+        f"the first {first_count:,}, {last_mib:.0f} MiB after the last; from the second quarter on "
+        f"{memory['mib_per_100k']:+.2f} MiB in 100,000 requests."
+    )
+    source = (
+        f"{document['served']}; {document['pictures']:,} test pictures as PNG; median (least–most) of "
+        f"{document['rounds']} rounds by turns of {document['seconds']} s; closed loops of {document['connections']} "
+        f"connections; open loops of Poisson arrivals at {document['frontends'][0]['open_loop_rate']:.0f}/s. "
+        f"{_provenance(document)}"
+    )
+    tables = (
+        _table("part | seconds", [f"{name} | {seconds:.2f}" for name, seconds in parts]),
+        "One request alone, on one connection, and the network alone over the same pictures, medians:",
+        _table(
+            "threshold | over HTTP, ms | network, ms | more, ms",
+            [
+                _cells(row, f"{row['threshold']:g}", http_p50_ms=".2f", network_p50_ms=".2f", more_ms=".2f")
+                for row in document["alone"]
+            ],
+        ),
+        "CPU for one picture at capacity, of the server and of the engine alone:",
+        _table(
+            "threshold | pictures/s | server, ms | engine, ms | beyond, ms",
+            [
+                _cells(
+                    row, f"{row['threshold']:g}", throughput=".0f", server_ms=".2f", engine_ms=".2f", beyond_ms=".2f"
+                )
+                for row in document["cpu"]
+            ],
+        ),
+        "By the number of frontends; 0: one process does all:",
+        _table(
+            "frontends | threshold | pictures/s | CPU, ms | p50, ms | p99, ms | errors",
+            [
+                _cells(
+                    row,
+                    f"{row['frontends']} | {row['threshold']:g}",
+                    throughput=".0f",
+                    cpu_ms=".2f",
+                    p50_ms=".1f",
+                    p99_ms=".1f",
+                )
+                + f" | {row['errors']}"
+                for row in document["frontends"]
+            ],
+        ),
+    )
+    return "\n\n".join([ready, *tables, watched, source])
+
+
+def _table(head: str, rows: Sequence[str]) -> str:
+    return "\n".join([f"| {head} |", "| ---: " * (head.count("|") + 1) + "|", *(f"| {row} |" for row in rows)])
+
+
+def _cells(row: dict[str, Any], first: str, **forms: str) -> str:
+    return " | ".join([first, *(_spread(row[name], form) for name, form in forms.items())])
+
+
 SECTIONS = {
     "thresholds": thresholds_section,
     "accuracy": accuracy_section,
@@ -175,6 +247,7 @@ SECTIONS = {
     "paper": paper_section,
     "pipeline": pipeline_section,
     "peers": peers_section,
+    "server-costs": server_costs_section,
 }
 
 
@@ -201,6 +274,8 @@ def filled(text: str, results: Path) -> str:
 
 
 def _section(path: Path) -> str:
+    if path.name == "targets":
+        return targets_section(path.parent)
     if not path.exists():
         return f"*Not measured yet: `benchmarks/results/{path.name}` is not there.*"
     try:

@@ -18,7 +18,7 @@ import typer
 
 from benchmarks.command_line import command_line
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import LoadResult, run_load
+from benchmarks.load import LoadResult, Record, run_load
 from benchmarks.machine import provenance
 from benchmarks.options import BenchOptions, parse_thresholds
 from benchmarks.pictures import Pictures, export_test_pictures
@@ -105,12 +105,13 @@ def bench(experiment: Experiment) -> dict[str, Any]:
     head = {"benchmark": "thresholds", **provenance()}
     thresholds = parse_thresholds(options.thresholds)
     once = {t: experiment.answer_all(t) for t in thresholds}
+    changed = {t: disagreement(once[t].records, once[EXITS_OFF].records) for t in thresholds}
     quality = {t: judge(result.records, pictures.labels, result.num_exits) for t, result in once.items()}
     closed = [experiment.measure(*turn) for turn in interleaved(thresholds, options.rounds)]
     capacity = spread([cell.measured.throughput for cell in closed if cell.threshold == EXITS_OFF]).median
     rate = options.rate or OPEN_LOOP_SHARE * capacity
     opened = [experiment.measure(*turn, rate) for turn in interleaved(thresholds, options.rounds)]
-    rows = [row(t, quality[t], closed, opened) for t in thresholds]
+    rows = [{**row(t, quality[t], closed, opened), "disagreement": changed[t]} for t in thresholds]
     return {
         **head,
         "served": once[EXITS_OFF].served,
@@ -126,6 +127,12 @@ def bench(experiment: Experiment) -> dict[str, Any]:
         "verdict": thresholds_verdict(rows),
         "rounds": {"closed_loop": [asdict(cell) for cell in closed], "open_loop": [asdict(cell) for cell in opened]},
     }
+
+
+def disagreement(records: Sequence[Record], full_depth: Sequence[Record]) -> float:
+    """The share of the pictures that got another class than at full depth."""
+    classes = {record.picture: record.label for record in full_depth}
+    return sum(record.label != classes[record.picture] for record in records) / len(records)
 
 
 def interleaved(thresholds: Sequence[float], rounds: int) -> Iterator[tuple[int, float]]:

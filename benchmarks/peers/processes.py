@@ -39,6 +39,10 @@ class Running:
         """CPU seconds of all its processes, and of those that these have waited for."""
         return sum(_cpu_s(pid) for pid in members(self.mark))
 
+    def rss_bytes(self) -> int:
+        """Resident memory of all its processes; what they share counts in each."""
+        return sum(_rss_bytes(pid) for pid in members(self.mark))
+
 
 @contextmanager
 def running(
@@ -97,6 +101,15 @@ def _cpu_s(pid: int) -> float:
     # proc(5), fields 14 to 17: own and waited-for children's time, user and system; the name may hold blanks.
     fields = stat.rpartition(")")[2].split()
     return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+
+
+def _rss_bytes(pid: int) -> int:
+    try:
+        statm = Path(f"/proc/{pid}/statm").read_text()
+    except OSError:
+        return 0
+    # proc(5): the second field, in pages.
+    return int(statm.split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 def _stop(process: subprocess.Popen[bytes], mark: str) -> None:

@@ -38,11 +38,14 @@ PACE_DECAY = 0.99
 
 @dataclass(frozen=True)
 class Delivery:
-    """All that one step hands to the event loop, in one go."""
+    """All that one step hands to the event loop, in one go.
+
+    stats: of the steps since the delivery before, this one included.
+    """
 
     decision: Decision
     dropped: list[Sample]
-    stats: StepStats | None
+    stats: list[StepStats]
 
 
 class Engine:
@@ -73,6 +76,7 @@ class Engine:
         # The engine thread's own.
         self._runner = runner
         self._scheduler: Scheduler[Sample] = Scheduler(runner.num_stages, max_batch_size)
+        self._unreported: list[StepStats] = []
         # Shared, under `_wake`.
         self._wake = threading.Condition()
         self._inbox: deque[Sample] = deque()
@@ -205,11 +209,11 @@ class Engine:
                 cancelled.append(CancelStats("running" if sample.trail else "queued"))
             elif not sample.future.done() and (stats := self._resolve(sample, outcome or self._late(sample))):
                 answered.append(stats)
-        self._learn_pace(delivery.stats.duration_s if delivery.stats else 0.0, len(outcomes))
+        self._learn_pace(sum(stats.duration_s for stats in delivery.stats), len(outcomes))
         if not self._inflight:
             self._emptied.set()
-        if delivery.stats:
-            self._observer.step(delivery.stats)
+        for step_stats in delivery.stats:
+            self._observer.step(step_stats)
         for sample_stats in answered:
             self._observer.sample(sample_stats)
         for cancel_stats in cancelled:
@@ -248,7 +252,7 @@ class Engine:
         failures: list[tuple[Sample, EngineError]] = [
             (sample, InferenceFailed("the engine died; the server's log says why")) for sample in self._inflight
         ]
-        self._deliver(Delivery(Decision(failures=failures), [], None))
+        self._deliver(Delivery(Decision(failures=failures), [], []))
 
     # ---- the engine thread's side --------------------------------------------------------------
 
@@ -278,7 +282,11 @@ class Engine:
         return not stopping
 
     def step(self) -> None:
-        """Schedule, run, decide, deliver."""
+        """Schedule, run, decide; deliver where anybody leaves.
+
+        Waking the event loop costs both threads a turn with the interpreter's lock: what a step measured waits for
+        the next delivery, which comes at the latest when the last of its samples leaves.
+        """
         start_s = self.clock()
         batch = self._scheduler.schedule(start_s)
         if batch is None:
@@ -287,8 +295,12 @@ class Engine:
         end_s = self.clock()
         if decision.survivors:
             self._scheduler.enqueue(batch.stage + 1, decision.survivors)
-        stats = StepStats(batch.stage, len(batch.samples), end_s - start_s) if batch.samples else None
-        self._loop.call_soon_threadsafe(self._deliver, Delivery(decision, batch.dropped, stats))
+        if batch.samples:
+            self._unreported.append(StepStats(batch.stage, len(batch.samples), end_s - start_s))
+        if decision.answers or decision.failures or batch.dropped:
+            delivery = Delivery(decision, batch.dropped, self._unreported)
+            self._unreported = []
+            self._loop.call_soon_threadsafe(self._deliver, delivery)
 
     def _run(self, batch: Batch[Sample]) -> Decision:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""

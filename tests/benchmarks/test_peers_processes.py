@@ -49,8 +49,11 @@ def test_adopted_children_belong_to_the_server_and_end_with_it() -> None:
         assert len(found) == 2
         assert not parents <= {os.getpid()}
         assert server.cpu_s() >= 0.3
+        # Of an interpreter each.
+        assert server.rss_bytes() > 2 * 4_000_000
     assert members(server.mark) == []
     assert server.cpu_s() == 0.0
+    assert server.rss_bytes() == 0
 
 
 def test_a_server_that_ends_before_it_answers_is_an_error_with_its_last_words() -> None:

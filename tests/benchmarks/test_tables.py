@@ -17,6 +17,7 @@ def row(threshold: float, ratio: tuple[float, float, float] = (1.0, 1.0, 1.0), *
     return {
         "threshold": threshold,
         "accuracy": 0.72,
+        "disagreement": 0.015,
         "exit_mix": [0.25, 0.5, 0.0, 0.25],
         "throughput": {"median": 512.3, "min": 499.9, "max": 530.0},
         "ratio": {"median": median, "min": least, "max": most},
@@ -66,7 +67,7 @@ def page(tmp_path: Path) -> Path:
 def test_a_line_shows_median_and_extremes_share_and_errors() -> None:
     line = thresholds_section(document()).splitlines()[2]
     assert line == (
-        "| 0.8 | 72.00% | 25 / 50 / 0 / 25 | 512 (500–530) | 1.90× (1.80–2.00) | 2.0 (1.5–2.5) | 2.0 (1.5–2.5) "
+        "| 0.8 | 72.00% | 1.50% | 25 / 50 / 0 / 25 | 512 (500–530) | 1.90× (1.80–2.00) | 2.0 (1.5–2.5) | 2.0 (1.5–2.5) "
         "| 9.0 (8.0–10.0) | – | 3 |"
     )
 

@@ -1,6 +1,7 @@
 """What OpenVINO computes slowly on a CPU, written as what it computes fast; the numbers stay the same but for rounding.
 
-Each rewrite names what it saves on the embedded model (bfloat16, AMX, batch 32, of 0.21 ms a picture at full depth).
+Each rewrite names what it saves on a picture, in bfloat16 with AMX: on the embedded model, unless said otherwise, with
+batches of 32, of 0.21 ms at full depth.
 """
 
 from __future__ import annotations
@@ -20,6 +21,8 @@ def rewrite(network: ov.Model) -> None:
             _pool(operation)
         elif kind == "Sigmoid":
             _spell_out(operation)
+        elif kind == "AdaptiveAvgPool":
+            _equal_windows(operation)
     network.validate_nodes_and_infer_types()
 
 
@@ -36,6 +39,35 @@ def _pool(mean: ov.Node) -> None:
     if not mean.get_attributes()["keep_dims"]:
         pooled = ops.squeeze(pooled, ops.constant(sorted(SPATIAL_AXES), np.int64))
     mean.output(0).replace(pooled.output(0))
+
+
+def _equal_windows(adaptive: ov.Node) -> None:
+    """Adaptive average pooling whose windows are equally large as average pooling.
+
+    As it is, it is computed in float32 and channels first, by one thread a plane, and everything is rearranged for it:
+    of a ResNet-50 with light heads at 224 pixels it saves 1.3 of 6.3 ms a picture.
+    """
+    features = adaptive.input_value(0)
+    before, after = (list(one.get_partial_shape())[2:] for one in (features, adaptive.output(0)))
+    if len(before) != 2 or any(size.is_dynamic for size in (*before, *after)):
+        return
+    windows, strides, picked = [], [], {}
+    for axis in (0, 1):
+        size, count = before[axis].get_length(), after[axis].get_length()
+        begins = np.arange(count) * size // count
+        ends = -(-np.arange(1, count + 1) * size // count)
+        if len(set(ends - begins)) > 1:
+            return
+        steps = set(np.diff(begins).tolist()) or {1}
+        windows.append(int(ends[0] - begins[0]))
+        strides.append(steps.pop() if len(steps) == 1 else 1)
+        if steps:
+            # Not equally far apart: pooled at every place, and those wanted picked out.
+            picked[2 + axis] = begins
+    pooled = ops.avg_pool(features, strides, [0, 0], [0, 0], windows, exclude_pad=True)
+    for axis, begins in picked.items():
+        pooled = ops.gather(pooled, ops.constant(begins, np.int64), ops.constant(axis, np.int64))
+    adaptive.output(0).replace(pooled.output(0))
 
 
 def _spell_out(sigmoid: ov.Node) -> None:

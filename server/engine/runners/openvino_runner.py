@@ -13,6 +13,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from models.bundle import Bundle
+from server.engine.runners.blocks import Block, BlockPool
 from server.engine.runners.buckets import buckets
 from server.engine.runners.int8 import quantize_stages
 from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
@@ -27,19 +28,20 @@ WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16:
 
 # How much faster all threads must be than one to be worth it: HTTP and decoding want the cores too.
 WORTH_MORE_THREADS = 1.25
+# Rows of memory between stages that are kept for steps to come, before `warm_up` tells how large these may be.
+SPARE_ROWS = 64
 # The fastest of so many counts: interruptions only ever lengthen a time.
 TRIALS = 10
 
 
 # A tuple, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
 class StageState(NamedTuple):
-    """What a sample carries between stages: its row of a step's features (H, W, C) and accumulated logits (classes).
+    """What a sample carries between stages: its row of what a step left behind.
 
     Features of bfloat16, which numpy does not know, are its bits.
     """
 
-    features_BHWC: npt.NDArray[Any]
-    accumulated_BC: npt.NDArray[np.float32]
+    block: Block
     row: int
 
 
@@ -112,6 +114,9 @@ class OpenVinoRunner:
         From the smallest batch up, each is tried on one thread too, until more are worth it.
         """
         self._buckets = buckets(max_batch_size)
+        for stage in self._stages:
+            if stage.pool is not None:
+                stage.pool.spare_rows = 2 * max_batch_size
         one_may_do = self._threads != 1
         # Side by side: a network is compiled on one core.
         with ThreadPoolExecutor() as pool:
@@ -161,35 +166,38 @@ class _Stage:
         self.requests: dict[int, ov.InferRequest] = {}
         self._is_first, self._is_last = is_first(network), is_last(network)
         self._carries = len(network.inputs) == 2
-        self._row_shapes = [
-            tuple(size.get_length() for size in list(output.get_partial_shape())[1:]) for output in network.outputs
-        ]
+        self.pool: BlockPool | None = None
+        if not self._is_last:
+            (classes,), features_shape = (row_shape(network.output(at)) for at in (1, 2))
+            self.pool = BlockPool(features_shape, WORDS[feature_type], classes, SPARE_ROWS)
+        # What a batch is gathered in, where it does not lie together already.
+        self._pictures: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._merged: Block | None = None
 
     def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
         size, request = len(states), self._request(bucket)
-        # What a filled-up batch answers in the rows behind the last sample is not looked at.
-        filled = [*states, *([states[0]] * (bucket - size))]
-        self._inputs = [np.stack(filled)] if self._is_first else list(gather(filled))
+        # What is computed in the rows behind the last sample is not looked at.
+        self._inputs = self._stack(states, bucket) if self._is_first else self._gather(states, bucket)
         first_type = ov.Type.u8 if self._is_first else self._type
         request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, first_type))
         if self._carries:
             request.set_input_tensor(1, ov.Tensor(self._inputs[1], shared_memory=True))
-        if not self._is_last:
-            # New ones for each step: what goes on does so where it was written.
-            accumulated_BC = np.empty((bucket, *self._row_shapes[1]), np.float32)
-            features_BHWC = np.empty((bucket, *self._row_shapes[2]), WORDS[self._type])
-            request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
-            request.set_output_tensor(2, ov.Tensor(features_BHWC, features_BHWC.shape, self._type))
+        if self.pool is None:
+            request.infer()
+            return StepOutput(request.get_output_tensor(0).data[:size].copy(), lambda rows: [])
+        pool, block = self.pool, self.pool.block(bucket)
+        features_BHWC, accumulated_BC = block.features_BHWC[:bucket], block.accumulated_BC[:bucket]
+        request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
+        request.set_output_tensor(2, ov.Tensor(features_BHWC, features_BHWC.shape, self._type))
         request.infer()
 
         def keep(rows: Sequence[int]) -> list[StageState]:
-            if self._is_last or not rows:
-                return []
-            if 2 * len(rows) < bucket:
-                # Fewer than half: what the others leave behind would be more than what is kept.
-                features, accumulated = features_BHWC[list(rows)], accumulated_BC[list(rows)]
-                return [StageState(features, accumulated, row) for row in range(len(rows))]
-            return [StageState(features_BHWC, accumulated_BC, row) for row in rows]
+            if not rows or 2 * len(rows) >= bucket:
+                return [StageState(block, row) for row in rows]
+            # Fewer than half: what the others leave behind would be more than what is kept.
+            few = pool.block(len(rows))
+            few.fill([(block, row) for row in rows])
+            return [StageState(few, row) for row in range(len(rows))]
 
         return StepOutput(request.get_output_tensor(0).data[:size].copy(), keep)
 
@@ -198,18 +206,29 @@ class _Stage:
             self.requests[bucket] = self._compile(self.network, bucket).create_infer_request()
         return self.requests[bucket]
 
+    def _stack(self, pictures: Sequence[npt.NDArray[np.uint8]], bucket: int) -> tuple[npt.NDArray[Any], ...]:
+        """Pictures (B, H, W, 3)."""
+        if len(self._pictures) < bucket:
+            self._pictures = np.zeros((bucket, *pictures[0].shape), np.uint8)
+        np.stack(pictures, out=self._pictures[: len(pictures)])
+        return (self._pictures[:bucket],)
 
-def gather(states: Sequence[StageState]) -> tuple[npt.NDArray[Any], npt.NDArray[np.float32]]:
-    """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
+    def _gather(self, states: Sequence[StageState], bucket: int) -> tuple[npt.NDArray[Any], ...]:
+        """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
 
-    Neighbours of one step are not copied.
-    """
-    first = states[0]
-    if any(state.features_BHWC is not first.features_BHWC for state in states):
-        return (
-            np.stack([state.features_BHWC[state.row] for state in states]),
-            np.stack([state.accumulated_BC[state.row] for state in states]),
-        )
-    rows = [state.row for state in states]
-    chosen = slice(rows[0], rows[-1] + 1) if rows == list(range(rows[0], rows[-1] + 1)) else rows
-    return first.features_BHWC[chosen], first.accumulated_BC[chosen]
+        Neighbours of one step are not copied.
+        """
+        block, start = states[0]
+        together = all(state == (block, start + at) for at, state in enumerate(states))
+        if not together or start + bucket > len(block):
+            if self._merged is None or len(self._merged) < bucket:
+                features_BHWC, accumulated_BC = (np.zeros((bucket, *one.shape[1:]), one.dtype) for one in block.arrays)
+                self._merged = Block(features_BHWC, accumulated_BC)
+            self._merged.fill(states)
+            block, start = self._merged, 0
+        return tuple(one[start : start + bucket] for one in block.arrays)
+
+
+def row_shape(output: ov.Output) -> tuple[int, ...]:
+    """Of one sample's."""
+    return tuple(size.get_length() for size in list(output.get_partial_shape())[1:])

@@ -374,3 +374,19 @@ async def test_64_concurrent_submitters_each_get_their_own_pictures_answer():
         assert engine.inflight_samples == 0
     assert len(observer.samples) == answered
     assert max(len(names) for _, names in runner.steps) == 8
+
+
+async def test_the_event_loop_is_woken_only_where_somebody_leaves_and_hears_of_every_step(monkeypatch):
+    runner, observer, deliveries = ScriptedRunner({0: (0.1, 0.2, 0.3, 0.9)}), Recorder(), []
+    async with started(runner, observer) as engine:
+        deliver = engine._deliver
+
+        def counted(delivery):
+            deliveries.append(delivery)
+            deliver(delivery)
+
+        monkeypatch.setattr(engine, "_deliver", counted)
+        [answer] = await asyncio.gather(*engine.submit([picture(0)], contract(0.8)))
+    assert answer.exit == 4
+    assert len(deliveries) == 1
+    assert [step.stage for step in observer.steps] == [1, 2, 3, 4]

@@ -9,6 +9,7 @@ from typing import TypeAlias
 import numpy as np
 import openvino as ov
 import pytest
+import torch
 from openvino import opset13 as ops
 
 from server.engine.runners.openvino_rewrites import rewrite
@@ -27,8 +28,8 @@ def kinds(model: ov.Model) -> Counter[str]:
     return Counter(operation.get_type_name() for operation in model.get_ops())
 
 
-def answer(model: ov.Model) -> np.ndarray:
-    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(FEATURES_BCHW)[0]
+def answer(model: ov.Model, features_BCHW: np.ndarray = FEATURES_BCHW) -> np.ndarray:
+    return ov.Core().compile_model(model, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})(features_BCHW)[0]
 
 
 def mean(axes: list[int], keep: bool) -> Callable[[Value], ov.Node]:
@@ -88,3 +89,37 @@ def test_any_other_sigmoid_stays():
     model = network(lambda features: ops.sigmoid(features))
     rewrite(model)
     assert kinds(model)["Sigmoid"] == 1
+
+
+def adaptive(sizes: list[int]) -> Callable[[Value], ov.Node]:
+    return lambda features: ops.adaptive_avg_pool(features, ops.constant(sizes, np.int64))
+
+
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 4], [4, 8], [2, 2], [1, 4], [4, 1]])
+def test_adaptive_pooling_with_equal_windows_becomes_pooling(sizes):
+    model = network(adaptive(sizes))
+    expected = answer(model)
+    rewrite(model)
+    assert kinds(model)["AdaptiveAvgPool"] == 0
+    assert kinds(model)["AvgPool"] == 1
+    assert answer(model).shape == expected.shape
+    np.testing.assert_allclose(answer(model), expected, rtol=0, atol=1e-6)
+
+
+def test_windows_that_are_not_equally_far_apart_are_picked_out():
+    pictures = np.random.default_rng(0).normal(size=(2, 3, 14, 14)).astype(np.float32)
+    model = network(adaptive([4, 4]), [-1, 3, 14, 14])
+    expected = answer(model, pictures)
+    rewrite(model)
+    assert (kinds(model)["AvgPool"], kinds(model)["Gather"], kinds(model)["AdaptiveAvgPool"]) == (1, 2, 0)
+    np.testing.assert_allclose(answer(model, pictures), expected, rtol=0, atol=1e-6)
+    torch_says = torch.nn.functional.adaptive_avg_pool2d(torch.from_numpy(pictures), 4).numpy()
+    np.testing.assert_allclose(answer(model, pictures), torch_says, rtol=0, atol=1e-6)
+
+
+@pytest.mark.parametrize(("sizes", "shape"), [([2, 5], None), ([4, 3], None), ([2, 2], [-1, 6, -1, 8])])
+def test_any_other_adaptive_pooling_stays(sizes, shape):
+    model = network(adaptive(sizes), shape)
+    rewrite(model)
+    assert kinds(model)["AdaptiveAvgPool"] == 1
+    assert kinds(model)["AvgPool"] == 0

@@ -1,0 +1,77 @@
+"""What the server costs beside the network: a whole small measurement of a real server."""
+
+import io
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks import server_costs
+from benchmarks.peers.processes import Running
+from benchmarks.pictures import Pictures, write_pictures
+from benchmarks.server_costs import ServerCostsOptions, parse_counts, run, served
+from benchmarks.tables import server_costs_section
+
+
+def random_pictures(dataset: str, data_root: Path, limit: int, folder: Path) -> Pictures:
+    """As `export_test_pictures`, of noise."""
+    png = []
+    for pixels in np.random.default_rng(0).integers(0, 256, (limit, 32, 32, 3), np.uint8):
+        buffer = io.BytesIO()
+        Image.fromarray(pixels).save(buffer, "png")
+        png.append(buffer.getvalue())
+    return write_pictures(png, ["noise"] * limit, folder)
+
+
+@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    started: list[int] = []
+    output = tmp_path / "server-costs.json"
+    options = ServerCostsOptions(pictures=8, thresholds="0.5,1", frontends="0", rounds=1, seconds=1, requests=1000)
+    with served(options) as (server, ready_s):
+
+        @contextmanager
+        def the_same(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
+            started.append(frontends)
+            yield server, ready_s
+
+        monkeypatch.setattr(server_costs, "served", the_same)
+        monkeypatch.setattr(server_costs, "export_test_pictures", random_pictures)
+        assert run(ServerCostsOptions(**{**vars(options), "output": output})) == 0
+    # For readiness, one alone, CPU, the frontends and memory.
+    assert started == [0] * 5
+    document: dict[str, Any] = json.loads(output.read_text())
+    assert sum(document["startup"]["parts_s"].values()) > 0.5 * ready_s
+    for row in document["alone"]:
+        assert row["http_p50_ms"]["median"] > row["network_p50_ms"]["median"] > 0.0
+    for row in document["cpu"]:
+        assert row["server_ms"]["median"] > 0.0
+        assert row["beyond_ms"]["median"] == pytest.approx(row["server_ms"]["median"] - row["engine_ms"]["median"])
+    assert [(row["frontends"], row["threshold"], row["errors"]) for row in document["frontends"]] == [
+        (0, 0.5, 0),
+        (0, 1.0, 0),
+    ]
+    assert document["memory"]["requests"] >= 1000
+    assert all(mib > 100 for _, mib in document["memory"]["samples"])
+    tables = [block for block in server_costs_section(document).split("\n\n") if block.startswith("|")]
+    assert len(tables) == 4
+    for table in tables:
+        assert len({line.count("|") for line in table.splitlines()}) == 1
+
+
+@pytest.mark.parametrize("text", ["", "1,1", "-1", "a", "1.5", "1,"])
+def test_what_is_no_list_of_counts_is_refused(text: str) -> None:
+    with pytest.raises(ValueError, match="give different whole numbers from 0 up"):
+        parse_counts(text)
+
+
+def test_counts_are_read_in_order() -> None:
+    assert parse_counts("2,0,1") == (2, 0, 1)
