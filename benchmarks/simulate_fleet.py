@@ -12,7 +12,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.engine import PACE_DECAY
+from server.engine.pace import Pace
 from server.engine.policies import Policy
 from server.engine.profile import CostProfile
 from server.engine.scheduler import Batch, Scheduler
@@ -67,7 +67,7 @@ class SimulatedSample:
 class SimulatedEngine:
     """One engine: its scheduler, what it runs now, and the pace by which it predicts waits, as the server's does."""
 
-    __slots__ = ("fleet", "gone", "inflight", "owed_s", "running", "scheduler", "started_s", "work_s")
+    __slots__ = ("fleet", "inflight", "owed_s", "pace", "running", "scheduler", "started_s")
 
     def __init__(self, fleet: Fleet) -> None:
         profile = fleet.profile
@@ -76,14 +76,15 @@ class SimulatedEngine:
             profile.num_stages, fleet.max_batch_size, fleet.policy(profile)
         )
         self.running: Batch[SimulatedSample] | None = None
-        self.started_s = self.work_s = self.gone = self.owed_s = 0.0
+        self.started_s = self.owed_s = 0.0
+        self.pace = Pace()
         self.inflight = 0
 
     @property
     def overloaded(self) -> bool:
         """Whether one more sample would be refused."""
         fleet = self.fleet
-        return self.inflight >= fleet.max_inflight or self.inflight * self.work_s > fleet.max_wait_s * self.gone
+        return self.inflight >= fleet.max_inflight or self.pace.wait_s(self.inflight) > fleet.max_wait_s
 
     def admit(self, sample: SimulatedSample) -> None:
         """Take a sample in. On shared cores, its HTTP work holds up the next step."""
@@ -111,8 +112,7 @@ class SimulatedEngine:
         if len(leaving) < len(batch.samples):
             self.scheduler.enqueue(stage + 1, [sample for sample in batch.samples if sample.exit > stage])
         self.inflight -= len(leaving)
-        self.work_s = PACE_DECAY * self.work_s + now_s - self.started_s
-        self.gone = PACE_DECAY * self.gone + len(leaving)
+        self.pace.learn(now_s - self.started_s, len(leaving))
         return leaving
 
 

@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.figures import provenance, shares, with_extremes
 from benchmarks.paper_report import paper_section
 from benchmarks.peers.report import section as peers_section
+from benchmarks.server_costs_report import server_costs_section
 from benchmarks.targets import targets_section
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -46,13 +48,13 @@ def thresholds_section(document: Document) -> str:
             f"{row['threshold']:g}",
             f"{row['accuracy']:.2%}",
             f"{row['disagreement']:.2%}",
-            _shares(row["exit_mix"], ".0f"),
-            _spread(row["throughput"], ".0f"),
-            _spread(row["ratio"], ".2f", "×"),
-            _spread(row["p50_ms"], ".1f"),
-            _spread(row["p95_ms"], ".1f"),
-            _spread(row["p99_ms"], ".1f"),
-            _spread(cpu, ".2f") if cpu else "–",
+            shares(row["exit_mix"], ".0f"),
+            with_extremes(row["throughput"], ".0f"),
+            with_extremes(row["ratio"], ".2f", "×"),
+            with_extremes(row["p50_ms"], ".1f"),
+            with_extremes(row["p95_ms"], ".1f"),
+            with_extremes(row["p99_ms"], ".1f"),
+            with_extremes(cpu, ".2f") if cpu else "–",
             str(row["errors"]),
         ]
         lines.append(f"| {' | '.join(cells)} |")
@@ -62,7 +64,7 @@ def thresholds_section(document: Document) -> str:
         f"{document['warmup_seconds']:g} s of warm-up. Pictures a second: closed loop, {document['connections']} "
         f"connections. Latency: open loop, Poisson arrivals at {document['open_loop_rate']:.0f}/s for every threshold. "
         "CPU: the server's, for one picture of the closed loop. Changed: answers of another class than at threshold 1. "
-        f"{_provenance(document)}"
+        f"{provenance(document)}"
     )
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
 
@@ -84,8 +86,8 @@ def thresholds_verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
             verdict = "exits make no difference that these rounds can tell"
         p99_ms, off_p99_ms = row["p99_ms"]["median"], off["p99_ms"]["median"]
         sentences.append(
-            f"Threshold {row['threshold']:g}: {verdict}: {_spread(ratio, '.2f', '×')} the throughput of exits off, "
-            f"accuracy {points:+.2f} points; "
+            f"Threshold {row['threshold']:g}: {verdict}: {with_extremes(ratio, '.2f', '×')} the throughput of exits "
+            f"off, accuracy {points:+.2f} points; "
             f"p99 at the same load {p99_ms:.1f} ms against {off_p99_ms:.1f} ms."
         )
     return sentences
@@ -102,8 +104,8 @@ def accuracy_section(document: Document) -> str:
             f"{row['threshold']:g}",
             f"{row['accuracy']:.2%}",
             f"{row['evaluated_accuracy']:.2%}",
-            _shares(row["exit_mix"], ".2f"),
-            _shares(row["evaluated_mix"], ".2f"),
+            shares(row["exit_mix"], ".2f"),
+            shares(row["evaluated_mix"], ".2f"),
             str(row["exits_differing"]),
             str(row["labels_differing"]),
             f"{row['largest_confidence_difference']:.1e}",
@@ -112,7 +114,7 @@ def accuracy_section(document: Document) -> str:
     source = (
         f"{document['served']}; {document['pictures']:,} {document['dataset']} test pictures as PNG, each at every "
         f"threshold, {document['connections']} requests in flight, thresholds mixed. Exit mix in %. ≠: how many "
-        f"answers differ; of confidences, the largest difference. {_provenance(document)}"
+        f"answers differ; of confidences, the largest difference. {provenance(document)}"
     )
     return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
 
@@ -132,7 +134,7 @@ def engine_section(document: Document) -> str:
         answers = agreement[row["threshold"]]
         cells = [
             f"engine | {row['threshold']:g} | {speed}",
-            *(_spread(row[name], ".2f") for name in ("share_of_bare", "share_of_ideal", "times_full_depth")),
+            *(with_extremes(row[name], ".2f") for name in ("share_of_bare", "share_of_ideal", "times_full_depth")),
             f"{answers['accuracy']:.2%}",
             f"{answers['changed_exits']:.2%}",
         ]
@@ -141,7 +143,7 @@ def engine_section(document: Document) -> str:
     source = (
         f"{document['model']['name']} {document['model']['version']}; {runner['kind']}, {runner['precision']}, batches "
         f"of at most {options['max_batch_size']}; {document['agreement']['pictures']:,} {options['dataset']} test "
-        f"pictures; median (least–most) of {options['rounds']} interleaved rounds. {_provenance(document)}"
+        f"pictures; median (least–most) of {options['rounds']} interleaved rounds. {provenance(document)}"
     )
     return "\n".join([*lines, "", source])
 
@@ -172,74 +174,6 @@ def pipeline_section(document: Document) -> str:
     return "\n".join([*lines, "", source])
 
 
-def server_costs_section(document: Document) -> str:
-    """The tables of `benchmarks.server_costs`: the way to readiness, one request alone, CPU, frontends, memory."""
-    startup, memory = document["startup"], document["memory"]
-    (first_count, first_mib), *_, (last_count, last_mib) = memory["samples"]
-    parts = sorted(startup["parts_s"].items(), key=lambda part: -float(part[1]))
-    ready = (
-        f"From the command to readiness: {_spread(startup['ready_s'], '.1f')} s. Where they go, in a process that does "
-        "the same one after the other:"
-    )
-    watched = (
-        f"Memory over {last_count:,} requests at threshold {memory['threshold']:g}: {first_mib:.0f} MiB resident after "
-        f"the first {first_count:,}, {last_mib:.0f} MiB after the last; from the second quarter on "
-        f"{memory['mib_per_100k']:+.2f} MiB in 100,000 requests."
-    )
-    source = (
-        f"{document['served']}; {document['pictures']:,} test pictures as PNG; median (least–most) of "
-        f"{document['rounds']} rounds by turns of {document['seconds']} s; closed loops of {document['connections']} "
-        f"connections; open loops of Poisson arrivals at {document['frontends'][0]['open_loop_rate']:.0f}/s. "
-        f"{_provenance(document)}"
-    )
-    tables = (
-        _table("part | seconds", [f"{name} | {seconds:.2f}" for name, seconds in parts]),
-        "One request alone, on one connection, and the network alone over the same pictures, medians:",
-        _table(
-            "threshold | over HTTP, ms | network, ms | more, ms",
-            [
-                _cells(row, f"{row['threshold']:g}", http_p50_ms=".2f", network_p50_ms=".2f", more_ms=".2f")
-                for row in document["alone"]
-            ],
-        ),
-        "CPU for one picture at capacity, of the server and of the engine alone:",
-        _table(
-            "threshold | pictures/s | server, ms | engine, ms | beyond, ms",
-            [
-                _cells(
-                    row, f"{row['threshold']:g}", throughput=".0f", server_ms=".2f", engine_ms=".2f", beyond_ms=".2f"
-                )
-                for row in document["cpu"]
-            ],
-        ),
-        "By the number of frontends; 0: one process does all:",
-        _table(
-            "frontends | threshold | pictures/s | CPU, ms | p50, ms | p99, ms | errors",
-            [
-                _cells(
-                    row,
-                    f"{row['frontends']} | {row['threshold']:g}",
-                    throughput=".0f",
-                    cpu_ms=".2f",
-                    p50_ms=".1f",
-                    p99_ms=".1f",
-                )
-                + f" | {row['errors']}"
-                for row in document["frontends"]
-            ],
-        ),
-    )
-    return "\n\n".join([ready, *tables, watched, source])
-
-
-def _table(head: str, rows: Sequence[str]) -> str:
-    return "\n".join([f"| {head} |", "| ---: " * (head.count("|") + 1) + "|", *(f"| {row} |" for row in rows)])
-
-
-def _cells(row: dict[str, Any], first: str, **forms: str) -> str:
-    return " | ".join([first, *(_spread(row[name], form) for name, form in forms.items())])
-
-
 SECTIONS = {
     "thresholds": thresholds_section,
     "accuracy": accuracy_section,
@@ -251,34 +185,17 @@ SECTIONS = {
 }
 
 
-def _spread(values: dict[str, float], form: str, unit: str = "") -> str:
-    return f"{values['median']:{form}}{unit} ({values['min']:{form}}–{values['max']:{form}})"
-
-
-def _shares(mix: Sequence[float], form: str) -> str:
-    return " / ".join(f"{100 * share:{form}}" for share in mix)
-
-
-def _provenance(document: Document) -> str:
-    machine, versions = document["machine"], document["versions"]
-    hardware = ", ".join([machine["cpu"], f"{machine['cores']} cores", *machine["gpus"]])
-    names = ("python", "torch", "fastapi", "uvicorn", "offramp")
-    software = ", ".join(f"{name} {versions[name]}" for name in names if name in versions)
-    whose = "" if document.get("own_server", True) else " (of the load generator; the server was started elsewhere)"
-    return f"{hardware}{whose}; {software}; {document['date'][:10]}. `{document['command']}`"
-
-
 def filled(text: str, results: Path) -> str:
     """The document with every marked table rendered anew. Raises BenchmarkError for a result that is no result."""
     return MARKED.sub(lambda match: match[1] + _section(results / match["name"]) + "\n" + match[4], text)
 
 
 def _section(path: Path) -> str:
-    if path.name == "targets":
-        return targets_section(path.parent)
-    if not path.exists():
+    if path.name != "targets" and not path.exists():
         return f"*Not measured yet: `benchmarks/results/{path.name}` is not there.*"
     try:
+        if path.name == "targets":
+            return targets_section(path.parent)
         document = json.loads(path.read_text())
         return SECTIONS[document["benchmark"]](document)
     except (ValueError, KeyError, TypeError) as error:

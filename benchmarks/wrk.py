@@ -24,7 +24,8 @@ class Figures:
     """What a load generator saw in its time; of an open loop, without the warm-up.
 
     requests: answered with a status of 2xx or 3xx. errors: all other answers, broken connections and time-outs.
-    throughput: those requests a second. load_cpu_s: what the generator itself computed.
+    throughput: those requests a second. p50_ms and so on: wrk's are of all answers, refusals included; an open loop's
+    of those requests. load_cpu_s: what the generator itself computed.
     """
 
     requests: int
@@ -47,8 +48,10 @@ def wrk_path() -> str:
 def run_wrk(port: int, requests_folder: Path, connections: int, duration_s: int) -> Figures:
     """Send the requests in the folder (see `benchmarks.peers.requests`) to 127.0.0.1, over and over.
 
-    Raises BenchmarkError where wrk is not installed or fails.
+    Raises BenchmarkError where wrk is not installed or fails, and for an empty folder.
     """
+    if not any(requests_folder.glob("*.http")):
+        raise BenchmarkError(f"{requests_folder}: no requests to send")
     command = [wrk_path(), "--threads", "1", "--connections", str(connections), "--duration", f"{duration_s}s"]
     command += ["--timeout", f"{TIMEOUT_S}s", "--script", str(SCRIPT), f"http://127.0.0.1:{port}"]
     before_s = _children_cpu_s()

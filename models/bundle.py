@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
 import tempfile
@@ -39,6 +40,7 @@ class Bundle:
     threshold: the default operating point, in [0, 1].
     exits: per exit, facts for readers: sequential multiply-adds, accuracy and so on; never read back by the code.
     training: how it was made: data, recipe, command, seed, hardware.
+    digest: SHA-256 of the files that it was loaded from; empty for one that was not.
     """
 
     name: str
@@ -52,6 +54,7 @@ class Bundle:
     exits: tuple[dict[str, Any], ...] = ()
     operating_points: tuple[dict[str, Any], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    digest: str = ""
 
     def __post_init__(self) -> None:
         for what, value in (("name", self.name), ("version", self.version)):
@@ -155,6 +158,7 @@ def load_bundle(path: Path) -> Bundle:
             exits=tuple(description["exits"]),
             operating_points=tuple(description["operating_points"]),
             training=dict(description["training"]),
+            digest=_digest(path),
         )
     except BundleError:
         raise
@@ -162,6 +166,13 @@ def load_bundle(path: Path) -> Bundle:
         raise BundleError(f"{path / DESCRIPTION}: the field {error} is missing; the file is not whole") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path / DESCRIPTION}: {error}") from error
+
+
+def _digest(path: Path) -> str:
+    digest = hashlib.sha256()
+    for name in (DESCRIPTION, WEIGHTS):
+        digest.update((path / name).read_bytes())
+    return digest.hexdigest()
 
 
 def rounded(net: MultiExitNet) -> MultiExitNet:

@@ -1,4 +1,4 @@
-"""One picture, one answer, without a server: the same runner, exits and preprocessing."""
+"""One picture, one answer, without a server: the reference runner, and the server's exits and preprocessing."""
 
 from __future__ import annotations
 

@@ -32,8 +32,11 @@ KEEP_ALIVE_S = 75
 class Server(uvicorn.Server):
     """uvicorn that turns not-ready first, closes its port a little later, and ends with what is in flight answered.
 
-    SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once.
+    SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once. It ends as well
+    where an engine has, since nothing in this process would start another.
     """
+
+    engine_is_here = True
 
     def __init__(
         self,
@@ -64,6 +67,8 @@ class Server(uvicorn.Server):
         if not self._announced and self._registry.why_not_ready() is None:
             self._announced = True
             self.on_ready()
+        if self._announced and self.engine_is_here and not self._registry.draining:
+            self._registry.failure = self._registry.why_not_ready()
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
         return await super().on_tick(counter)
@@ -97,6 +102,7 @@ def _run_in_one_process(settings: Settings) -> int:
     from server.loading import load_registry
     from server.metrics import Metrics
 
+    logging.config.dictConfig(log_config(settings.log_level))
     metrics = Metrics()
     try:
         registry = load_registry(settings, metrics)
@@ -105,7 +111,6 @@ def _run_in_one_process(settings: Settings) -> int:
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
-    logging.config.dictConfig(log_config(settings.log_level))
     say = logging.getLogger("server.announcement").info
     freeze_heap()
     server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), say)

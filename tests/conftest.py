@@ -8,6 +8,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from hypothesis import settings
+
+# A deadline says how busy the machine is, not what the code does.
+settings.register_profile("offramp", deadline=None)
+settings.load_profile("offramp")
 
 PROJECT = Path(__file__).resolve().parent.parent
 

@@ -47,6 +47,7 @@ class OpenJob:
     warmup_s: float = 0.0
     duration_s: float = 0.0
     seed: int = 0
+    timeout_s: float = REQUEST_TIMEOUT_S
 
     def planned(self, num_requests: int) -> list[tuple[float, int]]:
         """When to send which request."""
@@ -161,10 +162,11 @@ class _Client:
         self._missing = len(planned) - len(self.sent)
         if self._missing:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._all_answered.wait(), REQUEST_TIMEOUT_S)
+                await asyncio.wait_for(self._all_answered.wait(), self._job.timeout_s)
+        # Those that were under way end with their connections; those left had none.
+        await self._close()
         missing = len(planned) - len(self.sent)
         self.sent += [Sent(-1, self._job.warmup_s, self._job.warmup_s, self.now_s(), 0, "no answer")] * missing
-        await self._close()
 
     async def _close(self) -> None:
         self._waiting.clear()

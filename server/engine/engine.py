@@ -23,6 +23,7 @@ from server.engine.errors import (
     Overloaded,
     WarmUpFailed,
 )
+from server.engine.pace import Pace
 from server.engine.policies import DEFAULT_POLICY, POLICIES, Policy
 from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract, Sample
@@ -31,9 +32,6 @@ from server.engine.scheduler import Batch, Scheduler
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
 
 logger = logging.getLogger(__name__)
-
-# What each step leaves of the weight of those before it in the estimate of seconds a sample: some hundred steps count.
-PACE_DECAY = 0.99
 
 
 @dataclass(frozen=True)
@@ -87,8 +85,7 @@ class Engine:
         self._draining = False
         self._dead = False
         self._emptied = asyncio.Event()
-        self._recent_work_s = 0.0
-        self._recently_gone = 0.0
+        self._pace = Pace()
 
     # ---- the event loop's side -----------------------------------------------------------------
 
@@ -129,7 +126,7 @@ class Engine:
     @property
     def predicted_wait_s(self) -> float:
         """What a new sample would wait for those before it, at the present pace."""
-        return len(self._inflight) * self._recent_work_s / self._recently_gone if self._recently_gone else 0.0
+        return self._pace.wait_s(len(self._inflight))
 
     def overload(self, num_pictures: int) -> Overloaded | None:
         """How `submit` would refuse so many pictures now; None where it has room for them.
@@ -209,7 +206,10 @@ class Engine:
                 cancelled.append(CancelStats("running" if sample.trail else "queued"))
             elif not sample.future.done() and (stats := self._resolve(sample, outcome or self._late(sample))):
                 answered.append(stats)
-        self._learn_pace(sum(stats.duration_s for stats in delivery.stats), len(outcomes))
+        durations_s = [stats.duration_s for stats in delivery.stats] or [0.0]
+        for duration_s in durations_s[:-1]:
+            self._pace.learn(duration_s, 0)
+        self._pace.learn(durations_s[-1], len(outcomes))
         if not self._inflight:
             self._emptied.set()
         for step_stats in delivery.stats:
@@ -231,12 +231,6 @@ class Engine:
         timer = self._inflight.pop(sample, None)
         if timer is not None:
             timer.cancel()
-
-    def _learn_pace(self, step_s: float, gone: int) -> None:
-        # A ratio of two decaying sums: the work on samples that went deeper is paid for when they leave, and
-        # leaving without an answer makes room all the same.
-        self._recent_work_s = PACE_DECAY * self._recent_work_s + step_s
-        self._recently_gone = PACE_DECAY * self._recently_gone + gone
 
     def _on_warm(self, profile: CostProfile | None) -> None:
         if profile:

@@ -4,6 +4,8 @@ EngineError
 ├── Overloaded          the queue is full, or its predicted wait is too long: come back after `retry_after_s`
 ├── EngineStopped       the engine is draining or has died, takes nothing more
 ├── WarmUpFailed        the engine's start came to nothing
+├── CaptureFailed       CUDA refused to record a step; in `runners.cuda_graphs`
+├── OutOfSlots          more samples in flight than a GPU has room for; in `runners.slots`
 ├── DeadlineExceeded    the deadline passed before exit 1 was computed
 └── InferenceFailed     this sample's step failed, even alone
 """

@@ -61,7 +61,7 @@ class EngineHost:
         """Whether the model's engine takes samples."""
         return self.registry.why_not_ready() is None and self.engines[model].alive
 
-    def gets_on(self) -> bool:
+    def note_progress(self) -> bool:
         """Whether samples have left an engine since the last call, or there are none: false where it hangs."""
         inflight = sum(engine.inflight_samples for engine in self.engines)
         before, self._progress = self._progress, self.accepted - inflight
@@ -192,7 +192,7 @@ class FrontendConnection(asyncio.Protocol):
 async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lifeline, patience_s: float) -> str | None:
     """Warm up, tell the supervisor, and serve until a signal; why that came to nothing, None after an orderly end.
 
-    patience_s: where the supervisor is gone, how long the frontends may take to finish without it.
+    patience_s: how long frontends that are still there may take to finish.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     loop.add_signal_handler(signal.SIGTERM, stopping.set)
@@ -206,12 +206,12 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
         if (dead := host.registry.why_not_ready()) is not None:
             return dead
         if lifeline.cut:
-            # The frontends have noticed as well, and finish what they have.
-            await _wait(host.left, patience_s)
             break
-        if host.gets_on():
+        if host.note_progress():
             lifeline.beat()
         await _wait(stopping, BEAT_S)
+    # Where the supervisor is gone, or everybody was sent the signal, the frontends still finish what they have.
+    await _wait(host.left, patience_s)
     states.cancel()
     server.close()
     await host.registry.drain()

@@ -38,6 +38,8 @@ TICKS_PER_BEAT = round(BEAT_S / 0.1)
 class FrontendServer(Server):
     """A server that tells the supervisor that it lives, and ends when the supervisor is gone."""
 
+    engine_is_here = False
+
     def __init__(
         self,
         config: uvicorn.Config,
@@ -76,8 +78,13 @@ class FrontendServer(Server):
         self._lifeline.ready(self.announcement())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As the server's; whoever still waits for the engine to be ready, waits no longer."""
-        super().handle_exit(sig, frame)
+        """As the server's, but that a second signal does nothing: the supervisor kills who is late.
+
+        Some service managers send the first to every process, and the supervisor then sends one more. Whoever still
+        waits for the engine to be ready, waits no longer.
+        """
+        if not self._registry.draining:
+            super().handle_exit(sig, frame)
         for engine in self._link.engines:
             engine.let_go()
 

@@ -201,6 +201,7 @@ class RemoteEngine:
         self._draining = False
         self._emptied = asyncio.Event()
         self._warm: asyncio.Future[None] | None = None
+        self._waits = True
 
     @property
     def alive(self) -> bool:
@@ -221,6 +222,9 @@ class RemoteEngine:
         """Look for the engine process; done when it is warm. `warm_up` is its own affair, and not called here."""
         self._warm = loop.create_future()
         self._link.open(loop)
+        # Models are started one after the other, and the first's link may have told of all.
+        if self.alive or not self._waits:
+            self._warm.set_result(None)
         return self._warm
 
     def overload(self, num_pictures: int) -> Overloaded | None:
@@ -286,6 +290,7 @@ class RemoteEngine:
             self._emptied.set()
 
     def let_go(self) -> None:
-        """Whoever waits for the start waits no longer."""
+        """Whoever waits for the start waits no longer, now or later."""
+        self._waits = False
         if self._warm is not None and not self._warm.done():
             self._warm.set_result(None)

@@ -18,7 +18,7 @@ import json
 import mmap
 import os
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 
 import numpy as np
 import numpy.typing as npt
@@ -30,8 +30,8 @@ from models.bundle import Bundle
 class Layout:
     """What both ends must agree on: how a segment is divided, and which models are meant by their numbers.
 
-    digest: of the models' names, versions, input sizes, exits and labels. A bundle that was replaced on disk while
-    the server ran must not be half old and half new.
+    digest: of all that is known of the models, weights included where they come from a file. A bundle that was replaced
+    on disk while the server ran must not be half old and half new.
     """
 
     num_slots: int
@@ -42,7 +42,10 @@ class Layout:
     def of(cls, bundles: Sequence[Bundle], max_samples: int) -> Layout:
         """For models in the order served, with at most `max_samples` pictures each in flight."""
         facts = [
-            [one.name, one.version, one.config.input_size, len(one.calibration.temperatures), one.labels]
+            [
+                *(one.name, one.version, one.labels, one.threshold, one.digest),
+                *(asdict(part) for part in (one.config, one.preprocessing, one.calibration)),
+            ]
             for one in bundles
         ]
         digest = hashlib.sha256(json.dumps(facts).encode()).digest()

@@ -198,7 +198,8 @@ class Supervisor:
             shares=self._shares,
         )
         process = subprocess.Popen(
-            [sys.executable, "-m", role.module],
+            # Not the folder that the server was started in: what lies there is not ours.
+            [sys.executable, "-P", "-m", role.module],
             stdin=subprocess.PIPE,
             pass_fds=(assignment.lifeline, assignment.listener, assignment.shares, *assignment.segments),
             env=_environment(),

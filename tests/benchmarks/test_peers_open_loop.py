@@ -99,3 +99,11 @@ def test_figures_leave_the_warm_up_out_and_count_from_when_a_request_was_due() -
     assert (figures.requests, figures.errors, figures.throughput) == (2, 2, 1.0)
     assert figures.p99_ms == pytest.approx(400.0)
     assert figures.p50_ms == pytest.approx(100.0)
+
+
+def test_what_is_never_answered_is_counted_once(requests_folder: str) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        job = OpenJob(silent.getsockname()[1], requests_folder, 2, rate=100.0, duration_s=0.2, seed=1, timeout_s=0.2)
+        result = perform(job)
+    assert len(result.sent) == len(job.planned(6)) > 2
+    assert {sent.status for sent in result.sent} == {0}

@@ -1,5 +1,6 @@
 """What the server costs beside the network: a whole small measurement of a real server."""
 
+import gc
 import io
 import json
 import shutil
@@ -16,7 +17,7 @@ from benchmarks import server_costs
 from benchmarks.peers.processes import Running
 from benchmarks.pictures import Pictures, write_pictures
 from benchmarks.server_costs import ServerCostsOptions, parse_counts, run, served
-from benchmarks.tables import server_costs_section
+from benchmarks.server_costs_report import server_costs_section
 
 
 def random_pictures(dataset: str, data_root: Path, limit: int, folder: Path) -> Pictures:
@@ -45,7 +46,10 @@ def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(
 
         monkeypatch.setattr(server_costs, "served", the_same)
         monkeypatch.setattr(server_costs, "export_test_pictures", random_pictures)
-        assert run(ServerCostsOptions(**{**vars(options), "output": output})) == 0
+        try:
+            assert run(ServerCostsOptions(**{**vars(options), "output": output})) == 0
+        finally:
+            gc.unfreeze()
     # For readiness, one alone, CPU, the frontends and memory.
     assert started == [0] * 5
     document: dict[str, Any] = json.loads(output.read_text())

@@ -37,6 +37,12 @@ async def listening(site, until, said: list[str], drain_delay_s: float = 0.0):
         await serving
 
 
+@pytest.fixture(autouse=True)
+def logging_stays_pytests(monkeypatch):
+    """A server that starts in this process would take it over for good."""
+    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
+
+
 @pytest.fixture
 def said() -> list[str]:
     """The lines that servers announced."""
@@ -162,6 +168,14 @@ def test_sigterm_ends_the_process_with_code_0(bundle, tmp_path):
         assert process.wait() == 0
 
 
+async def test_a_server_whose_engine_has_ended_ends(serve, on_a_socket, until, said):
+    async with serve() as site, on_a_socket(site) as (_, serving, _):
+        await until(lambda: said)
+        site.engine.alive = False
+        await serving
+        assert site.registry.failure == "the engine of tiny version 1 has ended"
+
+
 def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(monkeypatch):
     frozen = []
 
@@ -170,7 +184,6 @@ def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(monkeyp
         sockets[0].close()
 
     monkeypatch.setattr("server.serve.Server.run", serve_nothing)
-    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
     try:
         assert run(Settings(port=0)) == 0
     finally:

@@ -9,7 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 from typer.models import OptionInfo
 
-from server.settings import Settings
+from server.engine import policies
+from server.engine.runners import lowering, openvino_runner
+from server.engine.runners.choice import DEVICES
+from server.settings import POLICIES, PRECISIONS, RUNNERS, Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -71,3 +74,9 @@ def test_the_options_load_nothing_heavy():
     code = "import sys, server.settings; print(*sys.modules)"
     result = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert {"torch", "fastapi", "pydantic", "numpy"} & set(result.stdout.split()) == set()
+
+
+def test_the_names_are_those_that_the_engine_knows():
+    assert set(RUNNERS) == {"auto", *DEVICES}
+    assert set(POLICIES) == set(policies.POLICIES)
+    assert set(PRECISIONS) == {*openvino_runner.PRECISIONS, *lowering.PRECISIONS}

@@ -13,8 +13,8 @@ from server.engine.runners.runner import Runner
 Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
-def agree(runner: Runner, reference: Runner, size: int) -> float:
-    """The largest difference of any probability at any exit, over trial pictures (size, size, 3)."""
+def largest_difference(runner: Runner, reference: Runner, size: int) -> float:
+    """Of any probability at any exit, over trial pictures (size, size, 3); NaN where one is none."""
     pictures = trial_pictures(size)
     differences = probabilities(runner, pictures) - probabilities(reference, pictures)
     return float(np.abs(differences).max())

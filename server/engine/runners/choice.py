@@ -10,7 +10,7 @@ import numpy.typing as npt
 import torch
 
 from models.bundle import Bundle
-from server.engine.runners.agreement import agree
+from server.engine.runners.agreement import largest_difference
 from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
 
@@ -21,8 +21,9 @@ Picture = npt.NDArray[np.uint8]
 # Kinds of device that a runner runs on.
 DEVICES = {"torch": ("cpu", "cuda"), "openvino": ("cpu",), "cuda-graphs": ("cuda",)}
 
-# Where a probability differs by more than this from the reference's, a lower precision is not this network's.
-LARGEST_DIFFERENCE = 0.1
+# Where a probability differs by more than this from the reference's, a lower precision is not this network's. In the
+# same precision only sums in another order may differ; more is another network than the one that was converted.
+LARGEST_DIFFERENCES = {"bfloat16": 0.1, "float32": 1e-3}
 
 
 def choose_runner(
@@ -37,12 +38,17 @@ def choose_runner(
     """The runner of that name; auto is the fastest that is right: OpenVINO on the CPU, CUDA graphs on a GPU.
 
     Where auto finds that a network does not fit its first choice, it takes torch and logs why. precision: auto is
-    the fastest that the device computes in natively and that agrees with float32 on trial pictures. threads: of one
-    step on the CPU, 0 for all cores. max_samples: most in flight. pictures: uint8 (H, W, 3), for int8 alone. Raises
-    ValueError for a runner or precision that the device, the network or what is installed does not allow.
+    the fastest that the device computes in natively; on the CPU it has to agree with float32 on trial pictures.
+    threads: of one step on the CPU, 0 for all cores. max_samples: most in flight. pictures: uint8 (H, W, 3), for int8
+    alone. Raises ValueError for a runner or precision that the device, the network or what is installed does not
+    allow.
     """
+    if precision == "int8" and device.type != "cpu":
+        raise ValueError(f"precision 'int8' is for the CPU alone, not for {device}: give --device cpu")
     if name == "auto":
         return _best(bundle, device, precision, threads, max_samples, pictures)
+    if name not in DEVICES:
+        raise ValueError(f"runner {name!r} is unknown: choose one of auto, {', '.join(DEVICES)}")
     if device.type not in DEVICES[name]:
         raise ValueError(
             f"runner {name!r} does not run on {device}: give --device {DEVICES[name][0]}, or --runner auto"
@@ -75,11 +81,20 @@ def _openvino(bundle: Bundle, precision: str, threads: int, pictures: Sequence[P
     from server.engine.runners.openvino_runner import OpenVinoRunner
 
     runner = OpenVinoRunner(bundle, precision, threads, pictures)
-    if precision == "auto" and runner.precision != "float32":
-        difference = agree(runner, TorchRunner(bundle, torch.device("cpu")), bundle.preprocessing.size)
-        if difference > LARGEST_DIFFERENCE:
-            logger.warning(
-                "%s runs in float32: in %s its probabilities differ by %.2f", bundle.name, runner.precision, difference
-            )
-            return OpenVinoRunner(bundle, "float32", threads)
+    if precision != "auto":
+        return runner
+    reference = TorchRunner(bundle, torch.device("cpu"))
+    difference = largest_difference(runner, reference, bundle.preprocessing.size)
+    # Not "more than": it may be no number.
+    if runner.precision != "float32" and not difference <= LARGEST_DIFFERENCES[runner.precision]:
+        logger.warning(
+            "%s runs in float32: in %s its probabilities differ by %.2f", bundle.name, runner.precision, difference
+        )
+        runner = OpenVinoRunner(bundle, "float32", threads)
+        difference = largest_difference(runner, reference, bundle.preprocessing.size)
+    if not difference <= LARGEST_DIFFERENCES[runner.precision]:
+        raise ValueError(
+            f"OpenVINO computes another network than this: probabilities differ by {difference:.3g} in "
+            f"{runner.precision}; does its forward decide by what it is given? Serve it with --runner torch"
+        )
     return runner

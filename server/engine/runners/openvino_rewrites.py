@@ -58,10 +58,10 @@ def _equal_windows(adaptive: ov.Node) -> None:
         ends = -(-np.arange(1, count + 1) * size // count)
         if len(set(ends - begins)) > 1:
             return
-        steps = set(np.diff(begins).tolist()) or {1}
+        steps = {step for step in np.diff(begins).tolist() if step} or {1}
         windows.append(int(ends[0] - begins[0]))
         strides.append(steps.pop() if len(steps) == 1 else 1)
-        if steps:
+        if steps or count > size:
             # Not equally far apart: pooled at every place, and those wanted picked out.
             picked[2 + axis] = begins
     pooled = ops.avg_pool(features, strides, [0, 0], [0, 0], windows, exclude_pad=True)

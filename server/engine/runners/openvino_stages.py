@@ -110,19 +110,22 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.M
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
         # torch would have us use torch.export, which takes seconds for each stage.
         warnings.simplefilter("ignore", DeprecationWarning)
-        # Not checked by tracing it once more: the runner is held to the reference as a whole.
-        traced = torch.jit.trace(module, inputs, check_trace=False)
-    # Not `openvino.convert_model`: it does the same ten times slower, and reports its use to OpenVINO's makers.
-    frontend = FrontEndManager().load_by_framework("pytorch")
-    decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
-    try:
-        network = frontend.convert(frontend.load(decoder))
-    except (RuntimeError, OpConversionFailure) as error:
-        # Where in OpenVINO's own source it was found comes first, what it was last.
-        cause = str(error).strip().splitlines()[-1].lstrip("- ")
-        raise ValueError(f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch") from error
-    network.reshape({index: [-1, *tensor.shape[1:]] for index, tensor in enumerate(inputs)})
-    rewrite(network)
+        try:
+            # Not checked by tracing it once more: the runner is held to the reference as a whole.
+            traced = torch.jit.trace(module, inputs, check_trace=False)
+            # Not `openvino.convert_model`: it does the same ten times slower, and reports its use to OpenVINO's makers.
+            frontend = FrontEndManager().load_by_framework("pytorch")
+            # Named, because it has to live until the network is converted, and OpenVINO does not hold it.
+            decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
+            network = frontend.convert(frontend.load(decoder))
+            network.reshape({index: [-1, *tensor.shape[1:]] for index, tensor in enumerate(inputs)})
+            rewrite(network)
+        except (RuntimeError, OpConversionFailure) as error:
+            # Where in OpenVINO's own source it was found comes first, what it was last.
+            cause = str(error).strip().splitlines()[-1].lstrip("- ")
+            raise ValueError(
+                f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch"
+            ) from error
     return network
 
 

@@ -15,7 +15,8 @@ class StepOutput:
     """What one step gives back.
 
     probabilities_BC: calibrated, float32, on the host. keep: called at most once, before the next step, with the rows
-    that go on; one state a row, the input of the next stage: opaque to the engine, and holding no memory of the others.
+    that go on; one state a row, the input of the next stage: opaque to the engine. States of a step may
+    share memory, of at most a few times as many rows as were kept.
     """
 
     probabilities_BC: npt.NDArray[np.float32]

@@ -67,24 +67,26 @@ def test_rows_of_one_block_and_of_several_are_copied_in_order(pool):
 
 def test_blocks_may_be_let_go_of_on_another_thread_while_some_are_taken():
     pool = BlockPool((1, 1, 1), np.uint16, classes=1, spare_rows=1000)
-    handed: list[Block] = []
-    done = threading.Event()
+    handed: list[tuple[int, Block]] = []
+    done, written_over = threading.Event(), []
 
     def let_go() -> None:
         while not done.is_set() or handed:
             if handed:
-                handed.pop()
+                number, block = handed.pop(0)
+                if not (block.accumulated_BC == number).all():
+                    written_over.append(number)
+                del block
 
     thread = threading.Thread(target=let_go)
     thread.start()
     for number in range(5000):
         block = pool.block(2)
-        # Nobody else writes where somebody still reads.
         block.accumulated_BC[:] = number
-        assert (block.accumulated_BC == number).all()
-        handed.append(block)
+        handed.append((number, block))
     done.set()
     del block
     thread.join()
+    assert written_over == []
     spare = [features.ctypes.data for features, _ in pool._spare]
     assert len(spare) == len(set(spare))

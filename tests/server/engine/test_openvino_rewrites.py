@@ -95,7 +95,7 @@ def adaptive(sizes: list[int]) -> Callable[[Value], ov.Node]:
     return lambda features: ops.adaptive_avg_pool(features, ops.constant(sizes, np.int64))
 
 
-@pytest.mark.parametrize("sizes", [[1, 1], [2, 4], [4, 8], [2, 2], [1, 4], [4, 1]])
+@pytest.mark.parametrize("sizes", [[1, 1], [2, 4], [4, 8], [2, 2], [1, 4], [4, 1], [8, 8], [8, 16]])
 def test_adaptive_pooling_with_equal_windows_becomes_pooling(sizes):
     model = network(adaptive(sizes))
     expected = answer(model)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -326,20 +325,20 @@ async def test_what_could_never_be_taken_in_is_a_mistake_of_the_caller(process):
 
 async def test_an_engine_that_holds_its_samples_does_not_get_on_and_one_without_any_does(gated):
     async with connected(gated) as [remote, _]:
-        assert gated.host.gets_on()
-        assert gated.host.gets_on()
+        assert gated.host.note_progress()
+        assert gated.host.note_progress()
         [first] = remote.submit([picture(0)], contract(0.0))
         await gated.runner.entered()
         [second] = remote.submit([picture(0)], contract(0.0))
-        assert not gated.host.gets_on()
+        assert not gated.host.note_progress()
         gated.runner.let()
         await first
-        assert gated.host.gets_on()
+        assert gated.host.note_progress()
         await gated.runner.entered()
-        assert not gated.host.gets_on()
+        assert not gated.host.note_progress()
         gated.runner.let_all()
         await second
-        assert gated.host.gets_on()
+        assert gated.host.note_progress()
 
 
 async def test_outcomes_of_one_step_come_in_one_message(gated):
@@ -354,12 +353,23 @@ async def test_outcomes_of_one_step_come_in_one_message(gated):
         assert link.deliveries == 1
 
 
-def test_the_listening_socket_outlives_the_engine_so_that_nobody_is_turned_away(tmp_path):
-    """What the supervisor relies on: a connection waits where there is a socket, even if nobody accepts yet."""
-    with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
-        listener.bind(str(tmp_path / "engine"))
-        listener.listen()
-        client.connect(str(tmp_path / "engine"))
-        client.sendall(b"hello")
-        with listener.accept()[0] as accepted:
-            assert accepted.recv(5) == b"hello"
+async def test_a_frontend_of_several_models_becomes_ready_though_they_are_started_one_after_the_other(process):
+    link = link_to(process)
+    models = [
+        ServedModel(bundle, cost_of(bundle.config), "cpu", engine, lambda: None)
+        for bundle, engine in zip(process.bundles, link.engines, strict=True)
+    ]
+    registry = Registry(models)
+    await asyncio.wait_for(registry.start(), 10)
+    assert registry.why_not_ready() is None
+    await registry.drain()
+
+
+async def test_whoever_was_let_go_before_it_was_started_does_not_wait(process):
+    link = link_to(process)
+    for engine in link.engines:
+        engine.let_go()
+    loop = asyncio.get_running_loop()
+    for engine in link.engines:
+        await asyncio.wait_for(engine.start(loop, lambda: None), 10)
+        await engine.drain()

@@ -12,6 +12,8 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
+from models.exit_policy import Calibration
+from models.preprocess import Preprocessing
 from server.processes.shared_pictures import FreeSlots, Layout, Segment, picture_bytes
 
 NUM_SLOTS = 6
@@ -108,7 +110,18 @@ def test_a_layout_fits_the_largest_model_and_every_models_pictures(bundle):
     assert (layout.num_slots, layout.slot_bytes) == (20, 32 * 32 * 3)
 
 
-@pytest.mark.parametrize("change", [{"version": "2"}, {"name": "other"}, {"labels": tuple("abcdefghij")}])
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"version": "2"},
+        {"name": "other"},
+        {"labels": tuple("abcdefghij")},
+        {"threshold": 0.75},
+        {"calibration": Calibration((1.0, 1.0, 1.0, 1.5), (0.0,) * 4)},
+        {"preprocessing": Preprocessing(32, crop_fraction=0.875)},
+        {"digest": "of other weights"},
+    ],
+)
 def test_another_bundle_has_another_digest(bundle, change):
     assert Layout.of([bundle], 10).digest == Layout.of([replace(bundle)], 10).digest
     assert Layout.of([bundle], 10).digest != Layout.of([replace(bundle, **change)], 10).digest

@@ -114,9 +114,13 @@ def tiny(bundle, tmp_path_factory) -> Path:
 
 @contextmanager
 def serving(tiny: Path, folder: Path) -> Iterator[Server]:
-    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-c", CODE, str(tiny), repr(OPTIONS)]
-    process = subprocess.Popen(command, cwd=PROJECT, env=environment, stderr=subprocess.PIPE, text=True)
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    command = [sys.executable, "-P", "-c", CODE, str(tiny), repr(OPTIONS)]
+    # Started where packages of the same names lie, which are not ours.
+    for name in ("models", "server"):
+        (folder / name).mkdir(exist_ok=True)
+        (folder / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
+    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     with process:
         assert process.stderr is not None
         first = process.stderr.readline()
