@@ -20,7 +20,7 @@ def server_costs_section(document: Mapping[str, Any]) -> str:
     watched = (
         f"Memory over {last_count:,} requests at threshold {memory['threshold']:g}: {first_mib:.0f} MiB resident after "
         f"the first {first_count:,}, {last_mib:.0f} MiB after the last; from the second quarter on "
-        f"{memory['mib_per_100k']:+.2f} MiB in 100,000 requests."
+        f"{memory['mib_per_100k']:+.2f} MiB in 100,000 requests (median slope between any two samples)."
     )
     source = (
         f"{document['served']}; {document['pictures']:,} test pictures as PNG; median (least–most) of "

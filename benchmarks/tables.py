@@ -22,6 +22,7 @@ from benchmarks.figures import provenance, shares, with_extremes
 from benchmarks.paper_report import paper_section
 from benchmarks.peers.report import section as peers_section
 from benchmarks.server_costs_report import server_costs_section
+from benchmarks.simulate_tables import simulation_section
 from benchmarks.targets import targets_section
 
 PROJECT = Path(__file__).resolve().parent.parent
@@ -182,6 +183,7 @@ SECTIONS = {
     "pipeline": pipeline_section,
     "peers": peers_section,
     "server-costs": server_costs_section,
+    "simulate": simulation_section,
 }
 
 

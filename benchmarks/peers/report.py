@@ -75,10 +75,11 @@ def latency_table(part: Document) -> list[str]:
 def how(document: Document) -> str:
     """How it was measured, and on what."""
     versions, machine = document["versions"], document["machine"]
+    settings = "the fastest of its settings" if document["tune_seconds"] else "the first of its settings"
     return (
         f"Median (least–most) of {document['rounds']} rounds, ours and the peer by turns, each started anew and alone; "
-        f"{document['seconds']} s after {document['warmup_seconds']} s of warm-up. Every peer with the fastest of its "
-        f"settings. Pictures a second: closed loop of wrk, {document['connections']} connections; latency: open loop, "
+        f"{document['seconds']} s after {document['warmup_seconds']} s of warm-up. Every peer with {settings}. "
+        f"Pictures a second: closed loop of wrk, {document['connections']} connections; latency: open loop, "
         f"Poisson arrivals at {document['load']:.0%} of the peer's capacity. CPU: of all the server's processes, for "
         "one picture of the closed loop. Ratios are taken within a round. "
         f"{machine['cpu']}, {machine['cores']} cores; python {versions['python']}; {document['date'][:10]}. "

@@ -16,7 +16,7 @@ from PIL import Image
 from benchmarks import server_costs
 from benchmarks.peers.processes import Running
 from benchmarks.pictures import Pictures, write_pictures
-from benchmarks.server_costs import ServerCostsOptions, parse_counts, run, served
+from benchmarks.server_costs import ServerCostsOptions, growth, parse_counts, run, served
 from benchmarks.server_costs_report import server_costs_section
 
 
@@ -79,3 +79,11 @@ def test_what_is_no_list_of_counts_is_refused(text: str) -> None:
 
 def test_counts_are_read_in_order() -> None:
     assert parse_counts("2,0,1") == (2, 0, 1)
+
+
+def test_a_leak_is_growth_and_a_single_step_is_none() -> None:
+    counts = range(1000, 41_000, 1000)
+    assert growth([(n, 500.0 + 1e-5 * n) for n in counts]) == pytest.approx(1e-5)
+    assert growth([(n, 500.0 if n < 30_000 else 503.0) for n in counts]) == 0.0
+    # What grows at the beginning alone is warming up.
+    assert growth([(n, 500.0 + min(n, 10_000) / 100) for n in counts]) == 0.0
