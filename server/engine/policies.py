@@ -5,7 +5,7 @@ None waits while there is work: a step lasts milliseconds, and whoever comes mea
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -121,8 +121,8 @@ class CostModel:
     def __init__(self, profile: CostProfile, patience: int = 6) -> None:
         self.profile = profile
         self._patience = patience
-        self._full = tuple(_largest_that_pays(profile.table(stage)) for stage in range(1, profile.num_stages + 1))
         rows = [profile.table(stage) for stage in range(1, profile.num_stages + 1)]
+        self._full = tuple(_largest_that_pays(row, {*profile.batch_sizes, profile.max_batch_size}) for row in rows)
         self._sample_s = tuple(row[full] / full for row, full in zip(rows, self._full, strict=True))
         self._efficiency = tuple(
             (0.0, *((row[full] * n) / (full * row[n]) for n in range(1, full + 1)))
@@ -155,9 +155,12 @@ class CostModel:
         return EFFICIENT * min(1.0, (waiting_s / (ENOUGH * waiting.max_batch_size * to_go_s)) ** 2)
 
 
-def _largest_that_pays(row: tuple[float, ...]) -> int:
-    """The largest batch whose samples cost little more than in the best one; from some size on, memory may be short."""
-    sizes = range(1, len(row))
+def _largest_that_pays(row: tuple[float, ...], sizes: Set[int]) -> int:
+    """The largest batch whose samples cost little more than in the best one; from some size on, memory may be short.
+
+    sizes: what was measured. Between two of these, costs do not lie on a line where a runner fills batches up to the
+    next size it has a network for: 25 would pay as much as 32, at every stage.
+    """
     best_s = min(row[size] / size for size in sizes)
     return max(size for size in sizes if row[size] / size <= TOLERANCE * best_s)
 

@@ -57,8 +57,9 @@ class Block:
 class BlockPool:
     """Blocks of one stage, for steps of different sizes.
 
-    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most rows that are kept for later; may be
-    changed at any time. Blocks may be let go of on any thread; one thread alone asks for them.
+    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most rows that are kept for later when the next
+    block is asked for; may be changed at any time. Blocks may be let go of on any thread; one thread alone asks for
+    them.
     """
 
     def __init__(
@@ -70,7 +71,9 @@ class BlockPool:
 
     def block(self, rows: int) -> Block:
         """One of at least `rows` rows, and less than twice as many."""
-        # Whoever gives one back meanwhile puts it at the end.
+        # The oldest go first: sizes that nobody asks for any more. Whoever gives one back meanwhile puts it at the end.
+        while sum(len(features_BHWC) for features_BHWC, _ in self._spare) > self.spare_rows:
+            self._spare.pop(0)
         fitting = [
             (len(features_BHWC), at)
             for at, (features_BHWC, _) in enumerate(self._spare)
@@ -83,5 +86,4 @@ class BlockPool:
 
     def take_back(self, features_BHWC: npt.NDArray[Any], accumulated_BC: npt.NDArray[np.float32]) -> None:
         """A block's arrays, which nobody refers to any more."""
-        if sum(len(spare[0]) for spare in self._spare) + len(features_BHWC) <= self.spare_rows:
-            self._spare.append((features_BHWC, accumulated_BC))
+        self._spare.append((features_BHWC, accumulated_BC))

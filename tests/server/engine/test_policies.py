@@ -210,3 +210,12 @@ def test_an_endless_stream_of_deep_work_cannot_arise_new_samples_have_their_turn
         if batch.stage < 4:
             scheduler.enqueue(batch.stage + 1, batch.samples)
     assert max(*steps_between, since) <= 4 * 4
+
+
+def test_a_full_batch_is_one_that_was_measured():
+    """A runner that fills up to 32 makes 25 cost as much, though the line between 16 and 32 says otherwise."""
+    profile = CostProfile(32, (1, 8, 16, 32), ((2.1, 12.0, 23.5, 51.2), (2.2, 9.4, 18.4, 36.0)))
+    policy = CostModel(profile)
+    crowd = Waiting((100, 0), (0.5, 0.0), 32)
+    assert policy.choose(crowd) == Choice(1, 16)
+    assert policy.choose(Waiting((0, 100), (0.5, 0.0), 32)) == Choice(2, 32)
