@@ -57,9 +57,9 @@ class Block:
 class BlockPool:
     """Blocks of one stage, for steps of different sizes.
 
-    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most rows that are kept for later when the next
-    block is asked for; may be changed at any time. Blocks may be let go of on any thread; one thread alone asks for
-    them.
+    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most rows that are kept for later when the
+    next block is asked for; may be changed at any time. Blocks may be let go of on any thread; one thread alone asks
+    for them.
     """
 
     def __init__(
