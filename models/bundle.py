@@ -54,7 +54,7 @@ class Bundle:
     exits: tuple[dict[str, Any], ...] = ()
     operating_points: tuple[dict[str, Any], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
-    digest: str = ""
+    digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
         for what, value in (("name", self.name), ("version", self.version)):

@@ -213,6 +213,7 @@ def test_the_document_renders_as_tables_and_a_plot(tmp_path: Path) -> None:
         "rounds": 2,
         "seconds": 5,
         "warmup_seconds": 1,
+        "tune_seconds": 1,
         "load": 0.7,
         "workloads": [
             {
