@@ -108,7 +108,9 @@ def run(options: EngineBenchOptions) -> int:
     )
     runner.warm_up(options.max_batch_size)
     thresholds = parse_thresholds(options.thresholds)
-    agreement, exits = compare(runner, TorchRunner(bundle, device), pictures, labels_N, thresholds)
+    agreement, exits = compare(
+        runner, TorchRunner(bundle, device), pictures, labels_N, thresholds, options.max_batch_size
+    )
     # As the server does.
     freeze_heap()
     profile, rows = measure(bundle, runner, pictures, exits, options)
@@ -161,9 +163,10 @@ def compare(
     pictures: Sequence[Picture],
     labels_N: npt.NDArray[np.int64],
     thresholds: Sequence[float],
+    batch_size: int,
 ) -> tuple[dict[str, Any], dict[float, npt.NDArray[np.int64]]]:
     """What differs from the reference: probabilities, exits, labels; and the exits taken by the runner."""
-    given_KNC, expected_KNC = (probabilities(one, pictures, 64) for one in (runner, reference))
+    given_KNC, expected_KNC = (probabilities(one, pictures, batch_size) for one in (runner, reference))
     exits, rows, every_N = {}, [], np.arange(len(pictures))
     for threshold in thresholds:
         rule = ExitRule.uniform(threshold, runner.num_stages)
