@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor
 
+from models.certificate import Certificate
 from models.config import ModelConfig
 from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
@@ -39,7 +40,8 @@ class Bundle:
     name, version: how requests address it. labels: one per class, in class order.
     threshold: the default operating point, in [0, 1].
     exits: per exit, facts for readers: sequential multiply-adds, accuracy and so on; never read back by the code.
-    training: how it was made: data, recipe, command, seed, hardware.
+    training: how it was made: data, recipe, command, seed, hardware. certificate: what is proven of its early answers;
+    None where nothing is.
     digest: SHA-256 of the files that it was loaded from; empty for one that was not.
     """
 
@@ -54,6 +56,7 @@ class Bundle:
     exits: tuple[dict[str, Any], ...] = ()
     operating_points: tuple[dict[str, Any], ...] = ()
     training: dict[str, Any] = field(default_factory=dict)
+    certificate: Certificate | None = None
     digest: str = field(default="", compare=False)
 
     def __post_init__(self) -> None:
@@ -72,6 +75,8 @@ class Bundle:
             raise ValueError(f"exits tells of {len(self.exits)} exits, the network has {self.net.num_exits}")
         if not all(isinstance(facts, dict) for facts in (*self.exits, *self.operating_points)):
             raise ValueError("exits and operating_points must be lists of objects")
+        if self.certificate and any(len(p.exit_mix) != self.net.num_exits for p in self.certificate.points):
+            raise ValueError(f"the certificate is of another network: this one has {self.net.num_exits} exits")
         if self.preprocessing.size != self.config.input_size:
             raise ValueError(
                 f"preprocessing makes pictures of {self.preprocessing.size} pixels, "
@@ -101,6 +106,7 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
         "exits": bundle.exits,
         "operating_points": bundle.operating_points,
         "training": bundle.training,
+        "certificate": bundle.certificate and bundle.certificate.as_json(),
     }
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,6 +150,8 @@ def load_bundle(path: Path) -> Bundle:
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
         calibration = Calibration(**_tuples(description["calibration"]))
         _check_labels(description["labels"], config)
+        # Bundles of before there were certificates say nothing of one.
+        certified = description.get("certificate")
         net = MultiExitNet(config).eval()
         _load_weights(net, path / WEIGHTS)
         return Bundle(
@@ -158,6 +166,7 @@ def load_bundle(path: Path) -> Bundle:
             exits=tuple(description["exits"]),
             operating_points=tuple(description["operating_points"]),
             training=dict(description["training"]),
+            certificate=Certificate.from_json(certified) if certified else None,
             digest=_digest(path),
         )
     except BundleError:

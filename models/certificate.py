@@ -1,0 +1,126 @@
+"""Certificate: what a bundle's early answers are proven to keep, and the thresholds that keep it.
+
+Proven on pictures that neither weights nor calibration nor the search for thresholds have seen. A promise is about
+disagreement: the share of pictures, of traffic like those, whose early answer names another class than full depth.
+How it is proven: `training/certify.py`.
+"""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields
+from itertools import pairwise
+from typing import Any, Self
+
+from models.exit_policy import ExitRule
+
+
+@dataclass(frozen=True)
+class CertifiedPoint:
+    """Thresholds and what they keep. Shares are 0..1.
+
+    max_disagreement: what is promised. thresholds: K - 1, one an early exit; 1 never leaves there. observed:
+    disagreement on the certifying pictures. bound: the upper confidence bound of it, at most what is promised.
+    accuracy_drop, accuracy_drop_bound: accuracy of full depth less that of the early answers, as observed and its upper
+    confidence bound; negative where early answers are better. compute: mean multiply-adds over full depth's.
+    exit_mix: where the certifying pictures leave.
+    """
+
+    max_disagreement: float
+    thresholds: tuple[float, ...]
+    observed: float
+    bound: float
+    accuracy_drop: float
+    accuracy_drop_bound: float
+    compute: float
+    exit_mix: tuple[float, ...]
+
+    def __post_init__(self) -> None:
+        ExitRule(self.thresholds)
+        if len(self.exit_mix) != len(self.thresholds) + 1:
+            raise ValueError(
+                f"exit_mix tells of {len(self.exit_mix)} exits, thresholds of {len(self.thresholds) + 1}: "
+                "give one more share than thresholds"
+            )
+        if not 0.0 <= self.observed <= self.bound <= self.max_disagreement <= 1.0:
+            raise ValueError(
+                f"observed {self.observed}, bound {self.bound} and max_disagreement {self.max_disagreement} are out of "
+                "range: 0 <= observed <= bound <= max_disagreement <= 1 must hold"
+            )
+
+
+@dataclass(frozen=True)
+class ThresholdBound:
+    """Of a single threshold at every early exit, this one or any larger: the upper confidence bound of disagreement."""
+
+    threshold: float
+    bound: float
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What calibration proved of a bundle.
+
+    delta: the chance, over the draw of the certifying pictures, that a promise does not hold; each point on its own,
+    the bounds of `any_threshold` all at once. pictures: how many certified. data: where they come from, in words.
+    fingerprint: SHA-256 of these pictures and their labels. date: of the calibration, ISO 8601. points: rising in what
+    they promise, and each cheaper than the one before. any_threshold: rising thresholds from 0, falling bounds.
+    """
+
+    delta: float
+    pictures: int
+    data: str
+    fingerprint: str
+    date: str
+    points: tuple[CertifiedPoint, ...]
+    any_threshold: tuple[ThresholdBound, ...]
+
+    def __post_init__(self) -> None:
+        if not 0.0 < self.delta < 1.0 or self.pictures < 1:
+            raise ValueError(
+                f"delta {self.delta} or pictures {self.pictures} out of range: 0 < delta < 1, 1 <= pictures"
+            )
+        if any(a.max_disagreement >= b.max_disagreement for a, b in pairwise(self.points)):
+            raise ValueError("points of a certificate rise in max_disagreement: each once, the strictest first")
+        if len({len(point.thresholds) for point in self.points}) > 1:
+            raise ValueError("points of a certificate are of one network: as many thresholds in each")
+        if any(a.threshold >= b.threshold or a.bound < b.bound for a, b in pairwise(self.any_threshold)):
+            raise ValueError("any_threshold rises in threshold and falls in bound")
+
+    @property
+    def version(self) -> str:
+        """What names this calibration in answers: its date, and the first digits of its pictures' fingerprint."""
+        return f"{self.date}-{self.fingerprint[:8]}"
+
+    def point(self, max_disagreement: float) -> CertifiedPoint | None:
+        """The cheapest point that promises at most so much; None where none does."""
+        at = bisect_right([point.max_disagreement for point in self.points], max_disagreement)
+        return self.points[at - 1] if at else None
+
+    def bound(self, threshold: float) -> float:
+        """The bound of disagreement of one threshold (0..1) at every early exit; 1 where nothing is known."""
+        if threshold >= 1.0:
+            return 0.0
+        at = bisect_right([one.threshold for one in self.any_threshold], threshold)
+        return self.any_threshold[at - 1].bound if at else 1.0
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the bundle's description."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The certificate that `as_json` described. Raises TypeError, KeyError or ValueError for what is none."""
+        plain = {field.name: values[field.name] for field in fields(cls)}
+        points = tuple(
+            CertifiedPoint(**{**point, "thresholds": tuple(point["thresholds"]), "exit_mix": tuple(point["exit_mix"])})
+            for point in values["points"]
+        )
+        return cls(
+            **{
+                **plain,
+                "points": points,
+                "any_threshold": tuple(ThresholdBound(**one) for one in values["any_threshold"]),
+            }
+        )
