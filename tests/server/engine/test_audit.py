@@ -1,0 +1,113 @@
+"""Audit: bounds that hold at all times, and an alarm that rings when a promise is broken and not before."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+
+from server.engine.audit import Alarm, Auditor, AuditStats, bounds
+
+PROMISED = 0.01
+
+
+def rings_after(alarm: Alarm, disagreements: Iterable[bool], promised: float = PROMISED) -> int | None:
+    """The number of the sample at which the alarm rings."""
+    for number, disagreed in enumerate(disagreements, start=1):
+        alarm.learn(disagreed, promised)
+        if alarm.rings:
+            return number
+    return None
+
+
+def test_bounds_hold_at_all_times_at_once() -> None:
+    # A tenth may be wrong somewhere on the way; of 150 sequences 15 on average, and more than 27 in one of 1,000 tries.
+    random = np.random.default_rng(0)
+    left = 0
+    for _ in range(150):
+        disagreed_N = np.cumsum(random.random(200) < 0.05)
+        sequence = [bounds(n, int(k), 0.1) for n, k in enumerate(disagreed_N, start=1)]
+        left += any(not low <= 0.05 <= high for low, high in sequence)
+    assert left <= 27
+
+
+def test_bounds_narrow_about_the_rate() -> None:
+    assert bounds(0, 0, 0.05) == (0.0, 1.0)
+    low, high = bounds(100_000, 800, 0.05)
+    assert 0.0065 < low < 0.008 < high < 0.0095
+    assert bounds(200, 0, 0.05)[0] == 0.0
+    assert bounds(200, 0, 0.05)[1] < 0.04
+    assert bounds(30, 30, 0.05)[1] == 1.0
+    assert bounds(30, 30, 0.05)[0] > 0.8
+
+
+def test_an_alarm_rings_soon_after_a_promise_is_broken() -> None:
+    random = np.random.default_rng(1)
+    for rate, at_most in ((0.3, 60), (0.1, 300), (0.05, 1500)):
+        number = rings_after(Alarm(1e6), random.random(at_most) < rate)
+        assert number is not None
+
+
+def test_an_alarm_is_as_quick_after_many_good_samples() -> None:
+    random = np.random.default_rng(2)
+    bad = random.random(400) < 0.2
+    fresh, seasoned = Alarm(1e6), Alarm(1e6)
+    assert rings_after(seasoned, random.random(50_000) < 0.005) is None
+    first, later = rings_after(fresh, bad), rings_after(seasoned, bad)
+    assert first is not None
+    assert later is not None
+    assert later <= first
+
+
+def test_a_kept_promise_rings_no_alarm_more_often_than_allowed() -> None:
+    # At the very rate that is promised it takes 200 samples on average to a false alarm, or more.
+    random = np.random.default_rng(3)
+    runs = [rings_after(Alarm(200.0), random.random(20_000) < PROMISED) or 20_000 for _ in range(60)]
+    assert np.mean(runs) > 200
+
+
+def test_evidence_is_weighed_by_each_samples_own_promise() -> None:
+    # One disagreement in ten breaks a promise of 1 %, and none of 30 %.
+    disagreements = [number % 10 == 0 for number in range(400)]
+    assert rings_after(Alarm(1e6), disagreements, 0.3) is None
+    assert rings_after(Alarm(1e6), disagreements, 0.01) is not None
+
+
+def test_an_alarm_rings_on_until_it_is_reset() -> None:
+    alarm = Alarm(100.0)
+    rings_after(alarm, [True] * 10)
+    for _ in range(1000):
+        alarm.learn(False, PROMISED)
+    assert alarm.rings
+    alarm.reset()
+    assert not alarm.rings
+    assert alarm.evidence == 0.0
+
+
+def test_an_alarm_threshold_that_would_ring_at_once_is_refused() -> None:
+    with pytest.raises(ValueError, match=r"threshold 1\.0 is out of range"):
+        Alarm(1.0)
+
+
+def test_the_auditor_keeps_exits_and_promises_apart() -> None:
+    auditor = Auditor(num_exits=3, alpha=0.05, false_alarm_every=1000.0)
+    for _ in range(50):
+        auditor.learn(AuditStats(1, True, 0.01, certified=True))
+        auditor.learn(AuditStats(2, False, 0.05, certified=True))
+        auditor.learn(AuditStats(3, False, 0.05, certified=True))
+        auditor.learn(AuditStats(1, False, 0.2, certified=False))
+        auditor.learn(AuditStats(2, False, None, certified=False))
+    assert [(one.audited, one.disagreed) for one in auditor.exits] == [(100, 50), (100, 0)]
+    assert auditor.broken(0.01)
+    assert not auditor.broken(0.05)
+    assert not auditor.alarms[0.0].rings
+    assert auditor.bounds(1)[0] > 0.3
+    assert auditor.bounds(2)[0] == 0.0
+
+
+def test_where_nothing_is_promised_no_alarm_is_kept() -> None:
+    auditor = Auditor(num_exits=2, alpha=0.05, false_alarm_every=1000.0)
+    assert auditor.learn(AuditStats(1, True, None, certified=False)) is None
+    assert auditor.learn(AuditStats(1, True, 1.0, certified=False)) is None
+    assert auditor.alarms == {}
