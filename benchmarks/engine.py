@@ -42,7 +42,7 @@ from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.openvino_stages import convert_whole
 from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
-from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.memory import freeze_heap
 from training.build import check_labels
 from training.data import ImageSet, load_splits
@@ -93,6 +93,12 @@ class Steps:
 
     def cancelled(self, stats: CancelStats) -> None:
         """Nobody cancels here."""
+
+    def audited(self, report: AuditReport) -> None:
+        """Not looked at."""
+
+    def brownout(self, level: int) -> None:
+        """There is none."""
 
 
 def run(options: EngineBenchOptions) -> int:

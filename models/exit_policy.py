@@ -64,6 +64,7 @@ class ExitReason(StrEnum):
     FINAL = "final"
     MAX_EXIT = "max_exit"
     DEADLINE = "deadline"
+    BROWNOUT = "brownout"
 
 
 @dataclass(frozen=True)

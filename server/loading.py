@@ -8,16 +8,21 @@ from pathlib import Path
 import torch
 
 from models.backbones.plugins import load_backbones
-from models.bundle import EMBEDDED, load_bundle
+from models.bundle import EMBEDDED, Bundle, load_bundle
 from models.cost import count_cost
 from models.device import choose_device
+from server.engine.brownout import Brownout, BrownoutLimits
 from server.engine.engine import Engine
+from server.engine.keeper import AuditPlan, Keeper
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
 from server.metrics import Metrics
 from server.offline import read_pictures
 from server.registry import Registry, ServedModel
 from server.settings import Settings
+
+# A load is over when the predicted wait is so many times shorter than the one that counts as load.
+RECOVERED = 4.0
 
 
 def load_registry(settings: Settings, metrics: Metrics) -> Registry:
@@ -56,5 +61,15 @@ def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics
         max_samples=settings.max_queue,
         max_wait_s=settings.max_wait_s,
         policy=settings.policy,
+        keeper=_keeper(bundle, settings),
     )
     return ServedModel(bundle, cost, str(device), engine, warm_up)
+
+
+def _keeper(bundle: Bundle, settings: Settings) -> Keeper:
+    plan = AuditPlan(settings.audit_share, settings.audit_on_alarm, settings.audit_false_alarm_every)
+    brownout = None
+    if settings.brownout_wait_s and bundle.certificate:
+        limits = BrownoutLimits(settings.brownout_wait_s, settings.brownout_wait_s / RECOVERED)
+        brownout = Brownout(limits, len(bundle.certificate.points))
+    return Keeper(bundle.net.num_exits, plan, brownout)

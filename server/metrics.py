@@ -32,7 +32,7 @@ from models.bundle import Bundle
 from models.cost import NetworkCost
 from models.exit_policy import ExitReason
 from server.engine.profile import CostProfile
-from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
 from server.problems import CLIENT_GONE_STATUS, KINDS, REJECTIONS
 from server.processes.family import FamilyCollector
@@ -44,6 +44,8 @@ NO_MODEL = "(none)"
 CODES = ("200", str(CLIENT_GONE_STATUS), *sorted({str(kind.status) for kind in KINDS}))
 UPLOADING = "upload"
 PHASES = (UPLOADING, "queued", "running")
+# The `promise` label of what is known of thresholds; what is certified is labelled with the disagreement promised.
+OF_THRESHOLDS = "threshold"
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FINE_SECONDS = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, *SECONDS[3:])
@@ -85,6 +87,9 @@ class Metrics:
 
         def gauge(name: str, text: str, *labels: str) -> Gauge:
             return Gauge(f"offramp_{name}", text, labels, registry=registry, multiprocess_mode="max")
+
+        def latest(name: str, text: str, *labels: str) -> Gauge:
+            return Gauge(f"offramp_{name}", text, labels, registry=registry, multiprocess_mode="mostrecent")
 
         def histogram(name: str, text: str, buckets: Iterable[float], *labels: str) -> Histogram:
             return Histogram(f"offramp_{name}", text, labels, registry=registry, buckets=tuple(buckets))
@@ -130,6 +135,22 @@ class Metrics:
             "Uploads cut off (upload), and pictures given up because nobody waited any more (queued, running).",
             "phase",
         )
+        of_exit, of_promise = ("model", "version", "exit"), ("model", "version", "promise")
+        self.audited = counter("audited_samples_total", "Pictures compared with full depth.", *of_exit)
+        self.audit_disagreements = counter(
+            "audit_disagreements_total", "Of these, answered otherwise than at full depth.", *of_exit
+        )
+        self.audit_low = latest(
+            "audit_disagreement_lower_bound", "Of the rate of disagreement, valid at all times together.", *of_exit
+        )
+        self.audit_high = latest(
+            "audit_disagreement_upper_bound", "Of the rate of disagreement, valid at all times together.", *of_exit
+        )
+        self.audit_alarm = latest("audit_alarm", "1 once a promise was found broken.", *of_promise)
+        self.audit_evidence = latest(
+            "audit_evidence", "Against a promise; the alarm rings at --audit-false-alarm-every.", *of_promise
+        )
+        self.brownout_level = latest("brownout_level", "Steps given way under load.", "model", "version")
         self.model_info = gauge(
             "model_info",
             "A served model version; always 1.",
@@ -147,7 +168,8 @@ class Metrics:
         self.model_info.labels(bundle.name, bundle.version, config.architecture, *sizes, device).set(1)
         self._start_requests(bundle.name)
         self.decode_duration.labels(bundle.name)
-        return ModelObserver(self, bundle.name, bundle.version, cost.sequential_multiply_adds)
+        promises = [point.max_disagreement for point in bundle.certificate.points] if bundle.certificate else []
+        return ModelObserver(self, bundle.name, bundle.version, cost.sequential_multiply_adds, promises)
 
     def watch(self, model: str, engine: EngineClient) -> None:
         """Have the gauges ask the engine when they are read; the versions of a model are summed."""
@@ -181,9 +203,19 @@ class Metrics:
 
 
 class ModelObserver:
-    """Counts what one engine reports; looks its series up once, not for each picture."""
+    """Counts what one engine reports; looks its series up once, not for each picture.
 
-    def __init__(self, metrics: Metrics, model: str, model_version: str, spent_multiply_adds: tuple[int, ...]) -> None:
+    promises: certified ones, by the disagreement they allow.
+    """
+
+    def __init__(
+        self,
+        metrics: Metrics,
+        model: str,
+        model_version: str,
+        spent_multiply_adds: tuple[int, ...],
+        promises: Sequence[float] = (),
+    ) -> None:
         exits = range(1, len(spent_multiply_adds) + 1)
         self._spent = spent_multiply_adds
         self._samples = {
@@ -200,9 +232,25 @@ class ModelObserver:
         self._compute_saved = metrics.compute_saved.labels(model)
         self._cancelled = {phase: metrics.cancelled.labels(phase) for phase in PHASES}
         self._step_cost = partial(metrics.step_cost.labels, model, model_version)
+        self._audited = [
+            tuple(one.labels(model, model_version, str(exit)) for one in (metrics.audited, metrics.audit_disagreements))
+            for exit in exits
+        ]
+        self._audit_bounds = [
+            tuple(one.labels(model, model_version, str(exit)) for one in (metrics.audit_low, metrics.audit_high))
+            for exit in exits
+        ]
+        self._alarms = {
+            promise: (metrics.audit_alarm.labels(*labels), metrics.audit_evidence.labels(*labels))
+            for promise in (0.0, *promises)
+            for labels in [(model, model_version, f"{promise:g}" if promise else OF_THRESHOLDS)]
+        }
+        self._brownout_level = metrics.brownout_level.labels(model, model_version)
 
     def profile(self, profile: CostProfile) -> None:
-        """What steps cost was measured."""
+        """What steps cost was measured: the engine is warm."""
+        for _, high in self._audit_bounds[:-1]:
+            high.set(1.0)
         for stage, times_s in enumerate(profile.measured_s, start=1):
             for batch_size, time_s in zip(profile.batch_sizes, times_s, strict=True):
                 self._step_cost(str(stage), str(batch_size)).set(time_s)
@@ -225,6 +273,24 @@ class ModelObserver:
     def cancelled(self, stats: CancelStats) -> None:
         """One picture was dropped, because nobody waited for it any more."""
         self._cancelled[stats.phase].inc()
+
+    def audited(self, report: AuditReport) -> None:
+        """One more picture was compared with full depth."""
+        audited, disagreements = self._audited[report.exit - 1]
+        audited.inc()
+        disagreements.inc(report.disagreed)
+        if report.exit < len(self._audited):
+            low, high = self._audit_bounds[report.exit - 1]
+            low.set(report.low)
+            high.set(report.high)
+        if report.promise is not None:
+            alarm, evidence = self._alarms[report.promise]
+            alarm.set(report.rings)
+            evidence.set(report.evidence)
+
+    def brownout(self, level: int) -> None:
+        """The load has changed what is in force."""
+        self._brownout_level.set(level)
 
 
 class EngineGauges(Collector):

@@ -15,6 +15,7 @@ import typer
 RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 POLICIES = ("cost-model", "full-first", "fullest-first", "run-to-completion")
+ON_ALARM = ("report", "tighten", "full-depth")
 LOG_LEVELS = ("debug", "info", "warning", "error")
 
 
@@ -74,6 +75,34 @@ class Settings:
     deadline_ms: Annotated[
         float, typer.Option(min=0, max=3_600_000, help="Deadline of requests that name none, in ms; 0: none.")
     ] = 0.0
+    audit_share: Annotated[
+        float,
+        typer.Option(min=0, max=1, help="Share of the pictures that go on to full depth after their answer; 0: none."),
+    ] = 0.01
+    audit_false_alarm_every: Annotated[
+        float,
+        typer.Option(min=100, max=1e12, help="Audited pictures until a false alarm, on average at least, a promise."),
+    ] = 1e6
+    audit_on_alarm: Annotated[
+        str,
+        typer.Option(
+            help="When a certified promise is found broken: report it, tighten to the next that holds, or full-depth."
+        ),
+    ] = "report"
+    brownout_wait_s: Annotated[
+        float,
+        typer.Option(
+            min=0,
+            max=3600,
+            help="Predicted wait in seconds above which thresholds are lowered, as far as requests allow; 0: never.",
+        ),
+    ] = 0.0
+    brownout_to: Annotated[
+        float,
+        typer.Option(
+            min=0, max=1, help="How much disagreement requests allow then that name no contract; 0: none beyond theirs."
+        ),
+    ] = 0.0
     max_body_mib: Annotated[float, typer.Option(min=0.001, max=4096, help="Largest request body, in MiB.")] = 16.0
     max_images: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one request.")] = 64
     max_pixels_mp: Annotated[
@@ -114,6 +143,7 @@ class Settings:
             ("runner", RUNNERS),
             ("precision", PRECISIONS),
             ("policy", POLICIES),
+            ("audit_on_alarm", ON_ALARM),
             ("log_level", LOG_LEVELS),
         ):
             if (value := getattr(self, name)) not in known:
@@ -122,6 +152,11 @@ class Settings:
             raise ValueError(
                 f"precision {self.precision!r} with int8_pictures {self.int8_pictures}: int8 needs a folder of "
                 "pictures and nothing else takes one; give both or neither"
+            )
+        if self.brownout_wait_s >= self.max_wait_s:
+            raise ValueError(
+                f"brownout_wait_s {self.brownout_wait_s} is not below max_wait_s {self.max_wait_s}: requests would be "
+                "refused before thresholds are lowered; lower the one or raise the other"
             )
         if self.max_queue < self.max_images:
             raise ValueError(

@@ -8,13 +8,14 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 import numpy.typing as npt
 
 from models.exit_policy import ExitReason
-from server.engine.decide import Decision, decide
+from server.engine.audit import AuditStats
+from server.engine.decide import Decision, agrees, compare, decide
 from server.engine.errors import (
     DeadlineExceeded,
     EngineError,
@@ -23,6 +24,7 @@ from server.engine.errors import (
     Overloaded,
     WarmUpFailed,
 )
+from server.engine.keeper import Keeper
 from server.engine.pace import Pace
 from server.engine.policies import DEFAULT_POLICY, POLICIES, Policy
 from server.engine.profile import CostProfile
@@ -38,20 +40,21 @@ logger = logging.getLogger(__name__)
 class Delivery:
     """All that one step hands to the event loop, in one go.
 
-    stats: of the steps since the delivery before, this one included.
+    stats: of the steps since the delivery before, this one included. compared: what an audit's step found.
     """
 
     decision: Decision
     dropped: list[Sample]
     stats: list[StepStats]
+    compared: list[AuditStats] = field(default_factory=list)
 
 
 class Engine:
     """Runs samples through the stages, each out at the first exit its own contract allows.
 
     All public members belong to the event loop's thread. max_samples: in flight at once. max_wait_s: longest
-    predicted wait at which a sample is still taken in. policy: a name in `POLICIES`. clock: monotonic
-    seconds; deadlines are on it.
+    predicted wait at which a sample is still taken in. policy: a name in `POLICIES`. keeper: audits and brownout;
+    None for neither. clock: monotonic seconds; deadlines are on it.
     """
 
     def __init__(
@@ -63,6 +66,7 @@ class Engine:
         max_samples: int = 1024,
         max_wait_s: float = 5.0,
         policy: str = DEFAULT_POLICY,
+        keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.clock = clock
@@ -86,6 +90,7 @@ class Engine:
         self._dead = False
         self._emptied = asyncio.Event()
         self._pace = Pace()
+        self._keeper = keeper or Keeper(runner.num_stages)
 
     # ---- the event loop's side -----------------------------------------------------------------
 
@@ -133,9 +138,13 @@ class Engine:
 
         For callers who have work to do before they can submit, and would rather refuse than do it in vain.
         """
+        wait_s = self.predicted_wait_s
+        # Here, because whoever would be refused may be taken in once thresholds are lower.
+        if self._keeper.feel(self.clock(), wait_s):
+            self._observer.brownout(self._keeper.level)
         full = len(self._inflight) + num_pictures > self._max_samples
-        if full or self.predicted_wait_s > self._max_wait_s:
-            return Overloaded(retry_after_s=max(1.0, self.predicted_wait_s))
+        if full or wait_s > self._max_wait_s:
+            return Overloaded(retry_after_s=max(1.0, wait_s))
         return None
 
     def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
@@ -156,8 +165,13 @@ class Engine:
         if overload := self.overload(len(pictures)):
             raise overload
         now_s = self.clock()
-        samples = [Sample(picture, contract, self._loop.create_future(), now_s) for picture in pictures]
+        rung = self._keeper.in_force(contract)
+        asked = contract.rule if rung in contract.looser else None
+        if rung.rule is not contract.rule:
+            contract = replace(contract, rule=rung.rule, promise=rung.promise)
+        samples = [Sample(picture, contract, self._loop.create_future(), now_s, asked=asked) for picture in pictures]
         for sample in samples:
+            sample.audited = self._keeper.picks()
             self._inflight[sample] = self._deadline_timer(sample, now_s)
         with self._wake:
             self._inbox.extend(samples)
@@ -218,6 +232,14 @@ class Engine:
             self._observer.sample(sample_stats)
         for cancel_stats in cancelled:
             self._observer.cancelled(cancel_stats)
+        # At full depth there is nothing left to compare with.
+        deepest = [
+            agrees(answer.exit, sample)
+            for sample, answer in decision.answers
+            if sample.audited and answer.exit == self._num_stages
+        ]
+        for audit_stats in (*delivery.compared, *deepest):
+            self._observer.audited(self._keeper.learn(audit_stats))
 
     def _resolve(self, sample: Sample, outcome: Answer | EngineError) -> SampleStats | None:
         """Give the sample's future its outcome; returns what there is to report of an answer."""
@@ -255,6 +277,7 @@ class Engine:
             profile = self._warm_up() if self._warm_up else None
             if profile:
                 self._scheduler.policy = self._make_policy(profile)
+                self._scheduler.step_s = profile.seconds
             self._loop.call_soon_threadsafe(self._on_warm, profile)
             while self._take_in():
                 self.step()
@@ -267,7 +290,7 @@ class Engine:
     def _take_in(self) -> bool:
         """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
         with self._wake:
-            while not (self._inbox or self._stopping or any(self._scheduler.depths)):
+            while not (self._inbox or self._stopping or any(self._scheduler.depths) or self._scheduler.num_spare):
                 self._wake.wait()
             arrived = list(self._inbox)
             self._inbox.clear()
@@ -285,16 +308,37 @@ class Engine:
         batch = self._scheduler.schedule(start_s)
         if batch is None:
             return
+        if batch.spare:
+            self._audit(batch, start_s)
+            return
         decision = self._run(batch) if batch.samples else Decision()
         end_s = self.clock()
         if decision.survivors:
             self._scheduler.enqueue(batch.stage + 1, decision.survivors)
+        if decision.audited:
+            self._scheduler.enqueue_spare(batch.stage + 1, decision.audited)
         if batch.samples:
             self._unreported.append(StepStats(batch.stage, len(batch.samples), end_s - start_s))
         if decision.answers or decision.failures or batch.dropped:
             delivery = Delivery(decision, batch.dropped, self._unreported)
             self._unreported = []
             self._loop.call_soon_threadsafe(self._deliver, delivery)
+
+    def _audit(self, batch: Batch[Sample], start_s: float) -> None:
+        """One step of samples that were answered long ago: nobody is harmed where it fails."""
+        try:
+            output = self._runner.run(batch.stage, [sample.state for sample in batch.samples])
+            compared = compare(batch.stage, batch.samples, output)
+        except Exception:
+            logger.exception("%d samples could not be audited at stage %d", len(batch.samples), batch.stage)
+            return
+        self._unreported.append(StepStats(batch.stage, len(batch.samples), self.clock() - start_s))
+        if batch.stage < self._num_stages:
+            self._scheduler.enqueue_spare(batch.stage + 1, batch.samples)
+            return
+        delivery = Delivery(Decision(), [], self._unreported, compared)
+        self._unreported = []
+        self._loop.call_soon_threadsafe(self._deliver, delivery)
 
     def _run(self, batch: Batch[Sample]) -> Decision:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""

@@ -12,23 +12,46 @@ import numpy.typing as npt
 from models.exit_policy import ExitReason, ExitRule
 
 
+class Promise(NamedTuple):
+    """Of traffic under a rule, at most the share `max_disagreement` is answered otherwise than at full depth.
+
+    certified: asked for by that name; otherwise it is what is known of thresholds that were asked for.
+    """
+
+    max_disagreement: float
+    certified: bool
+
+
+class Rung(NamedTuple):
+    """One way of keeping a contract. promise: None where nothing is known of the rule."""
+
+    rule: ExitRule
+    promise: Promise | None = None
+
+
 @dataclass(frozen=True)
 class Contract:
     """All that one request asks of the engine.
 
     rule: thresholds and depth bounds. deadline_s: absolute, on the engine's monotonic clock; None for none.
+    promise: what is known of the rule. stricter: what may take its place when an audit finds the promise broken, the
+    next first. looser: what may take its place under load, the next first.
     """
 
     rule: ExitRule
     deadline_s: float | None = None
+    promise: Promise | None = None
+    stricter: tuple[Rung, ...] = ()
+    looser: tuple[Rung, ...] = ()
 
     def check_depth(self, num_stages: int) -> None:
-        """Raises ValueError where the rule is for a network of another depth."""
-        if len(self.rule.limits) != num_stages:
-            raise ValueError(
-                f"a rule for {len(self.rule.limits)} exits is out of range: this network has {num_stages}; "
-                f"give {num_stages - 1} thresholds"
-            )
+        """Raises ValueError where a rule is for a network of another depth."""
+        for rule in (self.rule, *(rung.rule for rung in (*self.stricter, *self.looser))):
+            if len(rule.limits) != num_stages:
+                raise ValueError(
+                    f"a rule for {len(rule.limits)} exits is out of range: this network has {num_stages}; "
+                    f"give {num_stages - 1} thresholds"
+                )
 
 
 # Tuples, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
@@ -92,7 +115,9 @@ class Sample:
 
     state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
     trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
-    thread never sees half of it; what it means is worked out once, in the answer.
+    thread never sees half of it; what it means is worked out once, in the answer. asked: the rule that was asked for,
+    where another is in force because of the load. audited: after an early answer it goes on to full depth, for the
+    audit alone; answered: then, what the client was told.
     """
 
     state: Any = field(repr=False)
@@ -100,6 +125,9 @@ class Sample:
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
+    asked: ExitRule | None = None
+    audited: bool = False
+    answered: Visit | None = None
 
     @property
     def abandoned(self) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -37,11 +37,16 @@ AnySample = TypeVar("AnySample", bound=Schedulable)
 
 @dataclass(frozen=True)
 class Batch(Generic[AnySample]):
-    """One step to run: `samples` through `stage`. dropped: abandoned or expired samples found on the way."""
+    """One step to run: `samples` through `stage`.
+
+    dropped: samples found on the way that are abandoned, or whose deadline comes before this step would end. spare:
+    nobody waits for these.
+    """
 
     stage: int
     samples: list[AnySample]
     dropped: list[AnySample]
+    spare: bool = False
 
 
 class Scheduler(Generic[AnySample]):
@@ -50,9 +55,13 @@ class Scheduler(Generic[AnySample]):
     Nobody starves under any policy. Those in front of a stage are passed over for shallower ones `policy.patience`
     times in a row at most: then as many of them go as can. And they wait for deeper ones only while there are any,
     which is not for long: nobody joins those without going through a shallower stage. A deadline changes no
-    order: samples keep the order they came in, and one whose deadline has passed is not run.
+    order: samples keep the order they came in, and one whose deadline comes before its step would end is not run.
 
-    policy: replaceable at any time by the thread that schedules, such as when costs have been measured.
+    Spare samples have queues of their own. They are run while nobody else waits, and otherwise in full batches alone:
+    so they cost others least, and there are never more than some batches of them.
+
+    policy, step_s: replaceable at any time by the thread that schedules, such as when costs have been measured.
+    step_s: seconds that a step of a stage over so many samples takes.
     """
 
     def __init__(self, num_stages: int, max_batch_size: int, policy: Policy | None = None) -> None:
@@ -60,7 +69,9 @@ class Scheduler(Generic[AnySample]):
             raise ValueError(f"max_batch_size {max_batch_size} is out of range: a step needs at least 1 sample")
         self.max_batch_size = max_batch_size
         self.policy: Policy = policy or FullFirst()
+        self.step_s: Callable[[int, int], float] = _unknown
         self._queues: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
+        self._spare: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
         self._passed_over = [0] * num_stages
         # Decaying sums by stage: samples that were run, and those of them that came back for the next stage.
         self._ran = [PRIOR_SAMPLES] * num_stages
@@ -75,6 +86,11 @@ class Scheduler(Generic[AnySample]):
         return tuple(map(len, self._queues))
 
     @property
+    def num_spare(self) -> int:
+        """Spare samples waiting."""
+        return sum(map(len, self._spare))
+
+    @property
     def going_on(self) -> tuple[float, ...]:
         """The share of the samples lately through stage 1..K that came back for the next; 0 for the last stage."""
         return (*(on / ran for on, ran in zip(self._went_on[:-1], self._ran, strict=False)), 0.0)
@@ -87,21 +103,36 @@ class Scheduler(Generic[AnySample]):
         if stage > 1:
             self._went_on[stage - 2] += len(queue) - before
 
+    def enqueue_spare(self, stage: int, samples: Iterable[AnySample]) -> None:
+        """Put samples that nobody waits for in front of stage 1..K."""
+        self._spare[stage - 1].extend(samples)
+
     def schedule(self, now_s: float) -> Batch[AnySample] | None:
         """Take the next batch out of the queues; None when all are empty.
 
-        Samples that are abandoned, or whose deadline has passed, are not run: they come back as `dropped`.
+        Samples that are abandoned, or whose deadline comes too soon, are not run: they come back as `dropped`.
         A batch may consist of those alone.
         """
+        if (stage := self._spare_stage()) is not None:
+            queue = self._spare[stage - 1]
+            size = min(len(queue), self.max_batch_size)
+            return Batch(stage, [queue.popleft() for _ in range(size)], [], spare=True)
         choice = self._choose()
         if choice is None:
             return None
         queue, batch = self._queues[choice.stage - 1], Batch[AnySample](choice.stage, [], [])
+        done_s = now_s + self.step_s(choice.stage, choice.size)
         while queue and len(batch.samples) < choice.size:
             sample = queue.popleft()
-            (batch.dropped if _over(sample, now_s) else batch.samples).append(sample)
+            (batch.dropped if _over(sample, done_s) else batch.samples).append(sample)
         self._remember(batch)
         return batch
+
+    def _spare_stage(self) -> int | None:
+        """The deepest stage at which spare samples are to be run now."""
+        least = self.max_batch_size if any(self._queues) else 1
+        stages = range(len(self._spare), 0, -1)
+        return next((stage for stage in stages if len(self._spare[stage - 1]) >= least), None)
 
     def _choose(self) -> Choice | None:
         depths = self.depths
@@ -125,6 +156,10 @@ class Scheduler(Generic[AnySample]):
         self._went_on[at] *= SHARE_DECAY
 
 
-def _over(sample: Schedulable, now_s: float) -> bool:
+def _over(sample: Schedulable, done_s: float) -> bool:
     deadline_s = sample.contract.deadline_s
-    return sample.abandoned or (deadline_s is not None and deadline_s <= now_s)
+    return sample.abandoned or (deadline_s is not None and deadline_s <= done_s)
+
+
+def _unknown(stage: int, size: int) -> float:
+    return 0.0

@@ -39,6 +39,24 @@ class CancelStats:
     phase: Literal["queued", "running"]
 
 
+@dataclass(frozen=True)
+class AuditReport:
+    """One more sample was audited.
+
+    exit: where it was answered; disagreed: with full depth. low, high: the confidence sequence for the rate of
+    disagreement at that exit, from all audits so far; (0, 1) for the last exit. promise: the alarm that it counts for:
+    what was promised by name, 0 for bounds of thresholds, None for none. rings, evidence: how that alarm stands.
+    """
+
+    exit: int
+    disagreed: bool
+    low: float
+    high: float
+    promise: float | None
+    rings: bool
+    evidence: float
+
+
 class Observer(Protocol):
     """Told of everything, on the event loop's thread."""
 
@@ -49,3 +67,7 @@ class Observer(Protocol):
     def sample(self, stats: SampleStats) -> None: ...
 
     def cancelled(self, stats: CancelStats) -> None: ...
+
+    def audited(self, report: AuditReport) -> None: ...
+
+    def brownout(self, level: int) -> None: ...

@@ -28,7 +28,7 @@ import numpy as np
 
 from models.exit_policy import ExitReason, ExitRule
 from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, InferenceFailed, Overloaded
-from server.engine.request import Answer, Contract, Visit
+from server.engine.request import Answer, Contract, Promise, Rung, Visit
 
 
 class Kind(IntEnum):
@@ -80,7 +80,9 @@ Outcome = Answer | EngineError | None
 
 _HEAD = struct.Struct("<IB")
 _HELLO = struct.Struct("<I")
-_SUBMIT = struct.Struct("<HHHHHd")
+# Model, slots, stricter and looser rungs, deadline. Then the rungs: thresholds, depth bounds, promise (NaN for none).
+_SUBMIT = struct.Struct("<HHHHd")
+_RUNG = struct.Struct("<HHHd?")
 _STATE = struct.Struct("<HBIdH")
 _ANSWER = struct.Struct("<IBBHIddd")
 _ERROR = struct.Struct("<IBdI")
@@ -134,19 +136,47 @@ def parse_hello(body: bytes) -> Hello:
 
 def submit(model: int, contract: Contract, slots: Sequence[int]) -> bytes:
     """A SUBMIT frame."""
-    rule = contract.rule
-    thresholds, deadline_s = rule.thresholds, math.nan if contract.deadline_s is None else contract.deadline_s
-    body = _SUBMIT.pack(model, len(slots), len(thresholds), rule.min_exit, rule.max_exit, deadline_s)
-    return _frame(Kind.SUBMIT, body + _numbers("d", len(thresholds)).pack(*thresholds) + _slots(slots))
+    rungs = (Rung(contract.rule, contract.promise), *contract.stricter, *contract.looser)
+    deadline_s = math.nan if contract.deadline_s is None else contract.deadline_s
+    head = _SUBMIT.pack(model, len(slots), len(contract.stricter), len(contract.looser), deadline_s)
+    return _frame(Kind.SUBMIT, b"".join([head, _slots(slots), *map(_rung, rungs)]))
 
 
 def parse_submission(body: bytes) -> Submission:
     """Back from `submit`."""
-    model, num_slots, num_thresholds, min_exit, max_exit, deadline_s = _SUBMIT.unpack_from(body)
-    start, end = _SUBMIT.size, _SUBMIT.size + 8 * num_thresholds
-    rule = _rule(body[start:end], min_exit, max_exit)
-    contract = Contract(rule, None if math.isnan(deadline_s) else deadline_s)
-    return Submission(model, contract, _numbers("I", num_slots).unpack_from(body, end))
+    model, num_slots, num_stricter, num_looser, deadline_s = _SUBMIT.unpack_from(body)
+    numbers = _numbers("I", num_slots)
+    (rule, promise), *others = _parse_rungs(body[_SUBMIT.size + numbers.size :])
+    assert len(others) == num_stricter + num_looser
+    contract = Contract(
+        rule,
+        None if math.isnan(deadline_s) else deadline_s,
+        promise,
+        tuple(others[:num_stricter]),
+        tuple(others[num_stricter:]),
+    )
+    return Submission(model, contract, numbers.unpack_from(body, _SUBMIT.size))
+
+
+@lru_cache(maxsize=1024)
+def _rung(rung: Rung) -> bytes:
+    thresholds, promise = rung.rule.thresholds, rung.promise or Promise(math.nan, False)
+    head = _RUNG.pack(len(thresholds), rung.rule.min_exit, rung.rule.max_exit, *promise)
+    return head + _numbers("d", len(thresholds)).pack(*thresholds)
+
+
+@lru_cache(maxsize=1024)
+def _parse_rungs(data: bytes) -> tuple[Rung, ...]:
+    # Kept, because most requests ask for one of a few operating points, and checking a rule anew costs 10 µs.
+    rungs, start = [], 0
+    while start < len(data):
+        num_thresholds, min_exit, max_exit, max_disagreement, certified = _RUNG.unpack_from(data, start)
+        numbers = _numbers("d", num_thresholds)
+        rule = ExitRule(numbers.unpack_from(data, start + _RUNG.size), min_exit, max_exit)
+        promise = None if math.isnan(max_disagreement) else Promise(max_disagreement, certified)
+        rungs.append(Rung(rule, promise))
+        start += _RUNG.size + numbers.size
+    return tuple(rungs)
 
 
 def cancel(slots: Sequence[int]) -> bytes:
@@ -260,12 +290,6 @@ def _error(code: int, number: float, text: str) -> EngineError | None:
             return DeadlineExceeded(text)
         case _:
             return InferenceFailed(text)
-
-
-@lru_cache(maxsize=1024)
-def _rule(thresholds: bytes, min_exit: int, max_exit: int) -> ExitRule:
-    # Kept, because most requests ask for one of a few operating points, and checking a rule anew costs 10 µs.
-    return ExitRule(_numbers("d", len(thresholds) // 8).unpack(thresholds), min_exit, max_exit)
 
 
 @cache

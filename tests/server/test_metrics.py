@@ -15,7 +15,7 @@ from prometheus_client.parser import text_string_to_metric_families
 from models.cost import count_cost
 from models.exit_policy import ExitReason
 from server.engine.profile import CostProfile
-from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.metrics import Metrics
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
 
@@ -103,6 +103,19 @@ def test_what_the_engine_reports_becomes_series(metrics, bundle):
     observer.step(StepStats(1, 5, 0.002))
     observer.sample(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
     observer.cancelled(CancelStats("running"))
+    assert value("offramp_audit_disagreement_upper_bound", version="2", exit="1") == 1.0
+    observer.audited(AuditReport(1, True, 0.1, 0.7, 0.0, True, 2e6))
+    observer.audited(AuditReport(4, False, 0.0, 1.0, None, False, 0.0))
+    observer.brownout(2)
+    assert value("offramp_audited_samples_total", version="2", exit="1") == 1
+    assert value("offramp_audited_samples_total", version="2", exit="4") == 1
+    assert value("offramp_audit_disagreements_total", version="2", exit="1") == 1
+    assert value("offramp_audit_disagreement_lower_bound", version="2", exit="1") == 0.1
+    assert value("offramp_audit_disagreement_upper_bound", version="2", exit="1") == 0.7
+    assert value("offramp_audit_disagreement_upper_bound", version="2", exit="4") == 0
+    assert value("offramp_audit_alarm", version="2", promise="threshold") == 1
+    assert value("offramp_audit_evidence", version="2", promise="threshold") == 2e6
+    assert value("offramp_brownout_level", version="2") == 2
     assert value("offramp_step_cost_seconds", version="2", stage="2", batch_size="1") == 0.3
     assert value("offramp_stage_batch_size_sum", stage="2") == 8
     assert value("offramp_stage_duration_seconds_sum", stage="1") == 0.002

@@ -17,7 +17,7 @@ from server.engine.engine import Engine
 from server.engine.profile import CostProfile
 from server.engine.request import Contract
 from server.engine.runners.runner import StepOutput
-from server.engine.stats import CancelStats, SampleStats, StepStats
+from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 
 NUM_STAGES = 4
 NUM_CLASSES = 10
@@ -70,7 +70,7 @@ class ScriptedRunner:
     """Gives picture n the class n and, at each exit, the confidence its script says.
 
     gated: every step waits until `let` allows it. faults: called with (stage, names) inside each step; raises what
-    it likes. step_s: how far a step moves the clock.
+    it likes. step_s: how far a step moves the clock. full_depth: the class at the last exit, where it is another.
     """
 
     script: Mapping[int, Sequence[float]] = field(default_factory=dict)
@@ -79,6 +79,7 @@ class ScriptedRunner:
     faults: Callable[[int, list[int]], object] = lambda stage, names: None
     step_s: float = 0.25
     num_stages: int = NUM_STAGES
+    full_depth: Mapping[int, int] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.steps: list[tuple[int, list[int]]] = []
@@ -113,7 +114,8 @@ class ScriptedRunner:
         for row, name in enumerate(names):
             confidence = self.script.get(name, NEVER_SURE)[stage - 1]
             probabilities_BC[row] = (1 - confidence) / (NUM_CLASSES - 1)
-            probabilities_BC[row, name % NUM_CLASSES] = confidence
+            class_id = self.full_depth.get(name, name) if stage == self.num_stages else name
+            probabilities_BC[row, class_id % NUM_CLASSES] = confidence
 
         def keep(rows: Sequence[int]) -> list[Carried]:
             self.materialised += [(stage, names[row]) for row in rows]
@@ -133,6 +135,8 @@ class Recorder:
     steps: list[StepStats] = field(default_factory=list)
     samples: list[SampleStats] = field(default_factory=list)
     cancels: list[CancelStats] = field(default_factory=list)
+    audits: list[AuditReport] = field(default_factory=list)
+    levels: list[int] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
     def profile(self, profile: CostProfile) -> None:
@@ -147,6 +151,18 @@ class Recorder:
     def cancelled(self, stats: CancelStats) -> None:
         self.cancels.append(stats)
         self.told.set()
+
+    def audited(self, report: AuditReport) -> None:
+        self.audits.append(report)
+        self.told.set()
+
+    def brownout(self, level: int) -> None:
+        self.levels.append(level)
+
+    async def until_audited(self, number: int) -> None:
+        while len(self.audits) < number:
+            self.told.clear()
+            await self.told.wait()
 
     async def until_cancelled(self, number: int) -> None:
         while len(self.cancels) < number:

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 
 from models.exit_policy import ExitReason, ExitRule
 from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
-from server.engine.request import Answer, Contract, Visit
+from server.engine.request import Answer, Contract, Promise, Rung, Visit
 from server.processes import wire
 
 slots = st.integers(0, 2**32 - 1)
@@ -19,11 +19,17 @@ confidences = st.floats(0, 1, width=32)
 
 
 @st.composite
-def contracts(draw) -> Contract:
+def rungs(draw) -> Rung:
     thresholds = tuple(draw(st.lists(shares, min_size=1, max_size=8)))
     max_exit = draw(st.integers(1, len(thresholds) + 1))
     rule = ExitRule(thresholds, draw(st.integers(1, max_exit)), max_exit)
-    return Contract(rule, draw(st.none() | seconds))
+    return Rung(rule, draw(st.none() | st.builds(Promise, shares, st.booleans())))
+
+
+@st.composite
+def contracts(draw) -> Contract:
+    asked, ladder = draw(rungs()), st.lists(rungs(), max_size=4).map(tuple)
+    return Contract(asked.rule, draw(st.none() | seconds), asked.promise, draw(ladder), draw(ladder))
 
 
 @st.composite

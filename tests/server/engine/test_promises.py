@@ -1,0 +1,201 @@
+"""The engine keeps promises: audits after the answer, falling back, brownout, and deadlines by measured costs."""
+
+from __future__ import annotations
+
+import asyncio
+
+from models.exit_policy import ExitReason, ExitRule
+from server.engine.brownout import Brownout, BrownoutLimits
+from server.engine.errors import DeadlineExceeded
+from server.engine.keeper import AuditPlan, Keeper
+from server.engine.profile import CostProfile
+from server.engine.request import Contract, Promise, Rung
+from tests.server.engine.scripted import NUM_STAGES, Recorder, ScriptedRunner, contract, picture, started
+
+SURE = (0.95, 0.96, 0.97, 0.98)
+FULL_DEPTH = Rung(ExitRule.uniform(1.0, NUM_STAGES))
+STRICT = Rung(ExitRule.uniform(0.97, NUM_STAGES), Promise(0.01, True))
+LOOSE = Rung(ExitRule.uniform(0.5, NUM_STAGES), Promise(0.1, True))
+
+
+def auditing(**plan: object) -> Keeper:
+    """Of every sample."""
+    return Keeper(NUM_STAGES, AuditPlan(share=1.0, **plan), draw=lambda: 0.0)  # type: ignore[arg-type]
+
+
+# ---- audit --------------------------------------------------------------------------------------
+
+
+async def test_an_audited_sample_goes_on_to_full_depth_after_its_client_was_answered():
+    runner, observer = ScriptedRunner({1: SURE, 2: SURE}, gated=True, full_depth={2: 7}), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        futures = engine.submit([picture(1), picture(2)], contract(0.9))
+        runner.let(1)
+        answers = await asyncio.gather(*futures)
+        assert [(answer.exit, answer.class_id) for answer in answers] == [(1, 1), (1, 2)]
+        assert engine.inflight_samples == 0
+        runner.let_all()
+        await observer.until_audited(2)
+    assert runner.steps == [(stage, [1, 2]) for stage in (1, 2, 3, 4)]
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(1, False), (1, True)]
+    assert observer.audits[-1].low < 0.5 < observer.audits[-1].high
+    assert len(observer.samples) == 2
+
+
+async def test_who_goes_to_full_depth_anyway_agrees_at_no_cost():
+    runner, observer = ScriptedRunner(), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        await asyncio.gather(*engine.submit([picture(1)], contract(1.0)))
+    assert len(runner.steps) == NUM_STAGES
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(NUM_STAGES, False)]
+
+
+async def test_what_a_bound_on_depth_cut_short_is_not_audited():
+    runner, observer = ScriptedRunner(), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        await asyncio.gather(*engine.submit([picture(1)], contract(0.9, max_exit=2)))
+    assert [stage for stage, _ in runner.steps] == [1, 2]
+    assert observer.audits == []
+
+
+async def test_audits_wait_while_anybody_else_does():
+    runner, observer = ScriptedRunner({1: SURE}, gated=True), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        [quick] = engine.submit([picture(1)], contract(0.9))
+        await runner.entered()
+        [slow] = engine.submit([picture(2)], contract(0.99))
+        runner.let_all()
+        await asyncio.gather(quick, slow)
+        await observer.until_audited(2)
+    assert runner.steps == [
+        *[(1, [1]), (1, [2]), (2, [2]), (3, [2]), (4, [2])],
+        *[(2, [1]), (3, [1]), (4, [1])],
+    ]
+
+
+async def test_a_full_batch_of_audits_goes_at_once():
+    runner, observer = ScriptedRunner({1: SURE, 2: SURE}, gated=True), Recorder()
+    async with started(runner, observer, keeper=auditing(), max_batch_size=2) as engine:
+        futures = engine.submit([picture(1), picture(2)], contract(0.9))
+        await runner.entered()
+        futures += engine.submit([picture(3), picture(4), picture(5)], contract(0.99))
+        runner.let_all()
+        await asyncio.gather(*futures)
+        await observer.until_audited(5)
+    assert runner.steps[:4] == [(stage, [1, 2]) for stage in (1, 2, 3, 4)]
+
+
+async def test_a_fault_in_an_audit_harms_nobody():
+    def fail_behind_the_first_stage(stage: int, names: list[int]) -> None:
+        if stage > 1 and 1 in names:
+            raise RuntimeError("broken")
+
+    runner, observer = ScriptedRunner({1: SURE}, faults=fail_behind_the_first_stage), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        [answer] = await asyncio.gather(*engine.submit([picture(1)], contract(0.9)))
+        assert answer.exit == 1
+        [other] = await asyncio.gather(*engine.submit([picture(2)], contract(0.99)))
+        assert other.exit == NUM_STAGES
+        await observer.until_audited(1)
+    assert [report.exit for report in observer.audits] == [NUM_STAGES]
+
+
+# ---- falling back -------------------------------------------------------------------------------
+
+
+async def broken(on_alarm: str, contracts: list[Contract]) -> list[int]:
+    """The exits of the contracts once LOOSE is found broken: its answers always differ from full depth."""
+    names = range(1, 40)
+    runner, observer = (
+        ScriptedRunner(dict.fromkeys((*names, 99), SURE), full_depth={n: n + 1 for n in names}),
+        Recorder(),
+    )
+    keeper = auditing(on_alarm=on_alarm, false_alarm_every=100.0)
+    async with started(runner, observer, keeper=keeper) as engine:
+        loose = Contract(LOOSE.rule, None, LOOSE.promise, (STRICT, FULL_DEPTH))
+        await asyncio.gather(*engine.submit([picture(n) for n in names], loose))
+        await observer.until_audited(len(names))
+        assert observer.audits[-1].rings
+        assert observer.audits[-1].promise == 0.1
+        return [(await engine.submit([picture(99)], each)[0]).exit for each in contracts]
+
+
+async def test_a_broken_promise_is_reported_and_kept_where_nothing_else_was_ordered():
+    assert await broken("report", [Contract(LOOSE.rule, None, LOOSE.promise, (STRICT, FULL_DEPTH))]) == [1]
+
+
+async def test_a_broken_promise_falls_back_to_the_next_that_holds():
+    contracts = [
+        Contract(LOOSE.rule, None, LOOSE.promise, (STRICT, FULL_DEPTH)),
+        Contract(STRICT.rule, None, STRICT.promise, (FULL_DEPTH,)),
+        Contract(LOOSE.rule),
+    ]
+    assert await broken("tighten", contracts) == [3, 3, 1]
+
+
+async def test_a_broken_promise_falls_back_to_full_depth_where_that_was_ordered():
+    contracts = [
+        Contract(LOOSE.rule, None, LOOSE.promise, (STRICT, FULL_DEPTH)),
+        Contract(STRICT.rule, None, STRICT.promise, (FULL_DEPTH,)),
+    ]
+    assert await broken("full-depth", contracts) == [4, 3]
+
+
+# ---- brownout -----------------------------------------------------------------------------------
+
+
+async def test_under_load_thresholds_are_lowered_as_far_as_the_contract_allows():
+    runner, observer = ScriptedRunner(dict.fromkeys(range(50), (0.6, 0.6, 0.6, 0.99)), step_s=1.0), Recorder()
+    brownout = Brownout(BrownoutLimits(high_s=2.0, low_s=0.5, lower_every_s=0.0, raise_every_s=0.0), levels=1)
+    allows, insists = Contract(STRICT.rule, looser=(LOOSE,)), Contract(STRICT.rule)
+    async with started(runner, observer, keeper=Keeper(NUM_STAGES, brownout=brownout), max_wait_s=1e9) as engine:
+        [calm] = await asyncio.gather(*engine.submit([picture(0)], allows))
+        assert (calm.exit, calm.reason) == (4, ExitReason.FINAL)
+        runner.gated = True
+        blocker = engine.submit([picture(1)], insists)
+        await runner.entered()
+        crowd = engine.submit([picture(n) for n in range(2, 6)], insists)
+        lowered, kept = engine.submit([picture(6)], allows)[0], engine.submit([picture(7)], insists)[0]
+        runner.let_all()
+        await asyncio.gather(*blocker, *crowd)
+        assert [(one.exit, one.reason) for one in (await lowered, await kept)] == [
+            (1, ExitReason.BROWNOUT),
+            (4, ExitReason.FINAL),
+        ]
+        [recovered] = await asyncio.gather(*engine.submit([picture(8)], allows))
+        assert recovered.exit == 4
+    assert observer.levels == [1, 0]
+
+
+async def test_who_would_have_left_anyway_does_not_leave_for_the_brownout():
+    runner, observer = ScriptedRunner({1: (0.99, 0.99, 0.99, 0.99)}), Recorder()
+    brownout = Brownout(BrownoutLimits(high_s=1.0, low_s=0.0, lower_every_s=0.0), levels=1)
+    brownout.update(0.0, 9.0)
+    async with started(runner, observer, keeper=Keeper(NUM_STAGES, brownout=brownout)) as engine:
+        [answer] = await asyncio.gather(*engine.submit([picture(1)], Contract(STRICT.rule, looser=(LOOSE,))))
+    assert (answer.exit, answer.reason) == (1, ExitReason.CONFIDENT)
+
+
+# ---- deadlines ----------------------------------------------------------------------------------
+
+
+async def timed(deadline_s: float) -> tuple[list[int], object]:
+    """The stages run for one sample whose deadline is so many seconds away, where each stage takes one; its outcome."""
+    runner, observer = ScriptedRunner(step_s=1.0), Recorder()
+    async with started(runner, observer) as engine:
+        engine._scheduler.step_s = CostProfile(32, (1,), ((1.0,),) * NUM_STAGES).seconds
+        [future] = engine.submit([picture(1)], contract(1.0, deadline_s=runner.clock() + deadline_s))
+        [outcome] = await asyncio.gather(future, return_exceptions=True)
+    return [stage for stage, _ in runner.steps], outcome
+
+
+async def test_no_stage_is_begun_that_cannot_end_in_time():
+    stages, answer = await timed(2.5)
+    assert stages == [1, 2]
+    assert (answer.exit, answer.reason) == (2, ExitReason.DEADLINE)  # type: ignore[attr-defined]
+
+
+async def test_where_not_even_the_first_stage_would_end_in_time_nothing_is_run():
+    stages, outcome = await timed(0.5)
+    assert stages == []
+    assert isinstance(outcome, DeadlineExceeded)
