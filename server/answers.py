@@ -12,28 +12,38 @@ from starlette.responses import Response
 from models.exit_policy import ranking
 from server.engine.request import Answer
 from server.images import MEDIA_TYPES
-from server.parameters import Terms
 from server.registry import Registry, ServedModel
+from server.terms import Terms
 
 
 def prediction_response(
-    served: ServedModel, terms: Terms, answers: Sequence[Answer], decode_s: float, started_s: float
+    served: ServedModel,
+    terms: Terms,
+    answers: Sequence[Answer],
+    decode_s: float,
+    started_s: float,
+    private: bool = False,
 ) -> Response:
-    """The answer to one request. decode_s: time until all pictures were decoded; started_s: when it came."""
+    """The answer to one request. decode_s: time until all pictures were decoded; started_s: when it came.
+
+    private: without anything that tells how deep a picture went: exit, reason, compute, times.
+    """
+    content: dict[str, Any] = {
+        "model": served.bundle.name,
+        "version": served.bundle.version,
+        "predictions": [_prediction(served, terms, answer, private) for answer in answers],
+        "contract": terms.told,
+    }
+    if private:
+        return json_response(content)
     queue_ms = max(answer.queue_s for answer in answers) * 1000
     inference_ms = max(answer.inference_s for answer in answers) * 1000
     decode_ms = decode_s * 1000
-    content = {
-        "model": served.bundle.name,
-        "version": served.bundle.version,
-        "predictions": [_prediction(served, terms, answer) for answer in answers],
-        "contract": terms.contract,
-        "timing_ms": {
-            "decode": round(decode_ms, 3),
-            "queue": round(queue_ms, 3),
-            "inference": round(inference_ms, 3),
-            "total": round((time.monotonic() - started_s) * 1000, 3),
-        },
+    content["timing_ms"] = {
+        "decode": round(decode_ms, 3),
+        "queue": round(queue_ms, 3),
+        "inference": round(inference_ms, 3),
+        "total": round((time.monotonic() - started_s) * 1000, 3),
     }
     headers = {
         "Server-Timing": f"decode;dur={decode_ms:.3f}, queue;dur={queue_ms:.3f}, inference;dur={inference_ms:.3f}"
@@ -86,27 +96,31 @@ def model_facts(served: ServedModel, registry: Registry) -> dict[str, Any]:
             for k in range(served.num_exits)
         ],
         "operating_points": list(bundle.operating_points),
+        "certificate": bundle.certificate and {**bundle.certificate.as_json(), "version": bundle.certificate.version},
         "training": bundle.training,
         "parameters": cost.total_parameters,
         "multiply_adds": spent[-1],
     }
 
 
-def _prediction(served: ServedModel, terms: Terms, answer: Answer) -> dict[str, Any]:
+def _prediction(served: ServedModel, terms: Terms, answer: Answer, private: bool) -> dict[str, Any]:
     labels = served.bundle.labels
-    prediction = {
+    prediction: dict[str, Any] = {
         "label": labels[answer.class_id],
         "class_id": answer.class_id,
         "confidence": round(answer.confidence, 6),
-        "exit": answer.exit,
-        "exits": served.num_exits,
-        "exit_reason": answer.reason.value,
-        "compute": served.compute[answer.exit - 1],
-        "top_k": [
-            {"label": labels[class_id], "class_id": class_id, "probability": round(probability, 6)}
-            for class_id, probability in _most_probable(answer, terms.top_k)
-        ],
     }
+    if not private:
+        prediction |= {
+            "exit": answer.exit,
+            "exits": served.num_exits,
+            "exit_reason": answer.reason.value,
+            "compute": served.compute[answer.exit - 1],
+        }
+    prediction["top_k"] = [
+        {"label": labels[class_id], "class_id": class_id, "probability": round(probability, 6)}
+        for class_id, probability in _most_probable(answer, terms.top_k)
+    ]
     if terms.detail:
         prediction["visited"] = [
             {

@@ -40,13 +40,12 @@ class Refusal:
     retry_after_s: float
 
 
+@dataclass
 class Charge:
-    """What one request was taken in for; `spent` and `deep` are set by whoever knows what became of it."""
+    """Multiply-adds spent on one request, and those of them beyond exit 1; set by whoever knows."""
 
-    __slots__ = ("deep", "spent")
-
-    def __init__(self, worst: float) -> None:
-        self.spent, self.deep = worst, 0.0
+    spent: float = 0.0
+    deep: float = 0.0
 
 
 @dataclass
@@ -64,10 +63,10 @@ class _Recent:
 
 
 class _Client:
-    __slots__ = ("compute", "inflight", "recent", "refilled_s")
+    __slots__ = ("compute", "held", "inflight", "recent", "refilled_s")
 
     def __init__(self, compute: float, now_s: float) -> None:
-        self.inflight, self.compute, self.refilled_s = 0, compute, now_s
+        self.inflight, self.held, self.compute, self.refilled_s = 0, 0, compute, now_s
         self.recent = _Recent()
 
 
@@ -84,15 +83,19 @@ class ClientLedger:
         """Clients that are remembered."""
         return len(self._clients)
 
-    def refusal(self, client: str, worst: float, now_s: float, contended: bool) -> Refusal | None:
+    def too_many(self, client: str, now_s: float) -> Refusal | None:
+        """Why one more request is refused, whatever it asks for; None where it is not."""
+        limit = self._limits.max_inflight
+        full = limit and self._account(client, now_s).inflight >= limit
+        return Refusal("max_inflight", 1.0) if full else None
+
+    def too_much(self, client: str, worst: float, now_s: float, contended: bool) -> Refusal | None:
         """Why a request that may cost `worst` multiply-adds is refused now; None where it is not.
 
         contended: whether requests wait for the work at hand. A request larger than the whole burst is taken in where
         the burst is there, and paid off.
         """
         limits, account = self._limits, self._account(client, now_s)
-        if limits.max_inflight and account.inflight >= limits.max_inflight:
-            return Refusal("max_inflight", 1.0)
         wanted = min(worst, self._burst)
         if limits.compute_per_s and account.compute < wanted:
             return Refusal("compute_per_s", (wanted - account.compute) / limits.compute_per_s)
@@ -101,19 +104,29 @@ class ClientLedger:
         return None
 
     @contextmanager
-    def charged(self, client: str, worst: float, now_s: float) -> Iterator[Charge]:
-        """Take a request in; what it is charged for at the end is what its Charge says then."""
+    def place(self, client: str, now_s: float) -> Iterator[None]:
+        """One unanswered request."""
         account = self._account(client, now_s)
         account.inflight += 1
-        account.compute -= worst
         for recent in (account.recent, self._all):
             recent.refresh(now_s)
             recent.requests += 1.0
-        charge = Charge(worst)
+        try:
+            yield
+        finally:
+            account.inflight -= 1
+
+    @contextmanager
+    def charged(self, client: str, worst: float, now_s: float) -> Iterator[Charge]:
+        """Hold `worst` multiply-adds of a client's account; in the end what its Charge says was spent stays away."""
+        account = self._account(client, now_s)
+        account.compute -= worst
+        account.held += 1
+        charge = Charge()
         try:
             yield charge
         finally:
-            account.inflight -= 1
+            account.held -= 1
             account.compute += worst - charge.spent
             account.recent.deep += charge.deep
             self._all.deep += charge.deep
@@ -141,5 +154,5 @@ class ClientLedger:
         """Let go of those whose account is as a new one's would be, but for what they did lately."""
         for name, account in list(self._clients.items()):
             self._refill(account, now_s)
-            if not account.inflight and account.compute >= self._burst:
+            if not (account.inflight or account.held) and account.compute >= self._burst:
                 del self._clients[name]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
 from difflib import get_close_matches
 from typing import Annotated, Any
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 from pydantic_core import ErrorDetails, PydanticCustomError
 
-from models.exit_policy import ExitRule
-from server.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
-from server.registry import ServedModel
+from server.problems import INVALID_PARAMETER, Problem
 
 LONGEST_DEADLINE_MS = 3_600_000
 MOST_THRESHOLDS = 64
@@ -62,8 +59,14 @@ class Parameters(BaseModel):
     max_disagreement: Fraction | None = Field(
         default=None,
         description="Certified contract: at most this fraction may differ from the full-depth answer. "
-        "Needs a bundle with a certificate.",
+        "Needs a bundle with a certificate; what it certifies is told by GET /v1/models/{model}.",
         examples=[0.01],
+    )
+    degrade_to: Fraction | None = Field(
+        default=None,
+        description="While the server is overloaded and gives way: up to this fraction may differ from the full-depth "
+        "answer. Default: the server's setting for requests that name no contract, else nothing beyond the contract.",
+        examples=[0.05],
     )
     min_exit: Annotated[Integer, Field(ge=1)] | None = Field(
         default=None, description="Answer at this exit or deeper. Default 1.", examples=[1]
@@ -90,6 +93,7 @@ ALLOWED: Mapping[str, str] = {
     "threshold": "a number in [0, 1]",
     "thresholds": "numbers in [0, 1], one per early exit, such as 0.9,0.8,0.7",
     "max_disagreement": "a number in [0, 1]",
+    "degrade_to": "a number in [0, 1]",
     "min_exit": "a whole number of at least 1",
     "max_exit": "a whole number of at least 1",
     "deadline_ms": f"a number above 0 and up to {LONGEST_DEADLINE_MS}",
@@ -131,52 +135,6 @@ def refuse_repeated(names: Iterable[str]) -> None:
         seen.add(name)
 
 
-@dataclass(frozen=True)
-class Terms:
-    """Parameters made concrete for one served model: when its pictures leave, and how the answer says so."""
-
-    rule: ExitRule
-    deadline_ms: float | None
-    top_k: int
-    detail: bool
-    contract: dict[str, Any]
-
-
-def make_terms(parameters: Parameters, served: ServedModel, default_deadline_ms: float) -> Terms:
-    """The terms for a model of K exits. Raises Problem (422) where they ask for what the model does not have."""
-    num_exits, bundle = served.num_exits, served.bundle
-    if parameters.max_disagreement is not None:
-        raise Problem(
-            NOT_CERTIFIED,
-            f"this bundle has no certificate yet ({bundle.name}, version {bundle.version}): "
-            "ask with threshold or thresholds instead of max_disagreement",
-            parameters=["max_disagreement"],
-        )
-    for name in ("min_exit", "max_exit"):
-        _within(name, getattr(parameters, name), num_exits, f"{bundle.name} has exits 1 to {num_exits}")
-    _within("top_k", parameters.top_k, len(bundle.labels), f"{bundle.name} knows {len(bundle.labels)} classes")
-    contract: dict[str, Any]
-    if parameters.thresholds is not None:
-        if len(parameters.thresholds) != num_exits - 1:
-            raise Problem(
-                INVALID_PARAMETER,
-                f"thresholds has {len(parameters.thresholds)} numbers: give {num_exits - 1}, one per early exit "
-                f"of {bundle.name}",
-                parameters=["thresholds"],
-            )
-        thresholds = tuple(parameters.thresholds)
-        contract = {"thresholds": parameters.thresholds}
-    else:
-        threshold = bundle.threshold if parameters.threshold is None else parameters.threshold
-        thresholds = (threshold,) * (num_exits - 1)
-        contract = {"threshold": threshold}
-    deadline_ms = parameters.deadline_ms or default_deadline_ms or None
-    bounds = {"min_exit": parameters.min_exit, "max_exit": parameters.max_exit, "deadline_ms": deadline_ms}
-    contract |= {name: value for name, value in bounds.items() if value is not None}
-    rule = ExitRule(thresholds, parameters.min_exit or 1, parameters.max_exit or num_exits)
-    return Terms(rule, deadline_ms, parameters.top_k, parameters.detail, contract)
-
-
 def _check_together(parameters: Parameters) -> None:
     ways = [name for name in ("threshold", "thresholds", "max_disagreement") if getattr(parameters, name) is not None]
     if len(ways) > 1:
@@ -185,12 +143,17 @@ def _check_together(parameters: Parameters) -> None:
     if low is not None and high is not None and low > high:
         detail = f"min_exit {low} is above max_exit {high}: min_exit <= max_exit must hold"
         raise Problem(INVALID_PARAMETER, detail, parameters=["min_exit", "max_exit"])
-
-
-def _within(name: str, value: int | None, limit: int, reason: str) -> None:
-    if value is not None and value > limit:
-        detail = f"{name} {value} is out of range: give a whole number from 1 to {limit}; {reason}"
-        raise Problem(INVALID_PARAMETER, detail, parameters=[name])
+    certain, degraded = parameters.max_disagreement, parameters.degrade_to
+    if certain is not None and degraded is not None and degraded < certain:
+        detail = f"degrade_to {degraded} is below max_disagreement {certain}: max_disagreement <= degrade_to must hold"
+        raise Problem(INVALID_PARAMETER, detail, parameters=["max_disagreement", "degrade_to"])
+    bounds = [name for name in ("min_exit", "max_exit") if getattr(parameters, name) is not None]
+    for name in ("max_disagreement", "degrade_to"):
+        if bounds and getattr(parameters, name) is not None:
+            detail = (
+                f"{name} and {bounds[0]} contradict each other: what is certified is certified for all exits; give one"
+            )
+            raise Problem(INVALID_PARAMETER, detail, parameters=[name, *bounds])
 
 
 def _sentence(name: str, error: ErrorDetails, known: list[str]) -> str:

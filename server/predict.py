@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import Counter
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
+from dataclasses import replace
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -15,14 +14,16 @@ from starlette.types import Receive
 from server.answers import prediction_response
 from server.bodies import Submission, parse_body, parse_query, read_body
 from server.engine.errors import EngineError
-from server.engine.request import Answer, Contract
+from server.engine.request import Answer
 from server.exchange import Exchange
 from server.images import Decoder, Picture
+from server.limits import ClientLedger, Refusal
 from server.metrics import NO_MODEL, UPLOADING, Metrics
-from server.parameters import Terms, make_terms, parse_parameters
-from server.problems import CLIENT_LIMIT, DRAINING, NOT_READY, Problem, from_engine, retry_after
+from server.parameters import parse_parameters
+from server.problems import CLIENT_LIMIT, DRAINING, INVALID_PARAMETER, NOT_READY, Problem, from_engine, retry_after
 from server.registry import Registry, ServedModel
 from server.settings import Settings
+from server.terms import Defaults, Terms, make_terms
 
 # Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
 INLINE_BODY_BYTES = 64 * 1024
@@ -36,7 +37,8 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._decoder = decoder
-        self._inflight: Counter[str] = Counter()
+        self._ledger = ClientLedger(settings.client_limits)
+        self._defaults = Defaults(settings.deadline_ms, settings.brownout_to)
 
     async def answer(self, request: Request, name: str = "") -> Response:
         """One request to the model `name`, "" for the default. Raises what server/problems.py translates."""
@@ -45,14 +47,30 @@ class Predictor:
         exchange.model = self._registry.find(name or self._registry.default_name).bundle.name
         self._refuse_unless_ready()
         self._refuse_while_overloaded(exchange.model)
-        with self._place_for(exchange.client):
+        self._refuse_beyond(self._ledger.too_many(exchange.client, exchange.started_s))
+        with self._ledger.place(exchange.client, exchange.started_s):
             submission = await self._receive(request)
             parameters = parse_parameters(submission.parameters, submission.body_names)
             served = self._registry.find(exchange.model, parameters.version)
-            terms = make_terms(parameters, served, self._settings.deadline_ms)
-            pictures, decode_s = await self._decode(submission.images, served)
-            answers = await self._infer(pictures, served, terms, exchange, request.receive)
-        return prediction_response(served, terms, answers, decode_s, exchange.started_s)
+            terms = make_terms(parameters, served, self._defaults)
+            if self._settings.private and terms.detail:
+                detail = "detail tells exits, and this server keeps them to itself: leave it out"
+                raise Problem(INVALID_PARAMETER, detail, parameters=["detail"])
+            worst = float(served.spent(terms.contract.rule.max_exit) * len(submission.images))
+            busy = served.engine.inflight_samples > self._settings.max_batch_size
+            self._refuse_beyond(self._ledger.too_much(exchange.client, worst, time.monotonic(), contended=busy))
+            with self._ledger.charged(exchange.client, worst, time.monotonic()) as charge:
+                pictures, decode_s = await self._decode(submission.images, served)
+                futures = self._submit(pictures, served, terms, exchange)
+                charge.spent = worst
+                answers = await answers_while_connected(futures, request.receive)
+                charge.spent = float(sum(served.spent(answer.exit) for answer in answers))
+                charge.deep = charge.spent - served.spent(1) * len(answers)
+        response = prediction_response(
+            served, terms, answers, decode_s, exchange.started_s, private=self._settings.private
+        )
+        await self._until_next_step(exchange.started_s)
+        return response
 
     def _refuse_unless_ready(self) -> None:
         reason = self._registry.why_not_ready()
@@ -67,19 +85,30 @@ class Predictor:
         if len(overloads) == len(engines):
             raise min(overloads, key=lambda overload: overload.retry_after_s)
 
-    @contextmanager
-    def _place_for(self, client: str) -> Iterator[None]:
-        limit = self._settings.client_max_inflight
-        if limit and self._inflight[client] >= limit:
-            detail = f"you have {limit} unanswered requests, which is the limit: wait for one of them"
-            raise Problem(CLIENT_LIMIT, detail, retry_after(1), limit_requests=limit)
-        self._inflight[client] += 1
-        try:
-            yield
-        finally:
-            self._inflight[client] -= 1
-            if not self._inflight[client]:
-                del self._inflight[client]
+    def _refuse_beyond(self, refusal: Refusal | None) -> None:
+        if refusal is not None:
+            detail, fields = self._beyond(refusal)
+            raise Problem(CLIENT_LIMIT, detail, retry_after(refusal.retry_after_s), limit=refusal.limit, **fields)
+
+    def _beyond(self, refusal: Refusal) -> tuple[str, dict[str, float]]:
+        limits = self._settings.client_limits
+        match refusal.limit:
+            case "max_inflight":
+                number = limits.max_inflight
+                text = f"you have {number} unanswered requests, which is the limit: wait for one of them"
+                return text, {"limit_requests": number}
+            case "compute_per_s":
+                text = "your pictures take more computing than you may ask for: send fewer, or ask for less depth"
+                return text, {"limit_multiply_adds_per_s": limits.compute_per_s}
+            case _:
+                text = "others wait, and most of the deep work at hand is yours: try again, or ask for less depth"
+                return text, {"limit_share": limits.deep_share}
+
+    async def _until_next_step(self, started_s: float) -> None:
+        """Where answers come in steps, so that their time tells little of a picture: wait for the next one."""
+        step_s = self._settings.answer_step_ms / 1000
+        if step_s:
+            await asyncio.sleep(-(time.monotonic() - started_s) % step_s)
 
     async def _receive(self, request: Request) -> Submission:
         query = parse_query(request.scope["query_string"])
@@ -104,12 +133,13 @@ class Predictor:
         self._metrics.decode_duration.labels(served.bundle.name).observe(decode_s)
         return pictures, decode_s
 
-    async def _infer(
-        self, pictures: list[Picture], served: ServedModel, terms: Terms, exchange: Exchange, receive: Receive
-    ) -> list[Answer]:
-        deadline_s = None if terms.deadline_ms is None else exchange.started_s + terms.deadline_ms / 1000
-        futures = served.engine.submit(pictures, Contract(terms.rule, deadline_s))
-        return await answers_while_connected(futures, receive)
+    def _submit(
+        self, pictures: list[Picture], served: ServedModel, terms: Terms, exchange: Exchange
+    ) -> list[asyncio.Future[Answer]]:
+        contract = terms.contract
+        if terms.deadline_ms is not None:
+            contract = replace(contract, deadline_s=exchange.started_s + terms.deadline_ms / 1000)
+        return served.engine.submit(pictures, contract)
 
 
 async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> list[Answer]:

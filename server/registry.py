@@ -71,6 +71,10 @@ class ServedModel:
         """K."""
         return len(self.compute)
 
+    def spent(self, exit: int) -> int:
+        """Multiply-adds of a picture that leaves at exit 1..K, all heads on the way included."""
+        return self.cost.sequential_multiply_adds[exit - 1]
+
 
 class Registry:
     """Served models in the order given; the first is the default, and of a model the first version is.

@@ -38,19 +38,43 @@ class Prediction(Answered):
     label: str = Field(examples=["rocket"])
     class_id: int = Field(examples=[69])
     confidence: float = Field(description="Calibrated probability of the label.", examples=[0.974])
-    exit: int = Field(description="Where the picture left, 1..exits.", examples=[2])
-    exits: int = Field(description="Exits of the model.", examples=[4])
-    exit_reason: ExitReason
-    compute: float = Field(description="Share of the full depth's multiply-adds that was spent.", examples=[0.53])
+    exit: int | None = Field(
+        default=None,
+        description="Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
+        examples=[2],
+    )
+    exits: int | None = Field(default=None, description="Exits of the model.", examples=[4])
+    exit_reason: ExitReason | None = None
+    compute: float | None = Field(
+        default=None, description="Share of the full depth's multiply-adds that was spent.", examples=[0.53]
+    )
     top_k: list[ClassProbability]
     visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")
 
 
+class CertifiedTerms(Answered):
+    """What stands behind a certified contract: the model's `certificate` has the rest."""
+
+    max_disagreement: float = Field(description="The certified point that is applied: at most what was asked for.")
+    bound: float = Field(description="Upper confidence bound of the disagreement with the full-depth answer.")
+    delta: float = Field(description="The chance, over the draw of the certifying pictures, that it does not hold.")
+    pictures: int = Field(description="How many pictures certified it.")
+    calibration: str = Field(description="Which calibration: its date and its pictures' fingerprint.")
+
+
 class AppliedContract(Answered):
-    """What was applied: threshold or thresholds, and the bounds that were set."""
+    """What was applied: threshold, thresholds or a certified contract, and the bounds that were set."""
 
     threshold: float | None = None
+    disagreement_bound: float | None = Field(
+        default=None,
+        description="Of the threshold: upper confidence bound of the disagreement with the full-depth answer, valid "
+        "for all thresholds at once. Where the bundle has a certificate and no bound on depth was set.",
+    )
     thresholds: list[float] | None = None
+    max_disagreement: float | None = None
+    certified: CertifiedTerms | None = None
+    degrade_to: float | None = None
     min_exit: int | None = None
     max_exit: int | None = None
     deadline_ms: float | None = None
@@ -72,7 +96,7 @@ class PredictionAnswer(Answered):
     version: str = Field(examples=["1"])
     predictions: list[Prediction]
     contract: AppliedContract
-    timing_ms: Timing
+    timing_ms: Timing | None = Field(default=None, description="Not in private mode.")
 
 
 class InputFacts(Answered):
@@ -126,6 +150,10 @@ class ModelFacts(Answered):
     threshold: float
     exits: list[ExitFacts]
     operating_points: list[dict[str, Any]]
+    certificate: dict[str, Any] | None = Field(
+        description="What is certified: points (max_disagreement, thresholds, bound, compute, exit mix), bounds for "
+        "any single threshold, delta, pictures, data, fingerprint and date; null where nothing is."
+    )
     training: dict[str, Any]
     parameters: int
     multiply_adds: int = Field(description="Of one picture at full depth, all heads included.")

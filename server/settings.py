@@ -12,6 +12,8 @@ from typing import Annotated, get_args, get_type_hints
 
 import typer
 
+from server.limits import ClientLimits
+
 RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
 POLICIES = ("cost-model", "full-first", "fullest-first", "run-to-completion")
@@ -121,6 +123,30 @@ class Settings:
             min=0, help="Most unanswered requests of one client (key or address); beyond it, 429. 0: no limit."
         ),
     ] = 0
+    client_gmacs_per_s: Annotated[
+        float,
+        typer.Option(
+            min=0, help="Most billions of multiply-adds a second for one client; beyond it, 429. 0: no limit."
+        ),
+    ] = 0.0
+    client_burst_s: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds of that which a client may save up and spend at once.")
+    ] = 10.0
+    client_deep_share: Annotated[
+        float,
+        typer.Option(
+            min=0.01,
+            max=1,
+            help="Most of the work beyond exit 1 that one client may cause while others wait too; beyond it, 429.",
+        ),
+    ] = 1.0
+    private: Annotated[
+        bool, typer.Option(help="Tell nobody at which exit a picture left, nor how long it took there.")
+    ] = False
+    answer_step_ms: Annotated[
+        float,
+        typer.Option(min=0, max=10_000, help="Answer after a multiple of so many milliseconds only; 0: at once."),
+    ] = 0.0
     drain_delay_s: Annotated[
         float,
         typer.Option(min=0, max=3600, help="After SIGTERM: seconds of answering 'not ready' before the port closes."),
@@ -163,6 +189,13 @@ class Settings:
                 f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "
                 "taken in; raise the one or lower the other"
             )
+
+    @property
+    def client_limits(self) -> ClientLimits:
+        """Of each client."""
+        return ClientLimits(
+            self.client_max_inflight, self.client_gmacs_per_s * 1e9, self.client_burst_s, self.client_deep_share
+        )
 
     @property
     def max_body_bytes(self) -> int:

@@ -214,7 +214,7 @@ async def test_a_parameter_in_query_and_body_is_given_twice(site, encode):
 
 async def test_max_disagreement_needs_a_certificate(site, encode):
     response = await site.client.post("/v1/predict?max_disagreement=0.01", content=encode())
-    assert_problem(response, 422, "not-certified", "this bundle has no certificate yet")
+    assert_problem(response, 422, "not-certified", "certifies nothing", "offramp calibrate")
 
 
 @pytest.mark.parametrize(
