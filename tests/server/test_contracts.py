@@ -1,0 +1,255 @@
+"""Contracts over HTTP: what is certified is kept and told, what is not is refused with what could be."""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+from dataclasses import replace
+
+import httpx
+import pytest
+
+from models.bundle import Bundle
+from models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from models.cost import count_cost
+from server.engine.request import Promise
+from server.schemas import ModelFacts, PredictionAnswer
+from server.settings import Settings
+
+STRICT, MIDDLE, LOOSE = (0.9, 0.8, 1.0), (0.6, 0.5, 0.5), (0.2, 0.2, 0.2)
+NEVER = (1.0, 1.0, 1.0)
+
+
+def point(max_disagreement: float, thresholds: tuple[float, ...]) -> CertifiedPoint:
+    observed, bound = 0.5 * max_disagreement, 0.9 * max_disagreement
+    return CertifiedPoint(max_disagreement, thresholds, observed, bound, 0.0, 0.01, 0.5, (0.7, 0.1, 0.1, 0.1))
+
+
+CERTIFICATE = Certificate(
+    delta=0.05,
+    pictures=3000,
+    data="three thousand pictures",
+    fingerprint="ab" * 32,
+    date="2026-11-26",
+    points=(point(0.01, STRICT), point(0.05, MIDDLE), point(0.1, LOOSE)),
+    any_threshold=(ThresholdBound(0.0, 0.4), ThresholdBound(0.5, 0.08), ThresholdBound(0.8, 0.03)),
+)
+
+
+@pytest.fixture
+def certified(bundle: Bundle) -> Bundle:
+    return replace(bundle, certificate=CERTIFICATE)
+
+
+@pytest.fixture
+async def site(serve, certified):
+    async with serve(bundles=[certified]) as site:
+        yield site
+
+
+async def told(site, encode, query: str) -> dict:
+    response = await site.client.post(f"/v1/predict?{query}", content=encode())
+    assert response.status_code == 200, response.text
+    PredictionAnswer.model_validate(response.json())
+    return response.json()["contract"]
+
+
+async def refused(site, encode, query: str) -> dict:
+    response = await site.client.post(f"/v1/predict?{query}", content=encode())
+    assert response.status_code == 422, response.text
+    return response.json()
+
+
+async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(site, encode):
+    picture = encode()
+    raw = await site.client.post("/v1/predict?max_disagreement=0.05", content=picture)
+    form = await site.client.post("/v1/predict", files={"image": picture}, data={"max_disagreement": "0.05"})
+    images = [base64.b64encode(picture).decode()]
+    plain = await site.client.post("/v1/predict", json={"images": images, "max_disagreement": 0.05})
+    for response in (raw, form, plain):
+        PredictionAnswer.model_validate(response.json())
+        assert response.json()["contract"] == {
+            "max_disagreement": 0.05,
+            "certified": {
+                "max_disagreement": 0.05,
+                "bound": 0.9 * 0.05,
+                "delta": 0.05,
+                "pictures": 3000,
+                "calibration": "2026-11-26-abababab",
+            },
+            "thresholds": list(MIDDLE),
+        }
+    for contract in site.engine.contracts:
+        assert contract.rule.thresholds == MIDDLE
+        assert contract.promise == Promise(0.05, certified=True)
+        assert [rung.rule.thresholds for rung in contract.stricter] == [STRICT, NEVER]
+        assert contract.looser == ()
+
+
+async def test_what_lies_between_two_points_is_kept_by_the_stricter(site, encode):
+    contract = await told(site, encode, "max_disagreement=0.09")
+    assert contract["certified"]["max_disagreement"] == 0.05
+    assert site.engine.contracts[0].rule.thresholds == MIDDLE
+
+
+async def test_what_cannot_be_certified_is_refused_with_what_can(site, encode):
+    problem = await refused(site, encode, "max_disagreement=0.005")
+    assert problem["type"] == "urn:offramp:problem:not-certified"
+    assert problem["certified"] == [0.01, 0.05, 0.1]
+    assert "0.01, 0.05, 0.1" in problem["detail"]
+    assert site.engine.contracts == []
+
+
+@pytest.mark.parametrize(
+    ("query", "named"),
+    [
+        ("max_disagreement=0.05&min_exit=2", ["max_disagreement", "min_exit"]),
+        ("max_disagreement=0.05&max_exit=2", ["max_disagreement", "max_exit"]),
+        ("degrade_to=0.05&max_exit=2", ["degrade_to", "max_exit"]),
+        ("max_disagreement=0.05&degrade_to=0.01", ["max_disagreement", "degrade_to"]),
+        ("max_disagreement=0.05&threshold=0.5", ["threshold", "max_disagreement"]),
+    ],
+)
+async def test_contracts_that_contradict_themselves_are_refused(site, encode, query, named):
+    problem = await refused(site, encode, query)
+    assert problem["type"] == "urn:offramp:problem:invalid-parameter"
+    assert problem["parameters"] == named
+
+
+async def test_a_threshold_is_told_what_is_known_of_it(site, encode):
+    assert await told(site, encode, "threshold=0.6") == {"threshold": 0.6, "disagreement_bound": 0.08}
+    assert await told(site, encode, "threshold=1") == {"threshold": 1.0, "disagreement_bound": 0.0}
+    assert site.engine.contracts[0].promise == Promise(0.08, certified=False)
+    # Nothing is known where depth is bounded, or of several thresholds.
+    assert await told(site, encode, "threshold=0.6&max_exit=3") == {"threshold": 0.6, "max_exit": 3}
+    assert await told(site, encode, "thresholds=0.6,0.6,0.6") == {"thresholds": [0.6, 0.6, 0.6]}
+    assert [contract.promise for contract in site.engine.contracts[2:]] == [None, None]
+
+
+async def test_degrade_to_allows_certified_points_beyond_what_is_promised(site, encode):
+    contract = await told(site, encode, "max_disagreement=0.01&degrade_to=0.07")
+    assert contract["degrade_to"] == 0.07
+    assert (await told(site, encode, "threshold=0.6&degrade_to=1"))["degrade_to"] == 1.0
+    by_certificate, by_threshold = site.engine.contracts
+    assert [rung.rule.thresholds for rung in by_certificate.looser] == [MIDDLE]
+    # The threshold's own bound is 0.08.
+    assert [rung.rule.thresholds for rung in by_threshold.looser] == [LOOSE]
+    problem = await refused(site, encode, "degrade_to=0.001")
+    assert problem["certified"] == [0.01, 0.05, 0.1]
+
+
+async def test_only_who_names_no_contract_gets_the_operators(serve, certified, encode):
+    async with serve(bundles=[certified], settings=Settings(decode_threads=1, brownout_to=0.2)) as site:
+        assert "degrade_to" not in await told(site, encode, "top_k=2")
+        await told(site, encode, "threshold=0.5")
+        await told(site, encode, "max_disagreement=0.01")
+        assert [len(contract.looser) for contract in site.engine.contracts] == [1, 0, 0]
+
+
+async def test_a_bundle_without_a_certificate_promises_nothing(serve, bundle, encode):
+    async with serve(settings=Settings(decode_threads=1, brownout_to=0.2)) as site:
+        for name in ("max_disagreement", "degrade_to"):
+            problem = await refused(site, encode, f"{name}=0.5")
+            assert problem["type"] == "urn:offramp:problem:not-certified"
+            assert problem["certified"] == []
+            assert problem["parameters"] == [name]
+        assert await told(site, encode, "threshold=0.5") == {"threshold": 0.5}
+        assert (await site.client.get("/v1/models/tiny")).json()["certificate"] is None
+
+
+async def test_the_whole_front_is_told(site):
+    facts = (await site.client.get("/v1/models/tiny")).json()
+    ModelFacts.model_validate(facts)
+    certificate = facts["certificate"]
+    assert certificate["version"] == "2026-11-26-abababab"
+    assert [one["max_disagreement"] for one in certificate["points"]] == [0.01, 0.05, 0.1]
+    assert certificate["points"][1]["thresholds"] == list(MIDDLE)
+    assert certificate["any_threshold"][1] == {"threshold": 0.5, "bound": 0.08}
+    assert (certificate["delta"], certificate["pictures"]) == (0.05, 3000)
+
+
+async def test_every_certified_promise_has_its_alarm_from_the_start(site):
+    for promise in ("threshold", "0.01", "0.05", "0.1"):
+        assert site.metric("offramp_audit_alarm", model="tiny", version="1", promise=promise) == 0
+
+
+# ---- privacy ------------------------------------------------------------------------------------
+
+
+async def test_in_private_mode_nothing_tells_how_deep_a_picture_went(serve, encode):
+    async with serve(settings=Settings(decode_threads=1, private=True)) as site:
+        responses = [await site.client.post("/v1/predict?threshold=0.3", content=encode(red)) for red in (255, 15)]
+        for response in responses:
+            answer = response.json()
+            PredictionAnswer.model_validate(answer)
+            assert set(answer) == {"model", "version", "predictions", "contract"}
+            [prediction] = answer["predictions"]
+            assert set(prediction) == {"label", "class_id", "confidence", "top_k"}
+        first, second = ({name.lower() for name in response.headers} for response in responses)
+        assert first == second
+        assert not {"x-offramp-exit", "server-timing"} & first
+        refusal = await site.client.post("/v1/predict?detail=true", content=encode())
+        assert refusal.status_code == 422
+        assert refusal.json()["parameters"] == ["detail"]
+
+
+# ---- limits in compute --------------------------------------------------------------------------
+
+
+def enough_for(pictures: float, bundle: Bundle, api_keys: str = "") -> Settings:
+    """What so many pictures at full depth cost may be spent at once, and hardly anything after that."""
+    full_depth = count_cost(bundle.config).sequential_multiply_adds[-1]
+    burst_s = 3600.0
+    gmacs_per_s = pictures * full_depth / burst_s / 1e9
+    return Settings(decode_threads=1, client_gmacs_per_s=gmacs_per_s, client_burst_s=burst_s, api_keys=api_keys)
+
+
+async def test_a_client_that_has_spent_its_compute_is_refused_and_told_when_to_come_back(serve, bundle, encode):
+    async with serve(settings=enough_for(2.5, bundle, api_keys="one,two")) as site:
+
+        async def ask(key: str) -> httpx.Response:
+            return await site.client.post("/v1/predict?threshold=1", content=encode(), headers={"X-API-Key": key})
+
+        assert [(await ask("one")).status_code for _ in range(3)] == [200, 200, 429]
+        refused = await ask("one")
+        assert refused.json()["limit"] == "compute_per_s"
+        assert int(refused.headers["Retry-After"]) > 60
+        assert (await ask("two")).status_code == 200
+        assert site.metric("offramp_rejections_total", reason="client_limit") == 2
+
+
+async def test_easy_pictures_cost_a_client_less(serve, bundle, encode):
+    async with serve(settings=enough_for(2.5, bundle)) as site:
+        # At most 0.29 of the full depth each: the next must still have room for its worst case.
+        responses = [await site.client.post("/v1/predict?threshold=0", content=encode()) for _ in range(5)]
+        assert [response.status_code for response in responses] == [200] * 5
+
+
+async def test_a_bound_on_depth_is_a_bound_on_cost(serve, bundle, encode):
+    async with serve(settings=enough_for(0.5, bundle)) as site:
+        shallow = await site.client.post("/v1/predict?threshold=1&max_exit=1", content=encode())
+        assert shallow.status_code == 200
+
+
+async def test_who_causes_most_of_the_deep_work_waits_while_others_do(serve, bundle, encode):
+    settings = Settings(decode_threads=1, api_keys="deep,easy", client_deep_share=0.5, max_batch_size=1)
+    async with serve(settings=settings) as site:
+
+        async def ask(key: str, threshold: float) -> int:
+            headers = {"X-API-Key": key}
+            url = f"/v1/predict?threshold={threshold}"
+            return (await site.client.post(url, content=encode(), headers=headers)).status_code
+
+        assert [await ask("easy", 0.0) for _ in range(3)] == [200] * 3
+        assert [await ask("deep", 1.0) for _ in range(3)] == [200] * 3
+        site.engine.holds = True
+        held = []
+        for _ in range(2):
+            site.engine.submitted.clear()
+            held.append(asyncio.create_task(ask("easy", 0.0)))
+            await site.engine.submitted.wait()
+        assert await ask("deep", 1.0) == 429
+        site.engine.release()
+        await asyncio.gather(*held)
+        site.engine.holds = False
+        assert await ask("deep", 1.0) == 200
