@@ -7,6 +7,8 @@ import time
 from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from functools import lru_cache
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -27,6 +29,12 @@ from server.settings import Settings
 # Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
 INLINE_BODY_BYTES = 64 * 1024
 
+# Whether the client hangs up is watched by a task of its own, which most answers come too early to be worth.
+UNWATCHED_S = 0.05
+
+# Sets of parameters whose terms are kept for the next who asks for the same.
+MOST_KNOWN_TERMS = 256
+
 
 class Predictor:
     """Answers prediction requests for all served models."""
@@ -37,6 +45,7 @@ class Predictor:
         self._metrics = metrics
         self._decoder = decoder
         self._inflight: Counter[str] = Counter()
+        self._known_terms = lru_cache(MOST_KNOWN_TERMS)(self._work_out)
 
     async def answer(self, request: Request, name: str = "") -> Response:
         """One request to the model `name`, "" for the default. Raises what server/problems.py translates."""
@@ -47,9 +56,7 @@ class Predictor:
         self._refuse_while_overloaded(exchange.model)
         with self._place_for(exchange.client):
             submission = await self._receive(request)
-            parameters = parse_parameters(submission.parameters, submission.body_names)
-            served = self._registry.find(exchange.model, parameters.version)
-            terms = make_terms(parameters, served, self._settings.deadline_ms)
+            served, terms = self._agree(exchange.model, submission)
             pictures, decode_s = await self._decode(submission.images, served)
             answers = await self._infer(pictures, served, terms, exchange, request.receive)
         return prediction_response(served, terms, answers, decode_s, exchange.started_s)
@@ -94,6 +101,23 @@ class Predictor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoder.pool, parse_body, content_type, body, query, max_images)
 
+    def _agree(self, model: str, submission: Submission) -> tuple[ServedModel, Terms]:
+        """Who answers, on what terms. With a raw picture come short texts alone, mostly the same as many times before.
+
+        Values from JSON are not looked up: 1 and true are equal, and mean different things.
+        """
+        given = tuple(submission.parameters.items())
+        if submission.body_names:
+            return self._work_out(model, given, submission.body_names)
+        return self._known_terms(model, given)
+
+    def _work_out(
+        self, model: str, given: tuple[tuple[str, Any], ...], body_names: Sequence[str] = ()
+    ) -> tuple[ServedModel, Terms]:
+        parameters = parse_parameters(dict(given), body_names)
+        served = self._registry.find(model, parameters.version)
+        return served, make_terms(parameters, served, self._settings.deadline_ms)
+
     async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
         if overload := served.engine.overload(len(images) + self._decoder.pending):
@@ -117,11 +141,15 @@ async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], rec
 
     Raises ClientDisconnect, or the Problem of the first picture that failed.
     """
-    watch = asyncio.create_task(_cancel_when_gone(futures, receive))
+    loop = asyncio.get_running_loop()
+    watch: list[asyncio.Task[None]] = []
+    timer = loop.call_later(UNWATCHED_S, lambda: watch.append(loop.create_task(_cancel_when_gone(futures, receive))))
     try:
-        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        await _settled(futures)
     finally:
-        watch.cancel()
+        timer.cancel()
+        for task in watch:
+            task.cancel()
         for future in futures:
             future.cancel()
     errors = [None if future.cancelled() else future.exception() for future in futures]
@@ -133,6 +161,17 @@ async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], rec
     if any(future.cancelled() for future in futures):
         raise ClientDisconnect
     return [future.result() for future in futures]
+
+
+async def _settled(futures: Sequence[asyncio.Future[Answer]]) -> None:
+    """Until all are done, or one has failed or was cancelled; which of these, they are asked themselves."""
+    if len(futures) > 1:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        return
+    # One picture, as nearly always, is spared what `asyncio.wait` sets up.
+    settled = asyncio.Event()
+    futures[0].add_done_callback(lambda _: settled.set())
+    await settled.wait()
 
 
 async def _cancel_when_gone(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> None:
