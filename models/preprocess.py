@@ -66,11 +66,12 @@ class Preprocessing:
             raise ValueError(f"std {self.std} is out of range: give numbers above 0")
 
     def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Turn the right way up, to RGB, resize the shorter side, cut the centre: uint8 (size, size, 3).
+        """Turn `image` itself the right way up, to RGB, resize the shorter side, cut the centre: uint8 (size, size, 3).
 
         Raises OSError or SyntaxError, as Pillow does, when the picture is truncated or corrupt.
         """
-        picture = to_rgb(ImageOps.exif_transpose(image))
+        ImageOps.exif_transpose(image, in_place=True)
+        picture = to_rgb(image)
         shorter = round(self.size / self.crop_fraction)
         width, height = picture.size
         scale = shorter / min(width, height)

@@ -48,6 +48,7 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
         lifespan=lifespan,
         exception_handlers=exception_handlers(),
         redirect_slashes=False,
+        telemetry={"tracing": False, "metrics": False, "logs": False},
         with_keys=keys.needed,
     )
     predictor = Predictor(registry, settings, metrics, decoder)

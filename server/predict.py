@@ -6,6 +6,8 @@ import asyncio
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import lru_cache
+from typing import Any
 
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
@@ -28,6 +30,12 @@ from server.terms import Defaults, Terms, make_terms
 # Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
 INLINE_BODY_BYTES = 64 * 1024
 
+# Whether the client hangs up is watched by a task of its own, which most answers come too early to be worth.
+UNWATCHED_S = 0.05
+
+# Sets of parameters whose terms are kept for the next who asks for the same.
+MOST_KNOWN_TERMS = 256
+
 
 class Predictor:
     """Answers prediction requests for all served models."""
@@ -39,6 +47,7 @@ class Predictor:
         self._decoder = decoder
         self._ledger = ClientLedger(settings.client_limits)
         self._defaults = Defaults(settings.deadline_ms, settings.brownout_to)
+        self._known_terms = lru_cache(MOST_KNOWN_TERMS)(self._work_out)
 
     async def answer(self, request: Request, name: str = "") -> Response:
         """One request to the model `name`, "" for the default. Raises what server/problems.py translates."""
@@ -50,27 +59,26 @@ class Predictor:
         self._refuse_beyond(self._ledger.too_many(exchange.client, exchange.started_s))
         with self._ledger.place(exchange.client, exchange.started_s):
             submission = await self._receive(request)
-            parameters = parse_parameters(submission.parameters, submission.body_names)
-            served = self._registry.find(exchange.model, parameters.version)
-            terms = make_terms(parameters, served, self._defaults)
-            if self._settings.private and terms.detail:
-                detail = "detail tells exits, and this server keeps them to itself: leave it out"
-                raise Problem(INVALID_PARAMETER, detail, parameters=["detail"])
-            worst = float(served.spent(terms.contract.rule.max_exit) * len(submission.images))
-            busy = served.engine.inflight_samples > self._settings.max_batch_size
-            self._refuse_beyond(self._ledger.too_much(exchange.client, worst, time.monotonic(), contended=busy))
-            with self._ledger.charged(exchange.client, worst, time.monotonic()) as charge:
-                pictures, decode_s = await self._decode(submission.images, served)
-                futures = self._submit(pictures, served, terms, exchange)
-                charge.spent = worst
-                answers = await answers_while_connected(futures, request.receive)
-                charge.spent = float(sum(served.spent(answer.exit) for answer in answers))
-                charge.deep = charge.spent - served.spent(1) * len(answers)
-        response = prediction_response(
-            served, terms, answers, decode_s, exchange.started_s, private=self._settings.private
-        )
+            served, terms = self._agree(exchange.model, submission)
+            response = await self._answered(submission.images, served, terms, exchange, request.receive)
         await self._until_next_step(exchange.started_s)
         return response
+
+    async def _answered(
+        self, images: Sequence[bytes], served: ServedModel, terms: Terms, exchange: Exchange, receive: Receive
+    ) -> Response:
+        """What was agreed on, paid for by the client as far as it was needed."""
+        worst = float(served.spent(terms.contract.rule.max_exit) * len(images))
+        busy = served.engine.inflight_samples > self._settings.max_batch_size
+        self._refuse_beyond(self._ledger.too_much(exchange.client, worst, time.monotonic(), contended=busy))
+        with self._ledger.charged(exchange.client, worst, time.monotonic()) as charge:
+            pictures, decode_s = await self._decode(images, served)
+            futures = self._submit(pictures, served, terms, exchange)
+            charge.spent = worst
+            answers = await answers_while_connected(futures, receive)
+            charge.spent = float(sum(served.spent(answer.exit) for answer in answers))
+            charge.deep = charge.spent - served.spent(1) * len(answers)
+        return prediction_response(served, terms, answers, decode_s, exchange.started_s, private=self._settings.private)
 
     def _refuse_unless_ready(self) -> None:
         reason = self._registry.why_not_ready()
@@ -123,6 +131,26 @@ class Predictor:
         loop = asyncio.get_running_loop()
         return await loop.run_in_executor(self._decoder.pool, parse_body, content_type, body, query, max_images)
 
+    def _agree(self, model: str, submission: Submission) -> tuple[ServedModel, Terms]:
+        """Who answers, on what terms. With a raw picture come short texts alone, mostly the same as many times before.
+
+        Values from JSON are not looked up: 1 and true are equal, and mean different things.
+        """
+        given = tuple(submission.parameters.items())
+        if submission.body_names:
+            return self._work_out(model, given, submission.body_names)
+        return self._known_terms(model, given)
+
+    def _work_out(
+        self, model: str, given: tuple[tuple[str, Any], ...], body_names: Sequence[str] = ()
+    ) -> tuple[ServedModel, Terms]:
+        parameters = parse_parameters(dict(given), body_names)
+        served = self._registry.find(model, parameters.version)
+        if self._settings.private and parameters.detail:
+            detail = "detail tells exits, and this server keeps them to itself: leave it out"
+            raise Problem(INVALID_PARAMETER, detail, parameters=["detail"])
+        return served, make_terms(parameters, served, self._defaults)
+
     async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
         if overload := served.engine.overload(len(images) + self._decoder.pending):
@@ -147,11 +175,15 @@ async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], rec
 
     Raises ClientDisconnect, or the Problem of the first picture that failed.
     """
-    watch = asyncio.create_task(_cancel_when_gone(futures, receive))
+    loop = asyncio.get_running_loop()
+    watch: list[asyncio.Task[None]] = []
+    timer = loop.call_later(UNWATCHED_S, lambda: watch.append(loop.create_task(_cancel_when_gone(futures, receive))))
     try:
-        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        await _settled(futures)
     finally:
-        watch.cancel()
+        timer.cancel()
+        for task in watch:
+            task.cancel()
         for future in futures:
             future.cancel()
     errors = [None if future.cancelled() else future.exception() for future in futures]
@@ -163,6 +195,17 @@ async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], rec
     if any(future.cancelled() for future in futures):
         raise ClientDisconnect
     return [future.result() for future in futures]
+
+
+async def _settled(futures: Sequence[asyncio.Future[Answer]]) -> None:
+    """Until all are done, or one has failed or was cancelled; which of these, they are asked themselves."""
+    if len(futures) > 1:
+        await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
+        return
+    # One picture, as nearly always, is spared what `asyncio.wait` sets up.
+    settled = asyncio.Event()
+    futures[0].add_done_callback(lambda _: settled.set())
+    await settled.wait()
 
 
 async def _cancel_when_gone(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> None:

@@ -185,6 +185,18 @@ async def test_a_client_that_leaves_while_waiting_takes_its_pictures_along(serve
         assert site.metric("offramp_inflight_samples", model="tiny") == 0
 
 
+@pytest.mark.parametrize("pictures", [1, 2])
+async def test_a_request_that_is_cut_off_by_the_server_takes_its_pictures_along(serve, encode, pictures):
+    async with serve(holds=True) as site:
+        asked = asyncio.create_task(site.client.post("/v1/predict", files=[("image", encode())] * pictures))
+        await site.engine.submitted.wait()
+        asked.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asked
+        assert site.engine.waiting == []
+        assert site.metric("offramp_cancelled_total", phase="queued") == pictures
+
+
 async def test_a_client_that_leaves_while_sending_is_counted(site, encode):
     client = Client(encode(), more=True)
     client.gone.set()

@@ -239,3 +239,30 @@ async def test_a_request_id_is_echoed_when_it_is_sane_and_made_otherwise(site):
         int(made, 16)
     request = httpx.Request("GET", "http://offramp/livez", headers=[(b"X-Request-Id", b"\xff\xfe")])
     assert len((await site.client.send(request)).headers["X-Request-Id"]) == 32
+
+
+async def test_the_same_parameters_mean_what_they_mean_to_each_model(serve, bundle, encode):
+    bundles = [bundle, replace(bundle, version="2", threshold=0.6), replace(bundle, name="other", threshold=0.7)]
+    async with serve(bundles=bundles) as site:
+
+        async def threshold(path):
+            return (await site.client.post(path, content=encode())).json()["contract"]["threshold"]
+
+        for _ in range(2):
+            assert await threshold("/v1/predict") == 0.5
+            assert await threshold("/v1/predict?version=2") == 0.6
+            assert await threshold("/v1/models/other/predict") == 0.7
+
+
+async def test_a_deadline_counts_from_its_own_request(site, encode):
+    for _ in range(2):
+        await site.client.post("/v1/predict?deadline_ms=60000", content=encode())
+    first, second = (contract.deadline_s for contract in site.engine.contracts)
+    assert first < second
+
+
+async def test_of_values_in_json_that_are_equal_one_may_be_wrong(site, encode):
+    image = base64.b64encode(encode()).decode()
+    for value, status in ((1, 200), (True, 422), (1.0, 200)):
+        asked = site.client.post("/v1/predict", json={"images": [image], "top_k": value})
+        assert (await asked).status_code == status
