@@ -19,7 +19,7 @@ from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.torch_runner import TorchRunner
 from server.loading import load_registry
 from server.metrics import Metrics
-from server.offline import read_pictures
+from server.picture_files import read_pictures
 from server.settings import Settings
 from tests.bundles import tiny_bundle
 from tests.server.engine.lively import SIZE, lively_net
