@@ -41,11 +41,12 @@ from benchmarks.stats import percentile, spread
 from benchmarks.wrk import run_wrk, wrk_path
 from models.bundle import EMBEDDED, Bundle, load_bundle
 from models.device import choose_device
-from models.exit_policy import ExitRule, leaves
+from models.exit_policy import ExitRule
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.runner import Runner
 from server.memory import freeze_heap
+from server.offline import first_exit
 
 MEBI = 2**20
 # Of what one frontend does at most, at threshold 1.
@@ -232,12 +233,7 @@ def walked(setting: Setting, threshold: float) -> list[float]:
     times = []
     for picture in setting.pictures:
         start_s = time.perf_counter()
-        states: Sequence[Any] = [picture]
-        for exit in range(1, setting.runner.num_stages + 1):
-            output = setting.runner.run(exit, states)
-            if leaves(output.probabilities_BC[0].max(), rule.limits[exit - 1]):
-                break
-            states = output.keep([0])
+        first_exit(setting.runner, picture, rule)
         times.append(time.perf_counter() - start_s)
     return times
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -26,11 +25,19 @@ class Prediction:
 
 
 def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
+    """What the server answers. Raises InferenceFailed as `first_exit` does."""
+    exit, probabilities_C = first_exit(runner, picture_HWC, rule)
+    reason = rule.reason(exit, float(probabilities_C.max()))
+    return Prediction(exit, reason, ranking(probabilities_C, len(probabilities_C)))
+
+
+def first_exit(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> tuple[int, npt.NDArray[np.float32]]:
     """Run stages until the picture's confidence passes its limit; later stages are not run.
 
-    Raises InferenceFailed, as the engine delivers it, when a stage gives no finite probabilities.
+    The exit and its probabilities. Raises InferenceFailed, as the engine delivers it, when a stage gives no finite
+    probabilities.
     """
-    states: Sequence[Any] = [picture_HWC]
+    states: Sequence[object] = [picture_HWC]
     for exit in range(1, runner.num_stages + 1):
         output = runner.run(exit, states)
         probabilities_C = output.probabilities_BC[0]
@@ -40,4 +47,4 @@ def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
         if leaves(confidence, rule.limits[exit - 1]):
             break
         states = output.keep([0])
-    return Prediction(exit, rule.reason(exit, float(confidence)), ranking(probabilities_C, len(probabilities_C)))
+    return exit, probabilities_C

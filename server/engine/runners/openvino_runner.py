@@ -18,6 +18,7 @@ from server.engine.runners.buckets import buckets
 from server.engine.runners.int8 import quantize_stages
 from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
 from server.engine.runners.runner import StepOutput
+from server.engine.runners.walk import blank, stage_seconds
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -153,11 +154,7 @@ class OpenVinoRunner:
         return min(times)
 
     def _walk(self, bucket: int) -> float:
-        states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * bucket
-        start_s = time.perf_counter()
-        for stage in self._stages:
-            states = stage.run(states, bucket).keep(range(bucket))
-        return time.perf_counter() - start_s
+        return sum(stage_seconds(self, blank(self._size, bucket), time.perf_counter))
 
 
 def native_precision(core: ov.Core) -> str:
