@@ -34,9 +34,10 @@ from benchmarks.load import ROOT
 from benchmarks.machine import provenance
 from benchmarks.options import DataRoot, DatasetName, ModelPath, parse_thresholds
 from benchmarks.peers.open_loop import OpenJob, run_open_loop
-from benchmarks.peers.processes import Running, free_port, running
 from benchmarks.peers.requests import Ask, write_requests
 from benchmarks.pictures import export_test_pictures, read_pictures
+from benchmarks.processes import Running
+from benchmarks.serving import own_server
 from benchmarks.stats import percentile, spread
 from benchmarks.wrk import run_wrk, wrk_path
 from models.bundle import EMBEDDED, Bundle, load_bundle
@@ -149,26 +150,9 @@ def prepared(options: ServerCostsOptions, folder: Path) -> Setting:
 @contextmanager
 def served(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
     """A server of one's own, and the seconds until it was ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "offramp", "serve", "--port", str(port), "--log-level", "warning"]
-    command += ["--frontends", str(frontends)]
-    if options.model is not None:
-        command += ["--model", str(options.model.resolve())]
     start_s = time.perf_counter()
-    with running(command, port, is_ready, {"PYTHONPATH": str(ROOT)}) as server:
+    with own_server(options.model, "--frontends", str(frontends)) as server:
         yield server, time.perf_counter() - start_s
-
-
-def is_ready(port: int) -> bool:
-    """What /readyz says."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
 
 
 def startup(options: ServerCostsOptions) -> dict[str, Any]:

@@ -14,8 +14,8 @@ import pytest
 from PIL import Image
 
 from benchmarks import server_costs
-from benchmarks.peers.processes import Running
 from benchmarks.pictures import Pictures, write_pictures
+from benchmarks.processes import Running
 from benchmarks.server_costs import ServerCostsOptions, growth, parse_counts, run, served
 from benchmarks.server_costs_report import server_costs_section
 
