@@ -17,10 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import typer
@@ -87,11 +87,22 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+class Start(Protocol):
+    """How a server is started; `served`, but in tests."""
+
+    def __call__(
+        self, options: ServerCostsOptions, frontends: int = 0
+    ) -> AbstractContextManager[tuple[Running, float]]:
+        """A server with so many frontends, and the seconds until it was ready."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What all measurements share. requests: a folder of ready requests for each threshold."""
+    """What all measurements share. start: a server. requests: a folder of ready requests for each threshold."""
 
     options: ServerCostsOptions
+    start: Start
     bundle: Bundle
     runner: Runner
     profile: CostProfile
@@ -108,31 +119,44 @@ class Setting:
 def run(options: ServerCostsOptions) -> int:
     """Measure the server's own costs and write the result file."""
     wrk_path()
-    head = {"benchmark": "server-costs", **provenance()}
     with tempfile.TemporaryDirectory() as folder:
-        setting = prepared(options, Path(folder))
-        document = {
-            **head,
-            **{name: getattr(options, name) for name in ("pictures", "connections", "rounds", "seconds")},
-            "served": f"{setting.bundle.name} {setting.bundle.version}",
-            "startup": startup(options),
-            "alone": alone(setting),
-            "cpu": cpu(setting),
-            "frontends": frontends(setting),
-            "memory": memory(setting),
-        }
+        export_test_pictures(options.dataset, options.data_root, options.pictures, Path(folder))
+        png = read_pictures(Path(folder))
+    document = measured(options, png)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     typer.echo(f"written to {options.output}")
     return 0
 
 
-def prepared(options: ServerCostsOptions, folder: Path) -> Setting:
+@contextmanager
+def served(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
+    """A server of one's own, and the seconds until it was ready."""
+    start_s = time.perf_counter()
+    with own_server(options.model, "--frontends", str(frontends)) as server:
+        yield server, time.perf_counter() - start_s
+
+
+def measured(options: ServerCostsOptions, png: Sequence[bytes], start: Start = served) -> dict[str, Any]:
+    """All measurements with these pictures, as the document of the result file."""
+    head = {"benchmark": "server-costs", **provenance()}
+    with tempfile.TemporaryDirectory() as folder:
+        setting = prepared(options, png, Path(folder), start)
+        return {
+            **head,
+            **{name: getattr(options, name) for name in ("pictures", "connections", "rounds", "seconds")},
+            "served": f"{setting.bundle.name} {setting.bundle.version}",
+            "startup": startup(setting),
+            "alone": alone(setting),
+            "cpu": cpu(setting),
+            "frontends": frontends(setting),
+            "memory": memory(setting),
+        }
+
+
+def prepared(options: ServerCostsOptions, png: Sequence[bytes], folder: Path, start: Start) -> Setting:
     """The network, warm, for what is measured without a server; and every request, ready to be sent."""
     bundle = load_bundle(options.model or EMBEDDED)
-    (folder / "pictures").mkdir()
-    export_test_pictures(options.dataset, options.data_root, options.pictures, folder / "pictures")
-    png = read_pictures(folder / "pictures")
     pictures = [bundle.preprocessing.apply(Image.open(io.BytesIO(one))) for one in png]
     runner = choose_runner(bundle, choose_device("auto"))
     runner.warm_up(MAX_BATCH_SIZE)
@@ -144,23 +168,16 @@ def prepared(options: ServerCostsOptions, folder: Path) -> Setting:
         )
         for threshold in parse_thresholds(options.thresholds)
     }
-    return Setting(options, bundle, runner, profile, pictures, png, requests)
+    return Setting(options, start, bundle, runner, profile, pictures, png, requests)
 
 
-@contextmanager
-def served(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
-    """A server of one's own, and the seconds until it was ready."""
-    start_s = time.perf_counter()
-    with own_server(options.model, "--frontends", str(frontends)) as server:
-        yield server, time.perf_counter() - start_s
-
-
-def startup(options: ServerCostsOptions) -> dict[str, Any]:
+def startup(setting: Setting) -> dict[str, Any]:
     """Seconds from the command to readiness, and where they go."""
+    options = setting.options
     command = [sys.executable, "-m", "benchmarks.startup", *([str(options.model.resolve())] if options.model else [])]
     ready_s, parts = [], []
     for _ in range(options.rounds):
-        with served(options) as (_, seconds):
+        with setting.start(options) as (_, seconds):
             ready_s.append(seconds)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -175,7 +192,7 @@ def alone(setting: Setting) -> list[dict[str, Any]]:
     """Latency of one request at a time on one connection, and of the network alone over the same pictures."""
     through_http: dict[float, list[float]] = {threshold: [] for threshold in setting.thresholds}
     network: dict[float, list[float]] = {threshold: [] for threshold in setting.thresholds}
-    with served(setting.options) as (server, _):
+    with setting.start(setting.options) as (server, _):
         for _ in range(setting.options.rounds):
             for threshold in setting.thresholds:
                 through_http[threshold].append(1e3 * statistics.median(asked(server.port, setting.png, threshold)))
@@ -226,7 +243,7 @@ def cpu(setting: Setting) -> list[dict[str, Any]]:
     """CPU a request at capacity: of the server, and of the engine alone on the same pictures."""
     options, rows = setting.options, []
     measured: dict[float, list[tuple[float, float, float]]] = {threshold: [] for threshold in setting.thresholds}
-    with served(options) as (server, _):
+    with setting.start(options) as (server, _):
         for _ in range(options.rounds):
             for threshold in setting.thresholds:
                 run_wrk(server.port, setting.requests[threshold], options.connections, 1)
@@ -261,7 +278,7 @@ def frontends(setting: Setting) -> list[dict[str, Any]]:
     rate = 0.0
     for round in range(options.rounds):
         for count in counts if round % 2 == 0 else counts[::-1]:
-            with served(options, count) as (server, _):
+            with setting.start(options, count) as (server, _):
                 for threshold in sorted(setting.thresholds, reverse=True):
                     folder = setting.requests[threshold]
                     run_wrk(server.port, folder, options.connections, 1)
@@ -302,7 +319,7 @@ def memory(setting: Setting) -> dict[str, Any]:
     options, threshold = setting.options, setting.thresholds[0]
     sent = 0
     samples: list[tuple[int, float]] = []
-    with served(options) as (server, _):
+    with setting.start(options) as (server, _):
         while sent < options.requests or len(samples) < ENOUGH_SAMPLES:
             loop = run_wrk(server.port, setting.requests[threshold], options.connections, 1)
             if loop.errors or not loop.requests:
