@@ -207,7 +207,7 @@ def predict(options: PredictOptions) -> None:
     from server.engine.errors import InferenceFailed
     from server.engine.runners.torch_runner import TorchRunner
     from server.offline import predict as run
-    from server.offline import read_picture
+    from server.picture_files import read_picture
 
     load_backbones(options.backbones)
     bundle = load_bundle(options.model or EMBEDDED)

@@ -79,7 +79,7 @@ def compare(
     return {
         **head,
         "served": result.served,
-        "own_server": server.pid is not None,
+        "own_server": server.own is not None,
         "dataset": options.dataset,
         "pictures": len(pictures),
         "connections": options.connections,

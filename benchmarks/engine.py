@@ -42,6 +42,7 @@ from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.openvino_stages import convert_whole
 from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
+from server.engine.runners.walk import stage_seconds
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.memory import freeze_heap
 from training.build import check_labels
@@ -248,15 +249,10 @@ def measure(
 
 def full_batches_ms(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> list[float]:
     """Milliseconds a picture of each stage: the median step of full batches, states kept."""
-    times: list[list[float]] = [[] for _ in range(runner.num_stages)]
+    times = []
     for at in range(0, len(pictures) - batch_size + 1, batch_size):
-        states: Sequence[Any] = pictures[at : at + batch_size]
-        for stage in range(1, runner.num_stages + 1):
-            start_s = time.perf_counter()
-            output = runner.run(stage, states)
-            states = output.keep(range(batch_size)) if stage < runner.num_stages else ()
-            times[stage - 1].append(time.perf_counter() - start_s)
-    return [1e3 * statistics.median(one) / batch_size for one in times]
+        times.append(stage_seconds(runner, pictures[at : at + batch_size], time.perf_counter))
+    return [1e3 * statistics.median(one) / batch_size for one in zip(*times, strict=True)]
 
 
 async def through_engine(

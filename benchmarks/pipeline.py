@@ -29,7 +29,7 @@ import typer
 from benchmarks.command_line import command_line
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import provenance
-from benchmarks.serving import cpu_s_from_stat
+from benchmarks.processes import PROC, cpu_s_of
 from benchmarks.stats import spread
 from benchmarks.tables import pipeline_section
 from models.device import choose_device, hardware
@@ -163,11 +163,10 @@ def timed_walk(batches: Batches, seed: int) -> Walk:
 
 def cpu_s() -> float | None:
     """CPU time of this process and of its decoding processes so far; the idle ones of other lines add nothing."""
-    pids = [os.getpid(), *(process.pid for process in multiprocessing.active_children())]
-    stats = [Path(f"/proc/{pid}/stat") for pid in pids]
-    if not all(stat.exists() for stat in stats):
+    if not PROC.exists():
         return None
-    return sum(cpu_s_from_stat(stat.read_text(), os.sysconf("SC_CLK_TCK")) for stat in stats)
+    workers = [process.pid for process in multiprocessing.active_children()]
+    return sum(cpu_s_of(pid) for pid in [os.getpid(), *workers] if pid is not None)
 
 
 @contextmanager

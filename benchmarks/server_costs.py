@@ -17,10 +17,10 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Protocol
 
 import numpy as np
 import typer
@@ -34,18 +34,20 @@ from benchmarks.load import ROOT
 from benchmarks.machine import provenance
 from benchmarks.options import DataRoot, DatasetName, ModelPath, parse_thresholds
 from benchmarks.peers.open_loop import OpenJob, run_open_loop
-from benchmarks.peers.processes import Running, free_port, running
 from benchmarks.peers.requests import Ask, write_requests
 from benchmarks.pictures import export_test_pictures, read_pictures
+from benchmarks.processes import Running
+from benchmarks.serving import own_server
 from benchmarks.stats import percentile, spread
 from benchmarks.wrk import run_wrk, wrk_path
 from models.bundle import EMBEDDED, Bundle, load_bundle
 from models.device import choose_device
-from models.exit_policy import ExitRule, leaves
+from models.exit_policy import ExitRule
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.runner import Runner
 from server.memory import freeze_heap
+from server.offline import first_exit
 
 MEBI = 2**20
 # Of what one frontend does at most, at threshold 1.
@@ -85,11 +87,22 @@ def parse_counts(text: str) -> tuple[int, ...]:
     return tuple(map(int, parts))
 
 
+class Start(Protocol):
+    """How a server is started; `served`, but in tests."""
+
+    def __call__(
+        self, options: ServerCostsOptions, frontends: int = 0
+    ) -> AbstractContextManager[tuple[Running, float]]:
+        """A server with so many frontends, and the seconds until it was ready."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setting:
-    """What all measurements share. requests: a folder of ready requests for each threshold."""
+    """What all measurements share. start: a server. requests: a folder of ready requests for each threshold."""
 
     options: ServerCostsOptions
+    start: Start
     bundle: Bundle
     runner: Runner
     profile: CostProfile
@@ -106,31 +119,44 @@ class Setting:
 def run(options: ServerCostsOptions) -> int:
     """Measure the server's own costs and write the result file."""
     wrk_path()
-    head = {"benchmark": "server-costs", **provenance()}
     with tempfile.TemporaryDirectory() as folder:
-        setting = prepared(options, Path(folder))
-        document = {
-            **head,
-            **{name: getattr(options, name) for name in ("pictures", "connections", "rounds", "seconds")},
-            "served": f"{setting.bundle.name} {setting.bundle.version}",
-            "startup": startup(options),
-            "alone": alone(setting),
-            "cpu": cpu(setting),
-            "frontends": frontends(setting),
-            "memory": memory(setting),
-        }
+        export_test_pictures(options.dataset, options.data_root, options.pictures, Path(folder))
+        png = read_pictures(Path(folder))
+    document = measured(options, png)
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     typer.echo(f"written to {options.output}")
     return 0
 
 
-def prepared(options: ServerCostsOptions, folder: Path) -> Setting:
+@contextmanager
+def served(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
+    """A server of one's own, and the seconds until it was ready."""
+    start_s = time.perf_counter()
+    with own_server(options.model, "--frontends", str(frontends)) as server:
+        yield server, time.perf_counter() - start_s
+
+
+def measured(options: ServerCostsOptions, png: Sequence[bytes], start: Start = served) -> dict[str, Any]:
+    """All measurements with these pictures, as the document of the result file."""
+    head = {"benchmark": "server-costs", **provenance()}
+    with tempfile.TemporaryDirectory() as folder:
+        setting = prepared(options, png, Path(folder), start)
+        return {
+            **head,
+            **{name: getattr(options, name) for name in ("pictures", "connections", "rounds", "seconds")},
+            "served": f"{setting.bundle.name} {setting.bundle.version}",
+            "startup": startup(setting),
+            "alone": alone(setting),
+            "cpu": cpu(setting),
+            "frontends": frontends(setting),
+            "memory": memory(setting),
+        }
+
+
+def prepared(options: ServerCostsOptions, png: Sequence[bytes], folder: Path, start: Start) -> Setting:
     """The network, warm, for what is measured without a server; and every request, ready to be sent."""
     bundle = load_bundle(options.model or EMBEDDED)
-    (folder / "pictures").mkdir()
-    export_test_pictures(options.dataset, options.data_root, options.pictures, folder / "pictures")
-    png = read_pictures(folder / "pictures")
     pictures = [bundle.preprocessing.apply(Image.open(io.BytesIO(one))) for one in png]
     runner = choose_runner(bundle, choose_device("auto"))
     runner.warm_up(MAX_BATCH_SIZE)
@@ -142,40 +168,16 @@ def prepared(options: ServerCostsOptions, folder: Path) -> Setting:
         )
         for threshold in parse_thresholds(options.thresholds)
     }
-    return Setting(options, bundle, runner, profile, pictures, png, requests)
+    return Setting(options, start, bundle, runner, profile, pictures, png, requests)
 
 
-@contextmanager
-def served(options: ServerCostsOptions, frontends: int = 0) -> Iterator[tuple[Running, float]]:
-    """A server of one's own, and the seconds until it was ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "offramp", "serve", "--port", str(port), "--log-level", "warning"]
-    command += ["--frontends", str(frontends)]
-    if options.model is not None:
-        command += ["--model", str(options.model.resolve())]
-    start_s = time.perf_counter()
-    with running(command, port, is_ready, {"PYTHONPATH": str(ROOT)}) as server:
-        yield server, time.perf_counter() - start_s
-
-
-def is_ready(port: int) -> bool:
-    """What /readyz says."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=10)
-    try:
-        connection.request("GET", "/readyz")
-        return connection.getresponse().status == 200
-    except OSError:
-        return False
-    finally:
-        connection.close()
-
-
-def startup(options: ServerCostsOptions) -> dict[str, Any]:
+def startup(setting: Setting) -> dict[str, Any]:
     """Seconds from the command to readiness, and where they go."""
+    options = setting.options
     command = [sys.executable, "-m", "benchmarks.startup", *([str(options.model.resolve())] if options.model else [])]
     ready_s, parts = [], []
     for _ in range(options.rounds):
-        with served(options) as (_, seconds):
+        with setting.start(options) as (_, seconds):
             ready_s.append(seconds)
         done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
         if done.returncode:
@@ -190,7 +192,7 @@ def alone(setting: Setting) -> list[dict[str, Any]]:
     """Latency of one request at a time on one connection, and of the network alone over the same pictures."""
     through_http: dict[float, list[float]] = {threshold: [] for threshold in setting.thresholds}
     network: dict[float, list[float]] = {threshold: [] for threshold in setting.thresholds}
-    with served(setting.options) as (server, _):
+    with setting.start(setting.options) as (server, _):
         for _ in range(setting.options.rounds):
             for threshold in setting.thresholds:
                 through_http[threshold].append(1e3 * statistics.median(asked(server.port, setting.png, threshold)))
@@ -232,12 +234,7 @@ def walked(setting: Setting, threshold: float) -> list[float]:
     times = []
     for picture in setting.pictures:
         start_s = time.perf_counter()
-        states: Sequence[Any] = [picture]
-        for exit in range(1, setting.runner.num_stages + 1):
-            output = setting.runner.run(exit, states)
-            if leaves(output.probabilities_BC[0].max(), rule.limits[exit - 1]):
-                break
-            states = output.keep([0])
+        first_exit(setting.runner, picture, rule)
         times.append(time.perf_counter() - start_s)
     return times
 
@@ -246,7 +243,7 @@ def cpu(setting: Setting) -> list[dict[str, Any]]:
     """CPU a request at capacity: of the server, and of the engine alone on the same pictures."""
     options, rows = setting.options, []
     measured: dict[float, list[tuple[float, float, float]]] = {threshold: [] for threshold in setting.thresholds}
-    with served(options) as (server, _):
+    with setting.start(options) as (server, _):
         for _ in range(options.rounds):
             for threshold in setting.thresholds:
                 run_wrk(server.port, setting.requests[threshold], options.connections, 1)
@@ -281,7 +278,7 @@ def frontends(setting: Setting) -> list[dict[str, Any]]:
     rate = 0.0
     for round in range(options.rounds):
         for count in counts if round % 2 == 0 else counts[::-1]:
-            with served(options, count) as (server, _):
+            with setting.start(options, count) as (server, _):
                 for threshold in sorted(setting.thresholds, reverse=True):
                     folder = setting.requests[threshold]
                     run_wrk(server.port, folder, options.connections, 1)
@@ -322,7 +319,7 @@ def memory(setting: Setting) -> dict[str, Any]:
     options, threshold = setting.options, setting.thresholds[0]
     sent = 0
     samples: list[tuple[int, float]] = []
-    with served(options) as (server, _):
+    with setting.start(options) as (server, _):
         while sent < options.requests or len(samples) < ENOUGH_SAMPLES:
             loop = run_wrk(server.port, setting.requests[threshold], options.connections, 1)
             if loop.errors or not loop.requests:

@@ -115,7 +115,7 @@ def bench(experiment: Experiment) -> dict[str, Any]:
     return {
         **head,
         "served": once[EXITS_OFF].served,
-        "own_server": server.pid is not None,
+        "own_server": server.own is not None,
         "dataset": options.dataset,
         "pictures": len(pictures),
         "connections": options.connections,

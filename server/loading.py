@@ -17,7 +17,7 @@ from server.engine.keeper import AuditPlan, Keeper
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
 from server.metrics import Metrics
-from server.offline import read_pictures
+from server.picture_files import read_pictures
 from server.registry import Registry, ServedModel
 from server.settings import Settings
 

@@ -88,12 +88,16 @@ class Server(uvicorn.Server):
         ]
 
 
-def run(settings: Settings) -> int:
-    """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise."""
+def run(settings: Settings, configure_logging: Callable[[dict[str, Any]], None] = logging.config.dictConfig) -> int:
+    """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise.
+
+    configure_logging: given `log_config`; it holds for the whole process.
+    """
     if settings.frontends:
         from server.processes.supervisor import supervise
 
         return supervise(settings)
+    configure_logging(log_config(settings.log_level))
     return _run_in_one_process(settings)
 
 
@@ -102,7 +106,6 @@ def _run_in_one_process(settings: Settings) -> int:
     from server.loading import load_registry
     from server.metrics import Metrics
 
-    logging.config.dictConfig(log_config(settings.log_level))
     metrics = Metrics()
     try:
         registry = load_registry(settings, metrics)

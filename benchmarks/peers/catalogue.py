@@ -16,8 +16,8 @@ from typing import Any
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.network import Settings
-from benchmarks.peers.processes import free_port
 from benchmarks.peers.requests import Ask
+from benchmarks.processes import free_port
 
 PACKAGE = "benchmarks.peers"
 BOUNDARY = "picture-9b1f"

@@ -14,9 +14,9 @@ from benchmarks.load import ROOT
 from benchmarks.peers.catalogue import Launch, Peer, Told
 from benchmarks.peers.network import EXITS, FOLDER, SETTINGS, Settings
 from benchmarks.peers.open_loop import OpenJob, OpenResult, run_open_loop
-from benchmarks.peers.processes import Running, free_port, running
 from benchmarks.peers.requests import write_requests
 from benchmarks.peers.workloads import Way, Workload
+from benchmarks.processes import Running, free_port, running
 from benchmarks.stats import percentile
 from benchmarks.wrk import Figures, run_wrk
 

@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from server.engine.runners.runner import Runner
+from server.engine.runners.walk import blank, stage_seconds
 
 MEASURED_ROUNDS = 5
 # Start-up waits for the measurement. What is not measured by then is extrapolated.
@@ -127,25 +128,13 @@ def measure_profile(
     start_s = clock()
     walks: dict[int, list[list[float]]] = {}
     for size in grid(max_batch_size):
-        walks[size] = [_walk(runner, picture_size, size, clock)]
+        walks[size] = [stage_seconds(runner, blank(picture_size, size), clock)]
         if clock() - start_s >= budget_s:
             break
     for _ in range(rounds - 1):
         if clock() - start_s >= budget_s:
             break
         for size, times in walks.items():
-            times.append(_walk(runner, picture_size, size, clock))
+            times.append(stage_seconds(runner, blank(picture_size, size), clock))
     medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in walks.values()]
     return CostProfile(max_batch_size, tuple(walks), tuple(zip(*medians, strict=True)))
-
-
-def _walk(runner: Runner, picture_size: int, batch_size: int, clock: Callable[[], float]) -> list[float]:
-    """Seconds of each stage for one batch that goes all the way."""
-    states: Sequence[Any] = [np.zeros((picture_size, picture_size, 3), np.uint8)] * batch_size
-    times = []
-    for stage in range(1, runner.num_stages + 1):
-        start_s = clock()
-        output = runner.run(stage, states)
-        states = output.keep(range(batch_size)) if stage < runner.num_stages else ()
-        times.append(clock() - start_s)
-    return times

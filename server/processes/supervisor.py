@@ -22,7 +22,7 @@ import socket
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -97,6 +97,22 @@ class Child:
         return f"killed by {signal.Signals(-status).name}" if status < 0 else f"exit status {status}"
 
 
+class RestartDelays:
+    """How long to wait before a process that has died is started again; one for each process.
+
+    delays_s: after the first death in a row, the second and so on; the last for all others.
+    """
+
+    def __init__(self, delays_s: Sequence[float] = RESTART_DELAYS_S) -> None:
+        self._delays_s = delays_s
+        self._deaths = 0
+
+    def after(self, lived_s: float) -> float:
+        """Seconds to wait after a death, and a life of so many."""
+        self._deaths = 1 if lived_s > SOUND_AFTER_S else self._deaths + 1
+        return self._delays_s[min(self._deaths, len(self._delays_s)) - 1]
+
+
 class Supervisor:
     """Keeps one engine process and `settings.frontends` frontends running, until a signal or a failure at the start.
 
@@ -110,6 +126,7 @@ class Supervisor:
         folder: Path,
         say: Callable[[str], None],
         hung_after_s: float = HUNG_AFTER_S,
+        restart_delays_s: Sequence[float] = RESTART_DELAYS_S,
     ) -> None:
         self._failure: str | None = None
         self._settings = settings
@@ -118,6 +135,7 @@ class Supervisor:
         self._folder = folder
         self._say = say
         self._hung_after_s = hung_after_s
+        self._restart_delays_s = restart_delays_s
         self._engine_listener = socket.socket(socket.AF_UNIX)
         self._engine_listener.bind(str(folder / ENGINE))
         self._engine_listener.listen()
@@ -158,7 +176,7 @@ class Supervisor:
 
     async def _keep(self, role: Role) -> None:
         """Run one process, and a new one whenever it has died."""
-        loop, deaths, was_ready = asyncio.get_running_loop(), 0, False
+        loop, delays, was_ready = asyncio.get_running_loop(), RestartDelays(self._restart_delays_s), False
         while (child := await self._start(role)) is not None:
             began_s = loop.time()
             await child.live(self._on_ready)
@@ -168,8 +186,7 @@ class Supervisor:
             if not was_ready:
                 self._give_up(child.failure or f"{role.name} has ended before it was ready: {child.describe_end()}")
                 return
-            deaths = 1 if loop.time() - began_s > SOUND_AFTER_S else deaths + 1
-            delay_s = RESTART_DELAYS_S[min(deaths, len(RESTART_DELAYS_S)) - 1]
+            delay_s = delays.after(loop.time() - began_s)
             logger.error("%s has died: %s; the next starts in %g s", role.name, child.describe_end(), delay_s)
             await self._pause(delay_s)
 
@@ -273,7 +290,9 @@ def _environment() -> dict[str, str]:
     return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
 
 
-def supervise(settings: Settings, hung_after_s: float = HUNG_AFTER_S) -> int:
+def supervise(
+    settings: Settings, hung_after_s: float = HUNG_AFTER_S, restart_delays_s: Sequence[float] = RESTART_DELAYS_S
+) -> int:
     """Serve over several processes until a signal; the exit status, as `server.serve.run`'s."""
     logging.config.dictConfig(log_config(settings.log_level))
     say = logging.getLogger("server.announcement").info
@@ -284,7 +303,7 @@ def supervise(settings: Settings, hung_after_s: float = HUNG_AFTER_S) -> int:
         return 1
     with tempfile.TemporaryDirectory(prefix="offramp-") as folder:
         try:
-            supervisor = Supervisor(settings, listener, Path(folder), say, hung_after_s)
+            supervisor = Supervisor(settings, listener, Path(folder), say, hung_after_s, restart_delays_s)
         except OSError as error:
             print(f"offramp: {folder} cannot hold a socket ({error}); set TMPDIR to another folder", file=sys.stderr)
             return 1

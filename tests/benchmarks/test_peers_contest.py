@@ -190,7 +190,7 @@ def test_a_server_that_ends_half_way_is_named_with_its_round(tmp_path: Path) -> 
     made.enter(small_peer("rival", code=code), Path("x"))
     made.measure()
     assert made.rivals == {}
-    assert made.failed["rival"].startswith("Rival, in round 1: it ended before it answered")
+    assert made.failed["rival"].startswith("Rival, in round 1: the server ended before it answered")
     assert "FileExistsError" in made.failed["rival"]
 
 

@@ -13,30 +13,30 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from benchmarks import server_costs
-from benchmarks.peers.processes import Running
-from benchmarks.pictures import Pictures, write_pictures
-from benchmarks.server_costs import ServerCostsOptions, growth, parse_counts, run, served
+from benchmarks.processes import Running
+from benchmarks.server_costs import ServerCostsOptions, growth, measured, parse_counts, served
 from benchmarks.server_costs_report import server_costs_section
+from models.bundle import save_bundle
+from tests.bundles import tiny_bundle
 
 
-def random_pictures(dataset: str, data_root: Path, limit: int, folder: Path) -> Pictures:
-    """As `export_test_pictures`, of noise."""
+def noise(number: int) -> list[bytes]:
+    """Pictures as PNG."""
     png = []
-    for pixels in np.random.default_rng(0).integers(0, 256, (limit, 32, 32, 3), np.uint8):
+    for pixels in np.random.default_rng(0).integers(0, 256, (number, 32, 32, 3), np.uint8):
         buffer = io.BytesIO()
         Image.fromarray(pixels).save(buffer, "png")
         png.append(buffer.getvalue())
-    return write_pictures(png, ["noise"] * limit, folder)
+    return png
 
 
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
-def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(tmp_path: Path) -> None:
     started: list[int] = []
-    output = tmp_path / "server-costs.json"
-    options = ServerCostsOptions(pictures=8, thresholds="0.5,1", frontends="0", rounds=1, seconds=1, requests=1000)
+    save_bundle(tiny_bundle(), tmp_path / "tiny", "A card.")
+    options = ServerCostsOptions(
+        model=tmp_path / "tiny", thresholds="0.5,1", frontends="0", rounds=1, seconds=1, requests=1000
+    )
     with served(options) as (server, ready_s):
 
         @contextmanager
@@ -44,18 +44,20 @@ def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(
             started.append(frontends)
             yield server, ready_s
 
-        monkeypatch.setattr(server_costs, "served", the_same)
-        monkeypatch.setattr(server_costs, "export_test_pictures", random_pictures)
         try:
-            assert run(ServerCostsOptions(**{**vars(options), "output": output})) == 0
+            document: dict[str, Any] = json.loads(json.dumps(measured(options, noise(8), the_same)))
         finally:
             gc.unfreeze()
     # For readiness, one alone, CPU, the frontends and memory.
     assert started == [0] * 5
-    document: dict[str, Any] = json.loads(output.read_text())
-    assert sum(document["startup"]["parts_s"].values()) > 0.5 * ready_s
+    assert document["served"] == "tiny 1"
+    assert document["startup"]["ready_s"]["median"] == ready_s
+    assert {"import torch", "load the bundle"} < set(document["startup"]["parts_s"])
+    assert all(seconds > 0.0 for seconds in document["startup"]["parts_s"].values())
     for row in document["alone"]:
-        assert row["http_p50_ms"]["median"] > row["network_p50_ms"]["median"] > 0.0
+        http_ms, network_ms = (row[name]["median"] for name in ("http_p50_ms", "network_p50_ms"))
+        assert min(http_ms, network_ms) > 0.0
+        assert row["more_ms"]["median"] == pytest.approx(http_ms - network_ms)
     for row in document["cpu"]:
         assert row["server_ms"]["median"] > 0.0
         assert row["beyond_ms"]["median"] == pytest.approx(row["server_ms"]["median"] - row["engine_ms"]["median"])

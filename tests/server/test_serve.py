@@ -1,13 +1,13 @@
 """The server on a real socket: start, announce, drain, end."""
 
 import asyncio
-import gc
 import re
 import signal
 import socket
 import subprocess
 import sys
-from contextlib import asynccontextmanager
+from collections.abc import Iterator
+from contextlib import asynccontextmanager, contextmanager
 from functools import partial
 from pathlib import Path
 
@@ -37,10 +37,9 @@ async def listening(site, until, said: list[str], drain_delay_s: float = 0.0):
         await serving
 
 
-@pytest.fixture(autouse=True)
-def logging_stays_pytests(monkeypatch):
-    """A server that starts in this process would take it over for good."""
-    monkeypatch.setattr("logging.config.dictConfig", lambda config: None)
+def run_here(settings: Settings) -> int:
+    """A server that starts in this process would take over its logging for good."""
+    return run(settings, configure_logging=lambda config: None)
 
 
 @pytest.fixture
@@ -128,7 +127,7 @@ def test_a_taken_port_is_one_sentence_and_exit_code_1(bundle, tmp_path, capsys):
     save_bundle(bundle, tmp_path / "tiny", "card")
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        assert run(Settings(model=[tmp_path / "tiny"], port=port)) == 1
+        assert run_here(Settings(model=[tmp_path / "tiny"], port=port)) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert re.fullmatch(rf"offramp: cannot listen on 127.0.0.1 port {port}: .*--port", line)
 
@@ -144,28 +143,95 @@ def test_a_taken_port_is_one_sentence_and_exit_code_1(bundle, tmp_path, capsys):
     ids=["no bundle", "no such GPU", "no device", "odd device"],
 )
 def test_what_cannot_be_served_is_one_sentence_and_exit_code_1(capsys, options, word):
-    assert run(Settings(**options)) == 1
+    assert run_here(Settings(**options)) == 1
     [line] = capsys.readouterr().err.splitlines()
     assert word in line
 
 
-@pytest.mark.timeout(600)
-def test_sigterm_ends_the_process_with_code_0(bundle, tmp_path):
-    save_bundle(bundle, tmp_path / "tiny", "card")
-    code = (
-        "import sys; from pathlib import Path; from server.serve import run; from server.settings import Settings; "
-        "sys.exit(run(Settings(model=[Path(sys.argv[1])], port=0, threads=1, drain_delay_s=0)))"
-    )
-    process = subprocess.Popen(
-        [sys.executable, "-c", code, tmp_path / "tiny"], cwd=PROJECT, stderr=subprocess.PIPE, text=True
-    )
+@pytest.fixture(scope="module")
+def tiny(bundle, tmp_path_factory) -> Path:
+    path = tmp_path_factory.mktemp("bundle") / "tiny"
+    save_bundle(bundle, path, "card")
+    return path
+
+
+CODE = """
+import gc, signal, sys
+from pathlib import Path
+from server.serve import run
+from server.settings import Settings
+
+signal.signal(signal.SIGUSR1, lambda *_: print(gc.get_freeze_count(), flush=True))
+options = dict(model=[Path(sys.argv[1])], port=0, device="cpu", runner="torch", threads=1)
+sys.exit(run(Settings(**options, drain_delay_s=float(sys.argv[2]))))
+"""
+
+
+@contextmanager
+def serving(tiny: Path, drain_delay_s: float = 0.0) -> Iterator[tuple[subprocess.Popen[str], str]]:
+    """A server in a process of its own, ready, and its address. On SIGUSR1 it prints how many objects are frozen."""
+    command = [sys.executable, "-c", CODE, str(tiny), str(drain_delay_s)]
+    process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         assert process.stderr is not None
         address = re.search(r"http://[\d.:]+", process.stderr.readline())
         assert address is not None
-        assert httpx.get(f"{address[0]}/readyz").status_code == 200
+        yield process, address[0]
+        if process.poll() is None:
+            process.kill()
+
+
+def answers(address: str) -> bool:
+    try:
+        httpx.get(f"{address}/livez")
+    except httpx.TransportError:
+        return False
+    return True
+
+
+@pytest.mark.timeout(600)
+def test_sigterm_ends_the_process_with_code_0(tiny):
+    with serving(tiny) as (process, address):
+        assert httpx.get(f"{address}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
         assert process.wait() == 0
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
+def test_a_second_signal_ends_the_process_at_once(tiny, second):
+    with serving(tiny, drain_delay_s=3600) as (process, address):
+        process.send_signal(signal.SIGTERM)
+        while httpx.get(f"{address}/readyz").status_code == 200:
+            pass
+        assert process.poll() is None
+        process.send_signal(second)
+        assert process.wait() == -second
+
+
+@pytest.mark.timeout(600)
+def test_ctrl_c_twice_does_not_wait_for_a_request_that_never_comes_to_an_end(tiny):
+    with serving(tiny) as (process, address):
+        host, port = address.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port))) as client:
+            client.sendall(b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: 9\r\nExpect: 100-continue\r\n\r\n")
+            # Asked for its body: it is being read.
+            assert client.recv(1024).startswith(b"HTTP/1.1 100")
+            process.send_signal(signal.SIGINT)
+            while answers(address):
+                pass
+            assert process.poll() is None
+            process.send_signal(signal.SIGINT)
+            assert process.wait() == -signal.SIGINT
+
+
+@pytest.mark.timeout(600)
+def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(tiny):
+    with serving(tiny) as (process, _):
+        process.send_signal(signal.SIGUSR1)
+        assert process.stdout is not None
+        # What importing torch alone leaves is more than this.
+        assert int(process.stdout.readline()) > 100_000
 
 
 async def test_a_server_whose_engine_has_ended_ends(serve, on_a_socket, until, said):
@@ -174,19 +240,3 @@ async def test_a_server_whose_engine_has_ended_ends(serve, on_a_socket, until, s
         site.engine.alive = False
         await serving
         assert site.registry.failure == "the engine of tiny version 1 has ended"
-
-
-def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(monkeypatch):
-    frozen = []
-
-    def serve_nothing(self, sockets):
-        frozen.append(gc.get_freeze_count())
-        sockets[0].close()
-
-    monkeypatch.setattr("server.serve.Server.run", serve_nothing)
-    try:
-        assert run(Settings(port=0)) == 0
-    finally:
-        gc.unfreeze()
-    # What importing torch alone leaves is more than this.
-    assert frozen[0] > 100_000

@@ -7,22 +7,13 @@ import pytest
 import torch
 from torch import Tensor
 
+from tests.devices import DEVICES, LAYOUTS
 from training.augment import Augmentation, Policy, cutout, random_crop, random_flip
 from training.augment_boxes import random_erase, random_resized_crop
 from training.augment_policies import auto_augment, rand_augment, trivial_augment
 
 SHAPES = pytest.mark.parametrize("shape", [(0, 3, 8, 6), (1, 3, 8, 6), (5, 3, 32, 32), (4, 1, 7, 12), (2, 3, 1, 1)])
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
 POLICIES = pytest.mark.parametrize("policy", get_args(Policy))
-DEVICES = pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-        ),
-    ],
-)
 
 
 def seeded(seed: int) -> torch.Generator:

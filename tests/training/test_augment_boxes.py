@@ -9,19 +9,10 @@ from PIL import Image
 from scipy import stats
 from torch import Tensor
 
+from tests.devices import DEVICES, LAYOUTS
 from training.augment_boxes import Boxes, random_boxes, random_erase, random_resized_crop
 
 CPU = torch.device("cpu")
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-DEVICES = pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-        ),
-    ],
-)
 
 
 def seeded(seed: int, device: str = "cpu") -> torch.Generator:

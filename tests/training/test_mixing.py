@@ -7,18 +7,9 @@ import torch
 from scipy import stats
 from torch import Tensor
 
+from tests.devices import DEVICES, LAYOUTS
 from training.mixing import Mixing, one_hot, symmetric_beta
 
-LAYOUTS = pytest.mark.parametrize("layout", [torch.contiguous_format, torch.channels_last])
-DEVICES = pytest.mark.parametrize(
-    "device",
-    [
-        "cpu",
-        pytest.param(
-            "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
-        ),
-    ],
-)
 MIXINGS = pytest.mark.parametrize("mixing", [Mixing(mixup=0.8), Mixing(cutmix=1.0), Mixing(mixup=0.8, cutmix=1.0)])
 
 

@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
 import numpy as np
 import numpy.typing as npt
 
 from server.engine.runners.runner import Runner
-
-Pictures = Sequence[npt.NDArray[np.uint8]]
+from server.engine.runners.walk import Pictures, walk
 
 
 def largest_difference(runner: Runner, reference: Runner, size: int) -> float:
@@ -27,17 +23,8 @@ def probabilities(runner: Runner, pictures: Pictures, batch_size: int = 0) -> np
     """
     size = batch_size or len(pictures)
     batches = (pictures[at : at + size] for at in range(0, len(pictures), size))
-    return np.concatenate([_of_one_batch(runner, batch) for batch in batches], axis=1)
-
-
-def _of_one_batch(runner: Runner, pictures: Pictures) -> npt.NDArray[np.float32]:
-    states: Sequence[Any] = pictures
-    answers = []
-    for stage in range(1, runner.num_stages + 1):
-        output = runner.run(stage, states)
-        states = output.keep(range(len(pictures))) if stage < runner.num_stages else ()
-        answers.append(output.probabilities_BC)
-    return np.stack(answers)
+    answers = [np.stack([output.probabilities_BC for output in walk(runner, batch)]) for batch in batches]
+    return np.concatenate(answers, axis=1)
 
 
 def trial_pictures(size: int, number: int = 16) -> list[npt.NDArray[np.uint8]]:

@@ -75,7 +75,7 @@ class CudaGraphRunner:
         self.calibration = bundle.calibration
         self.net = folded(bundle.net, device)
         largest = largest_value(
-            self.net, normalize(trial_pictures(bundle.preprocessing.size), bundle.preprocessing).to(device)
+            self.net, normalize(extreme_pictures(bundle.preprocessing.size), bundle.preprocessing).to(device)
         )
         self.dtype = choose_precision(precision, native_precisions(device), largest)
         cast_weights(self.net, self.dtype)
@@ -237,7 +237,7 @@ class CudaGraphRunner:
         )
 
 
-def trial_pictures(size: int) -> Tensor:
+def extreme_pictures(size: int) -> Tensor:
     """Black, white, half of each, and noise: uint8 (4, size, size, 3), to see how large a network's values get."""
     pictures_BHWC = torch.zeros(4, size, size, 3, dtype=torch.uint8)
     pictures_BHWC[1], pictures_BHWC[2, : size // 2] = 255, 255

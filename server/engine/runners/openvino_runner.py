@@ -18,6 +18,7 @@ from server.engine.runners.buckets import buckets
 from server.engine.runners.int8 import quantize_stages
 from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
 from server.engine.runners.runner import StepOutput
+from server.engine.runners.walk import blank, walk
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
@@ -53,8 +54,9 @@ class OpenVinoRunner:
     precision: float32, bfloat16, int8, or auto for bfloat16 where the processor computes in it natively and float32
     where not; what int8 leaves in floating point is computed as with auto. pictures: uint8 (H, W, 3), from which int8
     learns its ranges. threads: that one step computes with at most; 0 for all cores. Small batches have one thread
-    where more hardly help them, which `warm_up` finds out. Raises ValueError for an unknown precision, int8 without
-    pictures or NNCF, and for a network that OpenVINO cannot convert; TorchRunner takes such a network.
+    where more hardly help them, which `warm_up` finds out. seconds: what work takes, by default measured. Raises
+    ValueError for an unknown precision, int8 without pictures or NNCF, and for a network that OpenVINO cannot convert;
+    TorchRunner takes such a network.
     """
 
     def __init__(
@@ -63,10 +65,11 @@ class OpenVinoRunner:
         precision: str = "auto",
         threads: int = 0,
         pictures: Sequence[npt.NDArray[np.uint8]] = (),
+        seconds: Callable[[Callable[[], object]], float] | None = None,
     ) -> None:
         if precision not in PRECISIONS:
             raise ValueError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
-        self._core, self._threads = ov.Core(), threads
+        self._core, self._threads, self._seconds = ov.Core(), threads, seconds or fastest_s
         native = native_precision(self._core)
         self.precision = native if precision == "auto" else precision
         # Of the arithmetic that is not in integers.
@@ -135,7 +138,8 @@ class OpenVinoRunner:
                 one_may_do &= with_all[0].get_property("INFERENCE_NUM_THREADS") > 1
                 if one_may_do:
                     with_one = compiled(bucket, 1)
-                    one_may_do = self._seconds(bucket, with_one) <= WORTH_MORE_THREADS * self._seconds(bucket, with_all)
+                    one_s, all_s = (self._try(bucket, networks) for networks in (with_one, with_all))
+                    one_may_do = one_s <= WORTH_MORE_THREADS * all_s
                 self.threads_of[bucket] = 1 if one_may_do else self._threads
                 self._use(bucket, with_one if one_may_do and with_one else with_all)
                 self._walk(bucket)
@@ -144,20 +148,24 @@ class OpenVinoRunner:
         for stage, network in zip(self._stages, networks, strict=True):
             stage.requests[bucket] = network.create_infer_request()
 
-    def _seconds(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
+    def _try(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
         """What a batch takes from the first of these stages to the end."""
         self._use(bucket, networks)
-        times = [self._walk(bucket)]
-        while len(times) < TRIALS and sum(times) < TRIALS_S:
-            times.append(self._walk(bucket))
-        return min(times)
+        return self._seconds(lambda: self._walk(bucket))
 
-    def _walk(self, bucket: int) -> float:
-        states: Sequence[Any] = [np.zeros((self._size, self._size, 3), np.uint8)] * bucket
+    def _walk(self, bucket: int) -> None:
+        for _ in walk(self, blank(self._size, bucket)):
+            pass
+
+
+def fastest_s(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some trials."""
+    times: list[float] = []
+    while not times or (len(times) < TRIALS and sum(times) < TRIALS_S):
         start_s = time.perf_counter()
-        for stage in self._stages:
-            states = stage.run(states, bucket).keep(range(bucket))
-        return time.perf_counter() - start_s
+        work()
+        times.append(time.perf_counter() - start_s)
+    return min(times)
 
 
 def native_precision(core: ov.Core) -> str:

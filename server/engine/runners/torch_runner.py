@@ -13,6 +13,7 @@ from torch import Tensor
 from models.bundle import Bundle
 from models.preprocess import normalize
 from server.engine.runners.runner import StepOutput
+from server.engine.runners.walk import blank, walk
 
 
 @dataclass(frozen=True)
@@ -65,8 +66,6 @@ class TorchRunner:
 
     def warm_up(self, max_batch_size: int) -> None:
         """Run every stage at batch 1 and at the largest batch."""
-        size = self.preprocessing.size
         for batch_size in {1, max_batch_size}:
-            states: Sequence[Any] = [np.zeros((size, size, 3), np.uint8)] * batch_size
-            for stage in range(1, self.num_stages + 1):
-                states = self.run(stage, states).keep(range(batch_size))
+            for _ in walk(self, blank(self.preprocessing.size, batch_size)):
+                pass

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import os
+import subprocess
 import sys
 from collections import Counter
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -19,12 +22,13 @@ from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.torch_runner import TorchRunner
 from server.loading import load_registry
 from server.metrics import Metrics
-from server.offline import read_pictures
+from server.picture_files import read_pictures
 from server.settings import Settings
 from tests.bundles import tiny_bundle
 from tests.server.engine.lively import SIZE, lively_net
 
 CPU = torch.device("cpu")
+PROJECT = Path(__file__).resolve().parents[3]
 PICTURES = trial_pictures(SIZE, 64)
 
 
@@ -79,10 +83,19 @@ def test_without_pictures_it_is_refused(bundle):
         choose_runner(bundle, CPU, precision="int8")
 
 
-def test_without_nncf_it_is_refused_with_the_command_that_brings_it(bundle, monkeypatch):
-    monkeypatch.setitem(sys.modules, "nncf", None)
-    with pytest.raises(ValueError, match=r"int8' needs NNCF: pip install 'offramp\[int8\]'"):
-        choose_runner(bundle, CPU, precision="int8", pictures=PICTURES)
+def test_without_nncf_it_is_refused_with_the_command_that_brings_it(tmp_path):
+    # In a process of its own, in which NNCF is a package that cannot be imported.
+    (tmp_path / "nncf.py").write_text("raise ImportError")
+    code = "from server.engine.runners.int8 import quantize_stages; quantize_stages([], [None])"
+    paths = os.pathsep.join([str(tmp_path), str(PROJECT)])
+    result = subprocess.run(
+        [sys.executable, "-c", code],
+        env={**os.environ, "PYTHONPATH": paths},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert "ValueError: precision 'int8' needs NNCF: pip install 'offramp[int8]'" in result.stderr
 
 
 def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):

@@ -44,7 +44,7 @@ from server.processes.supervisor import supervise
 from server.settings import Settings
 
 options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
-sys.exit(supervise(Settings(**options), hung_after_s=6))
+sys.exit(supervise(Settings(**options), hung_after_s=6, **eval(sys.argv[3])))
 """
 
 
@@ -113,9 +113,9 @@ def tiny(bundle, tmp_path_factory) -> Path:
 
 
 @contextmanager
-def serving(tiny: Path, folder: Path) -> Iterator[Server]:
+def serving(tiny: Path, folder: Path, **times: Any) -> Iterator[Server]:
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-P", "-c", CODE, str(tiny), repr(OPTIONS)]
+    command = [sys.executable, "-P", "-c", CODE, str(tiny), repr(OPTIONS), repr(times)]
     # Started where packages of the same names lie, which are not ours.
     for name in ("models", "server"):
         (folder / name).mkdir(exist_ok=True)
@@ -228,17 +228,17 @@ async def test_counters_are_the_sum_over_all_processes(server, pictures):
     assert total(after, "offramp_requests_total") == sum(map(server.answered_by, FRONTENDS))
 
 
+async def in_flight(server: Server) -> bool:
+    return total(await server.samples(), "offramp_inflight_samples") > 0
+
+
 async def with_requests_in_flight(server: Server, pictures: list[bytes], then: Callable[[int], object]) -> list:
     """The answers to requests that the engine process had when `then` was done to it."""
     [engine] = server.children("engine")
-
-    async def in_flight() -> bool:
-        return total(await server.samples(), "offramp_inflight_samples") > 0
-
     async with httpx.AsyncClient(base_url=server.address, timeout=None) as client:
         os.kill(engine, signal.SIGSTOP)
         asked = [asyncio.create_task(client.post("/v1/predict", content=picture)) for picture in pictures]
-        await until(in_flight)
+        await until(lambda: in_flight(server))
         then(engine)
         return await asyncio.gather(*asked)
 
@@ -295,17 +295,60 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
     assert not any(map(is_running, children))
 
 
+async def test_a_second_ctrl_c_ends_all_at_once_and_leaves_nothing_behind(tiny, tmp_path, pictures):
+    async def closed() -> bool:
+        try:
+            await own.get("/livez")
+        except httpx.TransportError:
+            return True
+        return False
+
+    with serving(tiny, tmp_path) as own:
+        children = own.children()
+        [engine] = own.children("engine")
+        # A request that is never answered: it holds up the end that the first signal asks for.
+        os.kill(engine, signal.SIGSTOP)
+        async with httpx.AsyncClient(base_url=own.address, timeout=None) as client:
+            asked = asyncio.create_task(client.post("/v1/predict", content=pictures[0]))
+            await until(lambda: in_flight(own))
+            own.process.send_signal(signal.SIGINT)
+            await until(closed)
+            assert own.process.poll() is None
+            own.process.send_signal(signal.SIGINT)
+            await asyncio.to_thread(own.process.communicate)
+            with pytest.raises(httpx.TransportError):
+                await asked
+    assert own.process.returncode == -signal.SIGINT
+    await until(lambda: all_gone(children))
+    assert list(tmp_path.glob(RUN)) == []
+
+
+async def test_a_process_that_waits_to_be_started_again_holds_up_no_end(tiny, tmp_path):
+    with serving(tiny, tmp_path, restart_delays_s=[3600]) as own:
+        killed = min(own.children("frontend"))
+        os.kill(killed, signal.SIGKILL)
+        assert own.process.stderr is not None
+        while "has died" not in (said := await asyncio.to_thread(own.process.stderr.readline)):
+            assert said
+        assert said.endswith("has died: killed by SIGKILL; the next starts in 3600 s\n")
+        assert killed not in own.children()
+        own.process.send_signal(signal.SIGTERM)
+        await asyncio.to_thread(own.process.communicate)
+    assert own.process.returncode == 0
+    assert list(tmp_path.glob(RUN)) == []
+
+
 async def test_without_their_supervisor_the_others_end_and_clear_up(tiny, tmp_path):
     with serving(tiny, tmp_path) as server:
         children = server.children()
-
-        async def all_gone() -> bool:
-            return not any(map(is_running, children))
-
         server.process.kill()
-        await until(all_gone)
+        await until(lambda: all_gone(children))
     assert len(children) == 3
     assert list(tmp_path.glob(RUN)) == []
+
+
+async def all_gone(children: set[int]) -> bool:
+    return not any(map(is_running, children))
 
 
 def is_running(pid: int) -> bool:
@@ -315,7 +358,7 @@ def is_running(pid: int) -> bool:
 @pytest.mark.parametrize("options", [{}, {"device": "abacus"}], ids=["no bundle", "no device"])
 def test_what_cannot_be_served_is_one_sentence_and_exit_code_1(tmp_path, options):
     environment = {**os.environ, "TMPDIR": str(tmp_path)}
-    command = [sys.executable, "-c", CODE, str(tmp_path / "nowhere"), repr(OPTIONS | options)]
+    command = [sys.executable, "-c", CODE, str(tmp_path / "nowhere"), repr(OPTIONS | options), "{}"]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     [line] = result.stderr.splitlines()
@@ -327,7 +370,7 @@ def test_a_folder_that_can_hold_no_socket_is_one_sentence_and_exit_code_1(tiny, 
     deep = tmp_path / ("x" * 100)
     deep.mkdir()
     environment = {**os.environ, "TMPDIR": str(deep)}
-    command = [sys.executable, "-c", CODE, str(tiny), repr(OPTIONS)]
+    command = [sys.executable, "-c", CODE, str(tiny), repr(OPTIONS), "{}"]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
     [line] = result.stderr.splitlines()

@@ -3,12 +3,13 @@
 import http.client
 import os
 import sys
+import time
 from pathlib import Path
 
 import pytest
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.peers.processes import free_port, members, running
+from benchmarks.processes import cpu_s_from_stat, cpu_s_of, free_port, members, running
 
 # A server whose child is adopted by somebody else at once, and only then it answers.
 SERVER = """
@@ -37,6 +38,18 @@ def answers(port: int) -> bool:
         return bool(get(port))
     except OSError:
         return False
+
+
+def test_cpu_time_is_read_past_a_name_with_blanks_and_brackets() -> None:
+    stat = "42 (a (b) c) S 1 2 3 4 5 6 7 8 9 10 150 50 300 100 20 0 1 0"
+    assert cpu_s_from_stat(stat, ticks_per_s=100) == 2.0
+    assert cpu_s_from_stat(stat, ticks_per_s=100, waited_for=True) == 6.0
+
+
+@pytest.mark.skipif(not Path("/proc/self/stat").exists(), reason="needs /proc")
+def test_cpu_time_of_a_process_is_what_it_says_itself() -> None:
+    sum(range(3_000_000))
+    assert cpu_s_of(os.getpid()) == pytest.approx(time.process_time(), abs=0.1)
 
 
 @pytest.mark.skipif(not Path("/proc/self/environ").exists(), reason="needs /proc")

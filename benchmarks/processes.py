@@ -25,6 +25,7 @@ STOP_TIMEOUT_S = 15.0
 # What the first process left behind when it ended: some servers' workers notice late, some never.
 ORPHANS_TIMEOUT_S = 2.0
 POLL_S = 0.05
+PROC = Path("/proc")
 LAST_WORDS = 3000
 
 
@@ -37,7 +38,7 @@ class Running:
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes, and of those that these have waited for."""
-        return sum(_cpu_s(pid) for pid in members(self.mark))
+        return sum(cpu_s_of(pid, waited_for=True) for pid in members(self.mark))
 
     def rss_bytes(self) -> int:
         """Resident memory of all its processes; what they share counts in each."""
@@ -76,7 +77,7 @@ def running(
 def members(mark: str) -> list[int]:
     """The processes that carry the mark; without /proc, none."""
     wanted, found = f"{MARK}={mark}".encode(), []
-    for path in Path("/proc").glob("[0-9]*/environ"):
+    for path in PROC.glob("[0-9]*/environ"):
         try:
             if wanted in path.read_bytes().split(b"\0"):
                 found.append(int(path.parent.name))
@@ -93,19 +94,26 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def _cpu_s(pid: int) -> float:
+def cpu_s_of(pid: int, waited_for: bool = False) -> float:
+    """CPU seconds of a process, and of the children that it has waited for if wanted; 0 where it has ended."""
     try:
-        stat = Path(f"/proc/{pid}/stat").read_text()
+        stat = (PROC / str(pid) / "stat").read_text()
     except OSError:
         return 0.0
-    # proc(5), fields 14 to 17: own and waited-for children's time, user and system; the name may hold blanks.
+    return cpu_s_from_stat(stat, os.sysconf("SC_CLK_TCK"), waited_for)
+
+
+def cpu_s_from_stat(stat: str, ticks_per_s: int, waited_for: bool = False) -> float:
+    """User and system seconds of all threads, from the text of /proc/PID/stat."""
+    # The second field is the command in brackets, and may hold blanks and brackets itself.
     fields = stat.rpartition(")")[2].split()
-    return sum(int(ticks) for ticks in fields[11:15]) / os.sysconf("SC_CLK_TCK")
+    # proc(5): own time is fields 14 and 15, that of children 16 and 17.
+    return sum(int(ticks) for ticks in fields[11 : 15 if waited_for else 13]) / ticks_per_s
 
 
 def _rss_bytes(pid: int) -> int:
     try:
-        statm = Path(f"/proc/{pid}/statm").read_text()
+        statm = (PROC / str(pid) / "statm").read_text()
     except OSError:
         return 0
     # proc(5): the second field, in pages.
@@ -134,5 +142,5 @@ def _why_not_ready(exit_status: int | None, waited_s: float, log: BinaryIO) -> s
     log.seek(0)
     words = log.read().decode("utf-8", "replace")[-LAST_WORDS:].strip()
     if exit_status is None:
-        return f"it did not answer within {waited_s:g} s; its last words: {words}"
-    return f"it ended before it answered (exit status {exit_status}): {words}"
+        return f"the server did not answer within {waited_s:g} s; its last words: {words}"
+    return f"the server ended before it answered (exit status {exit_status}): {words}"

@@ -1,0 +1,82 @@
+"""The engine benchmark end to end: a tiny bundle, few pictures, batches that do not come out even."""
+
+from __future__ import annotations
+
+import gc
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from benchmarks.engine import EngineBenchOptions, run
+from benchmarks.errors import BenchmarkError
+from models.bundle import save_bundle
+from tests.bundles import tiny_bundle
+
+THRESHOLDS = (0.0, 0.4, 1.0)
+TEST_PICTURES = 12
+BATCH_SIZE = 4
+
+
+@pytest.fixture(scope="module")
+def options(tmp_path_factory: pytest.TempPathFactory) -> EngineBenchOptions:
+    """Of a bundle and a folder of noise with its classes."""
+    folder, bundle = tmp_path_factory.mktemp("engine-bench"), tiny_bundle()
+    save_bundle(bundle, folder / "tiny", "A card.")
+    generator = np.random.default_rng(0)
+    for part in ("train", "test"):
+        for label in bundle.labels:
+            (folder / part / label).mkdir(parents=True)
+            for number in range(TEST_PICTURES // len(bundle.labels)):
+                pixels_HWC = generator.integers(0, 256, (32, 32, 3), np.uint8)
+                Image.fromarray(pixels_HWC).save(folder / part / label / f"{number}.png")
+    return EngineBenchOptions(
+        model=folder / "tiny",
+        dataset=str(folder),
+        thresholds=",".join(map(str, THRESHOLDS)),
+        pictures=10,
+        device="cpu",
+        max_batch_size=BATCH_SIZE,
+        rounds=2,
+        output=folder / "results" / "engine.json",
+    )
+
+
+@pytest.mark.parametrize(
+    ("runner", "kind", "bare"),
+    [("openvino", "OpenVinoRunner", ["steps", "whole graph"]), ("torch", "TorchRunner", ["steps"])],
+)
+def test_a_whole_measurement_gives_every_variant_and_the_agreement(
+    options: EngineBenchOptions, runner: str, kind: str, bare: list[str]
+) -> None:
+    try:
+        assert run(EngineBenchOptions(**{**vars(options), "runner": runner})) == 0
+    finally:
+        gc.unfreeze()
+    result = json.loads(options.output.read_text())
+    assert result["runner"]["kind"] == kind
+    assert result["profile"]["batch_sizes"] == [1, 2, 4]
+    rows = result["variants"]
+    assert [row.get("threshold", row["variant"]) for row in rows] == [*bare, *THRESHOLDS]
+    for row in rows:
+        assert len(row["sample_ms"]) == options.rounds
+        assert row["pictures_per_s"] > 0.0
+    agreement = result["agreement"]
+    assert agreement["pictures"] == 10
+    assert agreement["largest_probability_difference"] < 0.05
+    at_first, _, at_full_depth = agreement["thresholds"]
+    assert at_first["changed_exits"] == at_full_depth["changed_exits"] == 0.0
+    assert at_full_depth["disagreement_with_full_depth"] == 0.0
+    engine_rows = {row["threshold"]: row for row in rows if row["variant"] == "engine"}
+    assert (engine_rows[0.0]["mean_exit"], engine_rows[1.0]["mean_exit"]) == (1.0, 4.0)
+
+
+def test_fewer_pictures_than_a_batch_are_refused(options: EngineBenchOptions) -> None:
+    with pytest.raises(BenchmarkError, match="3 pictures are out of range: give at least max_batch_size, 4"):
+        run(EngineBenchOptions(**{**vars(options), "pictures": 3}))
+
+
+def test_thresholds_without_full_depth_are_refused() -> None:
+    with pytest.raises(ValueError, match="lack 1, full depth"):
+        EngineBenchOptions(thresholds="0.5,0.7")
