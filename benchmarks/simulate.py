@@ -34,6 +34,7 @@ from server.engine.profile import CostProfile
 # Of every run, this share of its requests comes before the queues are as full as they will be.
 WARM_UP_SHARE = 0.2
 OBJECTIVE_PASSES = 20.0
+THIS_MACHINE = "this machine"
 
 
 def parse_list(text: str, parse: Callable[[str], Any], what: str) -> tuple[Any, ...]:
@@ -84,7 +85,7 @@ class SimulateOptions:
     ] = 0.0
     validate: Annotated[
         Path | None,
-        typer.Option(help="A result of `offramp bench thresholds` on the machine of the first profile, to predict."),
+        typer.Option(help="A result of `offramp bench thresholds` to predict, with the first measured --profile."),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals and exits.")] = 0
     output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/simulation.json")
@@ -141,11 +142,13 @@ def simulate(options: SimulateOptions) -> dict[str, Any]:
     engine = None
     if options.data_root:
         measured = measure_engine(options.data_root, options.engine_seconds)
-        profiles.insert(0, NamedProfile("this machine", True, measured.profile))
+        profiles.insert(0, NamedProfile(THIS_MACHINE, True, measured.profile))
         engine = engine_agreement(_fleet(options, measured.profile), measured.loops, options.seed)
     rows = [row for named in profiles for row in _rows(options, named)]
-    first = profiles[0].profile
-    http = over_http(_fleet(options, first), options.validate, options.seed) if options.validate else None
+    first, http = profiles[0].profile, None
+    if options.validate:
+        recorded_on = next((p.profile for p in profiles if p.measured and p.name != THIS_MACHINE), first)
+        http = over_http(_fleet(options, recorded_on), options.validate, options.seed)
     return {
         **head,
         "profiles": {p.name: {"measured": p.measured, **p.profile.to_dict()} for p in profiles},
