@@ -4,7 +4,8 @@
 
 A profile is what `server.engine.profile.CostProfile` writes, with "measured": true where it was measured; one without
 is marked as hypothetical wherever it appears. Load 1 is what an engine could do at best, every step in its most
-efficient batch and HTTP included. Every policy meets the same arrivals and the same exits.
+efficient batch. Every policy meets the same arrivals and the same exits. HTTP is left out, except where predictions
+are compared with a server.
 """
 
 from __future__ import annotations
@@ -22,7 +23,8 @@ import typer
 from benchmarks.command_line import command_line
 from benchmarks.errors import BenchmarkError
 from benchmarks.machine import provenance
-from benchmarks.simulate_agreement import agreement_section, validate_document
+from benchmarks.simulate_agreement import over_http
+from benchmarks.simulate_engine import engine_agreement, measure_engine
 from benchmarks.simulate_fleet import Dispatch, Fleet, Outcome, Simulation
 from benchmarks.simulate_load import ARRIVALS, Mix, read_mixes
 from benchmarks.simulate_tables import Cell, simulation_section, simulation_verdict
@@ -32,6 +34,7 @@ from server.engine.profile import CostProfile
 # Of every run, this share of its requests comes before the queues are as full as they will be.
 WARM_UP_SHARE = 0.2
 OBJECTIVE_PASSES = 20.0
+THIS_MACHINE = "this machine"
 
 
 def parse_list(text: str, parse: Callable[[str], Any], what: str) -> tuple[Any, ...]:
@@ -58,10 +61,15 @@ def parse_names(text: str, known: dict[str, Any], what: str) -> tuple[str, ...]:
 class SimulateOptions:
     """Options of `python -m benchmarks.simulate`. Raises ValueError for lists that are none."""
 
-    profile: Annotated[str, typer.Option(help="JSON files of cost profiles, separated by commas.")]
     mix: Annotated[
         Path, typer.Option(help="JSON file of exit mixes: a result of `offramp bench thresholds`, or lists by name.")
     ]
+    profile: Annotated[str, typer.Option(help="JSON files of cost profiles, separated by commas.")] = ""
+    data_root: Annotated[
+        Path | None,
+        typer.Option(help="Where the CIFAR files lie: measure this machine's engine first, and simulate that too."),
+    ] = None
+    engine_seconds: Annotated[float, typer.Option(min=0.1, help="Of each loop through this machine's engine.")] = 3.0
     policy: Annotated[str, typer.Option(help="Policies, separated by commas; all: every one.")] = "all"
     load: Annotated[str, typer.Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
     arrivals: Annotated[str, typer.Option(help="poisson, bursts, diurnal, separated by commas; all.")] = "poisson"
@@ -75,17 +83,16 @@ class SimulateOptions:
     max_wait_ms: Annotated[
         float, typer.Option(min=0, help="Predicted wait beyond which is refused; 0: half the objective.")
     ] = 0.0
-    request_ms: Annotated[float, typer.Option(min=0, help="What a request costs in HTTP.")] = 0.0
-    shared_cores: Annotated[bool, typer.Option(help="HTTP computes on the engine's cores, and takes its time.")] = False
-    step_ms: Annotated[float, typer.Option(min=0, help="What a step costs beyond its profile.")] = 0.0
     validate: Annotated[
         Path | None,
-        typer.Option(help="A result of `offramp bench thresholds` on a real server, to compare predictions with."),
+        typer.Option(help="A result of `offramp bench thresholds` to predict, with the first measured --profile."),
     ] = None
     seed: Annotated[int, typer.Option(min=0, help="Of arrivals and exits.")] = 0
     output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/simulation.json")
 
     def __post_init__(self) -> None:
+        if not self.profile and self.data_root is None:
+            raise ValueError("no profile: give --profile, or --data-root to measure this machine's")
         parse_names(self.policy, POLICIES, "policy")
         parse_names(self.arrivals, ARRIVALS, "arrivals")
         parse_list(self.load, float, "loads")
@@ -123,8 +130,6 @@ def run(options: SimulateOptions) -> int:
     options.output.parent.mkdir(parents=True, exist_ok=True)
     options.output.write_text(json.dumps(document, indent=2) + "\n")
     typer.echo(f"\n{simulation_section(document)}")
-    if document["agreement"]:
-        typer.echo(f"\n{agreement_section(document)}")
     typer.echo(f"\nwritten to {options.output}")
     typer.echo(json.dumps({name: value for name, value in document.items() if name != "rows"}))
     return 0
@@ -133,23 +138,28 @@ def run(options: SimulateOptions) -> int:
 def simulate(options: SimulateOptions) -> dict[str, Any]:
     """The result document."""
     head = {"benchmark": "simulate", **provenance()}
-    profiles = [read_profile(Path(path)) for path in options.profile.split(",")]
+    profiles = [read_profile(Path(path)) for path in options.profile.split(",")] if options.profile else []
+    engine = None
+    if options.data_root:
+        measured = measure_engine(options.data_root, options.engine_seconds)
+        profiles.insert(0, NamedProfile(THIS_MACHINE, True, measured.profile))
+        engine = engine_agreement(_fleet(options, measured.profile), measured.loops, options.seed)
     rows = [row for named in profiles for row in _rows(options, named)]
-    named = profiles[0]
-    agreement = validate_document(_fleet(options, named.profile), options.validate, options.seed)
+    first, http = profiles[0].profile, None
+    if options.validate:
+        recorded_on = next((p.profile for p in profiles if p.measured and p.name != THIS_MACHINE), first)
+        http = over_http(_fleet(options, recorded_on), options.validate, options.seed)
     return {
         **head,
         "profiles": {p.name: {"measured": p.measured, **p.profile.to_dict()} for p in profiles},
-        "mixes": {mix.name: list(mix.shares) for mix in read_mixes(options.mix, named.profile.num_stages)},
+        "mixes": {mix.name: list(mix.shares) for mix in read_mixes(options.mix, first.num_stages)},
         "samples_an_engine": options.samples,
         "dispatch": options.dispatch,
-        "request_ms": options.request_ms,
-        "shared_cores": options.shared_cores,
-        "step_ms": options.step_ms,
         "seed": options.seed,
         "rows": rows,
         "verdict": simulation_verdict(rows),
-        "agreement": agreement,
+        "engine": engine,
+        "http": http,
     }
 
 
@@ -160,9 +170,6 @@ def _fleet(options: SimulateOptions, profile: CostProfile) -> Fleet:
         POLICIES[parse_names(options.policy, POLICIES, "policy")[0]],
         profile.max_batch_size,
         dispatch=options.dispatch,  # type: ignore[arg-type]
-        request_s=options.request_ms / 1e3,
-        shared_cores=options.shared_cores,
-        step_s=options.step_ms / 1e3,
         # The wait decides who is refused, not their number: engines differ a thousandfold in what they do a second.
         max_inflight=1_000_000,
         max_wait_s=options.max_wait_ms / 1e3 or objective_s / 2,
@@ -176,10 +183,9 @@ def objective_of(options: SimulateOptions, profile: CostProfile) -> float:
 
 
 def capacity(fleet: Fleet, mix: Mix) -> float:
-    """Answers a second of one engine at best: every step in its most efficient batch, HTTP included where it counts."""
+    """Answers a second of one engine at best: every step in its most efficient batch."""
     stages = enumerate(mix.reaching, start=1)
-    sample_s = sum(reaching * fleet.profile.best_sample_s(stage) for stage, reaching in stages)
-    return 1.0 / (sample_s + (fleet.request_s if fleet.shared_cores else 0.0))
+    return 1.0 / sum(reaching * fleet.profile.best_sample_s(stage) for stage, reaching in stages)
 
 
 def _rows(options: SimulateOptions, named: NamedProfile) -> Iterator[dict[str, Any]]:

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import heapq
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import islice
+from itertools import count, islice
 from typing import Literal
 
 import numpy as np
@@ -22,12 +22,14 @@ Dispatch = Literal["two-choices", "round-robin"]
 
 @dataclass(frozen=True)
 class Fleet:
-    """What is simulated.
+    """What is simulated: engines, each behind an event loop that takes its requests in and gives its answers out.
 
-    policy: makes one for an engine. request_s: what a request costs in HTTP. shared_cores: whether on the cores
-    of the engine, which then computes the later, or on others. step_s: of each step beyond the profile, such as
-    scheduling and handing over. max_inflight, max_wait_s: what an engine holds at most, and predicts at most; it
-    refuses more.
+    policy: makes one for an engine. request_s: what a request costs its event loop, one after another, half of it
+    before the engine and half after; 0: nothing. sharing: the speed of step and event loop while both compute: 1
+    where neither disturbs the other, 0.5 where they take turns on one core. step_s: of each step beyond the profile,
+    such as scheduling. contended_s: besides, of each step that is begun while the event loop computes: it waits for
+    the interpreter, and its threads for a core. max_inflight, max_wait_s: what an engine holds at most, and predicts
+    at most; it refuses more.
     """
 
     profile: CostProfile
@@ -36,8 +38,9 @@ class Fleet:
     engines: int = 1
     dispatch: Dispatch = "two-choices"
     request_s: float = 0.0
-    shared_cores: bool = False
+    sharing: float = 1.0
     step_s: float = 0.0
+    contended_s: float = 0.0
     max_inflight: int = 1024
     max_wait_s: float = 5.0
 
@@ -65,9 +68,16 @@ class SimulatedSample:
 
 
 class SimulatedEngine:
-    """One engine: its scheduler, what it runs now, and the pace by which it predicts waits, as the server's does."""
+    """One engine: its scheduler, what it runs now, the pace by which it predicts waits, and its event loop's work.
 
-    __slots__ = ("fleet", "inflight", "owed_s", "pace", "running", "scheduler", "started_s")
+    now_s: how far it was followed. step_s, job_s: what is left of the running step and of the loop's first job, at
+    full speed. ticket: of the event that it is due at; earlier ones are void.
+    """
+
+    __slots__ = (
+        *("fleet", "inflight", "job_s", "jobs", "now_s", "pace", "running", "scheduler", "started_s", "step_s"),
+        "ticket",
+    )
 
     def __init__(self, fleet: Fleet) -> None:
         profile = fleet.profile
@@ -76,9 +86,10 @@ class SimulatedEngine:
             profile.num_stages, fleet.max_batch_size, fleet.policy(profile)
         )
         self.running: Batch[SimulatedSample] | None = None
-        self.started_s = self.owed_s = 0.0
+        self.jobs: deque[tuple[SimulatedSample, bool]] = deque()
+        self.now_s = self.started_s = self.step_s = self.job_s = 0.0
         self.pace = Pace()
-        self.inflight = 0
+        self.inflight = self.ticket = 0
 
     @property
     def overloaded(self) -> bool:
@@ -86,33 +97,53 @@ class SimulatedEngine:
         fleet = self.fleet
         return self.inflight >= fleet.max_inflight or self.pace.wait_s(self.inflight) > fleet.max_wait_s
 
-    def admit(self, sample: SimulatedSample) -> None:
-        """Take a sample in. On shared cores, its HTTP work holds up the next step."""
-        self.inflight += 1
-        if self.fleet.shared_cores:
-            self.owed_s += self.fleet.request_s
-        self.scheduler.enqueue(1, (sample,))
+    @property
+    def due_s(self) -> float | None:
+        """When its step or its event loop's job ends, the sooner of them; None where it has nothing to do."""
+        left_s = [*([self.step_s] if self.running else ()), *([self.job_s] if self.jobs else ())]
+        return self.now_s + min(left_s) / self._speed if left_s else None
 
-    def begin(self, now_s: float) -> float:
-        """Begin the next step where there is one: seconds that it takes, or 0."""
-        self.running = batch = self.scheduler.schedule(now_s)
-        if batch is None:
-            return 0.0
-        self.started_s = now_s
-        duration_s = self.fleet.profile.seconds(batch.stage, len(batch.samples)) + self.fleet.step_s + self.owed_s
-        self.owed_s = 0.0
-        return duration_s
+    @property
+    def _speed(self) -> float:
+        return self.fleet.sharing if self.running and self.jobs else 1.0
 
-    def finish(self, now_s: float) -> list[SimulatedSample]:
+    def follow(self, now_s: float) -> None:
+        """Let the time go on that long."""
+        passed_s = (now_s - self.now_s) * self._speed
+        self.step_s, self.job_s, self.now_s = self.step_s - passed_s, self.job_s - passed_s, now_s
+
+    def add_job(self, sample: SimulatedSample, answered: bool) -> None:
+        """Work for the event loop, behind what it has to do: take the sample in, or give its answer out."""
+        if not self.jobs:
+            self.job_s = self.fleet.request_s / 2.0
+        self.jobs.append((sample, answered))
+
+    def end_job(self) -> tuple[SimulatedSample, bool]:
+        """The event loop's first job is done."""
+        self.job_s = self.fleet.request_s / 2.0
+        return self.jobs.popleft()
+
+    def begin(self) -> int:
+        """Take the next step up where there is any work and none is running; how many samples are in it."""
+        if self.running is None and (batch := self.scheduler.schedule(self.now_s)):
+            self.running, self.started_s = batch, self.now_s
+            self.step_s = self.fleet.profile.seconds(batch.stage, len(batch.samples)) + self.fleet.step_s
+            if self.jobs:
+                self.step_s += self.fleet.contended_s
+            return len(batch.samples)
+        return 0
+
+    def end_step(self) -> list[SimulatedSample]:
         """End the running step: those who leave; the others wait for the next stage."""
         batch = self.running
         assert batch is not None
-        stage = batch.stage
-        leaving = [sample for sample in batch.samples if sample.exit <= stage]
+        self.running = None
+        leaving = [sample for sample in batch.samples if sample.exit <= batch.stage]
         if len(leaving) < len(batch.samples):
-            self.scheduler.enqueue(stage + 1, [sample for sample in batch.samples if sample.exit > stage])
+            going_on = [sample for sample in batch.samples if sample.exit > batch.stage]
+            self.scheduler.enqueue(batch.stage + 1, going_on)
         self.inflight -= len(leaving)
-        self.pace.learn(now_s - self.started_s, len(leaving))
+        self.pace.learn(self.now_s - self.started_s, len(leaving))
         return leaving
 
 
@@ -132,9 +163,10 @@ class Simulation:
         self._engines = [SimulatedEngine(fleet) for _ in range(fleet.engines)]
         self._exits: list[int] = exits.tolist()
         self._choices = self._dispatched(fleet, len(exits), random)
-        # Beside the engine's cores, HTTP only delays answers.
-        self._delay_s = 0.0 if fleet.shared_cores else fleet.request_s
-        self._ends: list[tuple[float, int, SimulatedEngine]] = []
+        self._request_s = fleet.request_s
+        self._events: list[tuple[float, int, SimulatedEngine]] = []
+        self._tickets = count(1)
+        self._asking: Iterator[int] = iter(())
         self._arrived_s = [0.0] * len(exits)
         self._latency_s = [float("nan")] * len(exits)
         self._steps = self._stepped = 0
@@ -142,26 +174,21 @@ class Simulation:
     def open_loop(self, arrivals_s: npt.NDArray[np.float64]) -> Outcome:
         """Requests that arrive at their times, whatever answers take."""
         for number, at_s in enumerate(arrivals_s.tolist()):
-            while self._ends and self._ends[0][0] <= at_s:
-                self._end_step()
-            self._arrive(number, at_s)
-        while self._ends:
-            self._end_step()
-        return self._outcome()
+            while self._events and self._events[0][0] <= at_s:
+                self._next_event()
+            self._arrive([number], at_s)
+        return self._to_the_end()
 
     def closed_loop(self, clients: int) -> Outcome:
         """Clients who ask anew as soon as they are answered, until every sample was asked for. Refusals end clients."""
-        numbers = iter(range(len(self._exits)))
-        due = deque((0.0, number) for number in islice(numbers, clients))
-        while due or self._ends:
-            if due and not (self._ends and self._ends[0][0] <= due[0][0]):
-                at_s, number = due.popleft()
-                self._arrive(number, at_s)
-                continue
-            end_s, answered = self._end_step()
-            # Every answer takes the same way back, so that `due` stays in order.
-            due.extend((end_s + self._delay_s, number) for number in islice(numbers, answered))
-        return self._outcome()
+        self._asking = iter(range(len(self._exits)))
+        self._arrive([*islice(self._asking, clients)], 0.0)
+        return self._to_the_end()
+
+    def _to_the_end(self) -> Outcome:
+        while self._events:
+            self._next_event()
+        return Outcome(np.array(self._arrived_s), np.array(self._latency_s), self._stepped / max(1, self._steps))
 
     def _dispatched(
         self, fleet: Fleet, samples: int, random: np.random.Generator
@@ -173,31 +200,56 @@ class Simulation:
             firsts, seconds = random.integers(fleet.engines, size=(2, samples)).tolist()
         return [(self._engines[a], self._engines[b]) for a, b in zip(firsts, seconds, strict=True)]
 
-    def _arrive(self, number: int, now_s: float) -> None:
-        one, other = self._choices[number]
-        engine = one if one.inflight <= other.inflight else other
-        self._arrived_s[number] = now_s
-        if engine.overloaded:
-            return
-        engine.admit(SimulatedSample(number, self._exits[number], now_s))
-        if engine.running is None:
-            self._begin(engine, now_s)
+    def _arrive(self, numbers: Sequence[int], now_s: float) -> None:
+        """Requests that come at one time: those of one engine go into one step, where it has none to run."""
+        engines: dict[SimulatedEngine, None] = {}
+        for number in numbers:
+            one, other = self._choices[number]
+            engine = one if one.inflight <= other.inflight else other
+            self._arrived_s[number] = now_s
+            engine.follow(now_s)
+            if engine.overloaded:
+                continue
+            engine.inflight += 1
+            sample = SimulatedSample(number, self._exits[number], now_s)
+            if self._request_s:
+                engine.add_job(sample, answered=False)
+            else:
+                engine.scheduler.enqueue(1, (sample,))
+            engines[engine] = None
+        for engine in engines:
+            self._go_on(engine)
 
-    def _begin(self, engine: SimulatedEngine, now_s: float) -> None:
-        if duration_s := engine.begin(now_s):
-            assert engine.running is not None
+    def _go_on(self, engine: SimulatedEngine) -> None:
+        """Begin a step where there is one to begin, and tell when the engine is to be looked at again."""
+        if samples := engine.begin():
             self._steps += 1
-            self._stepped += len(engine.running.samples)
-            heapq.heappush(self._ends, (now_s + duration_s, self._steps, engine))
+            self._stepped += samples
+        if (due_s := engine.due_s) is not None:
+            engine.ticket = next(self._tickets)
+            heapq.heappush(self._events, (due_s, engine.ticket, engine))
 
-    def _end_step(self) -> tuple[float, int]:
-        """The next step to end: when, and how many it answered."""
-        now_s, _, engine = heapq.heappop(self._ends)
-        leaving = engine.finish(now_s)
-        for sample in leaving:
-            self._latency_s[sample.number] = now_s - sample.arrived_s + self._delay_s
-        self._begin(engine, now_s)
-        return now_s, len(leaving)
-
-    def _outcome(self) -> Outcome:
-        return Outcome(np.array(self._arrived_s), np.array(self._latency_s), self._stepped / max(1, self._steps))
+    def _next_event(self) -> None:
+        now_s, ticket, engine = heapq.heappop(self._events)
+        if ticket != engine.ticket:
+            return
+        engine.follow(now_s)
+        answered: list[SimulatedSample] = []
+        if engine.running and not (engine.jobs and engine.job_s < engine.step_s):
+            leaving = engine.end_step()
+            if self._request_s:
+                for sample in leaving:
+                    engine.add_job(sample, answered=True)
+            else:
+                answered = leaving
+        else:
+            sample, done = engine.end_job()
+            if done:
+                answered = [sample]
+            else:
+                engine.scheduler.enqueue(1, (sample,))
+        # Before those who were answered can ask anew: the engine waits for nobody.
+        self._go_on(engine)
+        for sample in answered:
+            self._latency_s[sample.number] = now_s - sample.arrived_s
+        self._arrive([*islice(self._asking, len(answered))], now_s)

@@ -6,10 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass, fields
 from typing import Any
 
+from benchmarks.simulate_agreement import agreement_section
 from server.engine.policies import DEFAULT_POLICY
 
 # Differences that a longer run, or another seed, could turn round.
 EQUAL_GOODPUT, EQUAL_P99 = 0.01, 0.05
+MOST_MIXES = 3
 
 
 @dataclass(frozen=True)
@@ -33,18 +35,32 @@ def by_cell(rows: Sequence[dict[str, Any]]) -> dict[Cell, dict[str, dict[str, An
 
 
 def simulation_section(document: dict[str, Any]) -> str:
-    """One table for each profile, mix, kind of arrivals and fleet, and what it comes to."""
+    """One table for each profile, kind of arrivals and fleet, policies as columns; what it comes to; the agreement.
+
+    Of more than MOST_MIXES mixes these are the ones in the middle: where all leave at one exit, all policies are alike,
+    or nearly. The others are in the result file, and count in the verdict.
+    """
+    shown = _middle([*document["mixes"]])
     tables: dict[tuple[Any, ...], list[str]] = {}
     for cell, policies in by_cell(document["rows"]).items():
-        lines = tables.setdefault((cell.profile, cell.mix, cell.arrivals, cell.engines), [])
+        if cell.mix not in shown:
+            continue
+        lines = tables.setdefault((cell.profile, cell.arrivals, cell.engines), [])
         if not lines:
-            first = next(iter(policies.values()))
-            lines += [_heading(document, cell, first), "", *_columns(cell, list(policies))]
+            lines += [_heading(document, cell, next(iter(policies.values()))), "", *_columns(cell, list(policies))]
         figures = [f"{row['goodput_share']:.3f} · {_latency(row['p99_ms'])}" for row in policies.values()]
-        lines.append(f"| {cell.load:g} | {' | '.join(figures)} |")
+        lines.append(f"| {cell.mix} | {cell.load:g} | {' | '.join(figures)} |")
     blocks = ["\n".join(lines) for lines in tables.values()]
-    verdict = "\n".join(f"- {sentence}" for sentence in document["verdict"])
-    return "\n\n".join([*blocks, verdict])
+    left_out = [name for name in document["mixes"] if name not in shown]
+    if left_out:
+        blocks.append(f"Mixes {', '.join(left_out)} are in the result file, and count below.")
+    blocks.append("\n".join(f"- {sentence}" for sentence in document["verdict"]))
+    return "\n\n".join([*blocks, *filter(None, [agreement_section(document)])])
+
+
+def _middle(mixes: Sequence[str]) -> Sequence[str]:
+    cut = max(0, (len(mixes) - MOST_MIXES + 1) // 2)
+    return mixes[cut : cut + MOST_MIXES]
 
 
 def _heading(document: dict[str, Any], cell: Cell, row: dict[str, Any]) -> str:
@@ -52,9 +68,8 @@ def _heading(document: dict[str, Any], cell: Cell, row: dict[str, Any]) -> str:
     engines = "1 engine" if cell.engines == 1 else f"{cell.engines:,} engines ({document['dispatch']})"
     within_ms = row["objective_ms"]
     counted = "Answers" if within_ms is None else f"Answers within {within_ms:.1f} ms"
-    shares = "/".join(f"{share:.2f}" for share in document["mixes"][cell.mix])
     return (
-        f"**Profile {cell.profile} ({origin}), mix {cell.mix} ({shares}), {cell.arrivals}, {engines}.** "
+        f"**Profile {cell.profile} ({origin}), {cell.arrivals}, {engines}.** "
         f"{counted} as a share of the capacity · p99 in ms."
     )
 
@@ -65,7 +80,7 @@ def _latency(value_ms: float | None) -> str:
 
 def _columns(cell: Cell, policies: Sequence[str]) -> list[str]:
     what = "clients" if cell.arrivals == "closed" else "load"
-    return [f"| {what} | {' | '.join(policies)} |", f"| ---: |{' ---: |' * len(policies)}"]
+    return [f"| mix | {what} | {' | '.join(policies)} |", f"| --- | ---: |{' ---: |' * len(policies)}"]
 
 
 def simulation_verdict(rows: Sequence[dict[str, Any]]) -> list[str]:

@@ -16,6 +16,8 @@ from server.engine.profile import CostProfile
 ENOUGH = 2.0
 # What is efficient: a tenth of the time may be lost, for the sake of those who are nearly through.
 EFFICIENT = 0.9
+# Of the time that others are spared by going on together, what it may cost those they catch up with.
+CATCHING_UP = 0.4
 # How much more a sample may cost in a larger batch than in the best one, the uncertainty of a measurement included.
 TOLERANCE = 1.05
 
@@ -66,7 +68,8 @@ class Policy(Protocol):
 class RunToCompletion:
     """A batch goes on to the end, less those who leave, before another is begun: nobody meets anybody on the way.
 
-    That is the deepest stage first: since stage 1 comes last, all behind it are of one batch.
+    That is the deepest stage first, to the step: since stage 1 comes last, all behind it are of one batch, and a larger
+    one than goes at once there is not.
     """
 
     patience: int = 0
@@ -115,13 +118,18 @@ class CostModel:
     once there is ENOUGH to keep the device at its best, only an EFFICIENT step will do. Where none is efficient enough,
     the deepest goes.
 
-    Found by simulation, against rules that weigh the wait of each sample: see docs/performance.md.
+    That step waits for the batch behind it where both going on as one is worth it: where those who catch up are
+    spared more, each of them the time saved, than CATCHING_UP lets those who wait lose for it. Few clients who ask
+    anew when they are answered would else travel in small batches that never meet.
+
+    Found by simulation, against other rules that weigh the wait of each sample: see docs/performance.md.
     """
 
     def __init__(self, profile: CostProfile, patience: int = 6) -> None:
         self.profile = profile
         self._patience = patience
         rows = [profile.table(stage) for stage in range(1, profile.num_stages + 1)]
+        self._tables = rows
         self._full = tuple(_largest_that_pays(row, {*profile.batch_sizes, profile.max_batch_size}) for row in rows)
         self._sample_s = tuple(row[full] / full for row, full in zip(rows, self._full, strict=True))
         self._efficiency = tuple(
@@ -137,14 +145,37 @@ class CostModel:
     def choose(self, waiting: Waiting) -> Choice:
         """The deepest step that is as efficient as the work that waits asks for, or else the deepest."""
         enough = self._enough(waiting)
+        chosen: Choice | None = None
         deepest: Choice | None = None
         for stage in waiting.stages():
-            size = min(waiting.most(stage), self._full[stage - 1])
-            if self._efficiency[stage - 1][size] >= enough:
-                return Choice(stage, size)
-            deepest = deepest or Choice(stage, size)
+            step = Choice(stage, min(waiting.most(stage), self._full[stage - 1]))
+            deepest = deepest or step
+            if chosen is None:
+                chosen = step if self._efficiency[stage - 1][step.size] >= enough else None
+            elif self._may_catch_up(step, chosen, waiting.going_on):
+                chosen = step
+            else:
+                break
         assert deepest is not None, "a policy is asked only where somebody waits"
-        return deepest
+        return chosen or deepest
+
+    def _may_catch_up(self, behind: Choice, ahead: Choice, going_on: tuple[float, ...]) -> bool:
+        """Whether those ahead had better wait, so that what is left of those behind goes on with them."""
+        catching_up, until_s = float(behind.size), 0.0
+        for at in range(behind.stage - 1, ahead.stage - 1):
+            until_s += _between(self._tables[at], catching_up)
+            catching_up *= going_on[at]
+        if ahead.size + catching_up > self._full[ahead.stage - 1]:
+            return False
+        waited_for, ahead_s, apart_s, together_s = float(ahead.size), 0.0, 0.0, 0.0
+        for at in range(ahead.stage - 1, len(self._tables)):
+            alone_s = _between(self._tables[at], waited_for)
+            ahead_s += alone_s
+            apart_s += alone_s + _between(self._tables[at], catching_up)
+            together_s += _between(self._tables[at], waited_for + catching_up)
+            waited_for, catching_up = going_on[at] * waited_for, going_on[at] * catching_up
+        lost_s = ahead.size * (until_s + together_s - ahead_s)
+        return lost_s < CATCHING_UP * behind.size * (apart_s - together_s)
 
     def _enough(self, waiting: Waiting) -> float:
         """The efficiency to ask for, from the seconds of work that wait, those behind the next stage included."""
@@ -153,6 +184,13 @@ class CostModel:
             to_go_s = self._sample_s[at] + waiting.going_on[at] * to_go_s
             waiting_s += waiting.depths[at] * to_go_s
         return EFFICIENT * min(1.0, (waiting_s / (ENOUGH * waiting.max_batch_size * to_go_s)) ** 2)
+
+
+def _between(table: tuple[float, ...], samples: float) -> float:
+    """The seconds of so many samples, of an expected number too, which need not be whole."""
+    whole = int(samples)
+    below_s = table[whole]
+    return below_s if whole == samples else below_s + (samples - whole) * (table[whole + 1] - below_s)
 
 
 def _largest_that_pays(row: tuple[float, ...], sizes: Set[int]) -> int:

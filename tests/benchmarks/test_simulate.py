@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,12 +15,14 @@ from hypothesis import strategies as st
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.simulate import SimulateOptions, capacity, measure, read_profile, run
-from benchmarks.simulate_agreement import Recorded, fitted_request_s, throughput, validate, validate_document
+from benchmarks.simulate_agreement import Observed, agreement, compare, fitted, over_http, predict
+from benchmarks.simulate_engine import Asked, engine_agreement, measure_loops
 from benchmarks.simulate_fleet import Fleet, Outcome, Simulation
 from benchmarks.simulate_load import ARRIVALS, Mix, mix_of_exits, read_mixes
 from benchmarks.simulate_tables import simulation_section, simulation_verdict
 from server.engine.policies import POLICIES, RunToCompletion
 from server.engine.profile import CostProfile
+from server.engine.runners.runner import StepOutput
 
 # Binary fractions, so that sums are exact. Stage 1: 1 s and 0.25 s a sample more; stage 2: twice that.
 PROFILE = CostProfile(4, (1, 2, 4), ((1.0, 1.25, 1.75), (2.0, 2.5, 3.5)))
@@ -38,17 +42,30 @@ def test_latency_is_what_a_request_waits_and_the_steps_it_goes_through():
     assert outcome.mean_batch == 5 / 4
 
 
-def test_http_on_other_cores_delays_every_answer_and_nothing_else():
-    apart = replace(FLEET, request_s=0.125)
-    outcome = simulation(apart, [2, 1, 2]).open_loop(np.array([0.0, 0.5, 2.0]))
-    assert outcome.latency_s.tolist() == [3.125, 3.875, 4.375]
+def test_the_event_loop_takes_requests_in_and_gives_answers_out_one_after_another():
+    apart = replace(FLEET, request_s=0.5)
+    outcome = simulation(apart, [1, 1]).open_loop(np.array([0.0, 0.0]))
+    # Taken in at 0.25 and 0.5; steps 0.25..1.25 and 1.25..2.25; each answer takes 0.25.
+    assert outcome.latency_s.tolist() == [1.5, 2.5]
+    both = simulation(replace(apart, step_s=0.25), [1, 1, 1]).open_loop(np.array([0.0, 0.25, 0.25]))
+    # The second step is over two, 1.25 + 0.25 long, to 3.0; their answers queue up.
+    assert both.latency_s.tolist() == [1.75, 3.0, 3.25]
 
 
-def test_http_on_the_engines_cores_holds_up_the_next_step():
-    shared = replace(FLEET, request_s=0.125, shared_cores=True)
-    outcome = simulation(shared, [1, 1, 1]).open_loop(np.array([0.0, 0.5, 0.75]))
-    # 0..1.125: the first; then both others, two requests' work ahead of their step.
-    assert outcome.latency_s.tolist() == [1.125, 2.125, 1.875]
+def test_step_and_event_loop_slow_each_other_down_where_they_share_cores():
+    shared = replace(FLEET, request_s=1.0, sharing=0.5)
+    outcome = simulation(shared, [1, 1]).open_loop(np.array([0.0, 0.5]))
+    # The first step begins at 0.5 beside the second request's half second, which takes one: at 1.5, half of it is left.
+    assert outcome.latency_s[0] == pytest.approx(0.5 + 1.0 + 0.5 + 1.0)
+
+
+def test_a_step_that_is_begun_beside_a_busy_event_loop_takes_longer():
+    contended = replace(FLEET, request_s=0.5, contended_s=2.0)
+    outcome = simulation(contended, [1, 1]).open_loop(np.array([0.0, 0.0]))
+    # The first begins at 0.25 beside the second's taking in, and ends at 3.25; the second beside that one's answer.
+    assert outcome.latency_s.tolist() == [3.5, 6.5]
+    alone = simulation(contended, [1]).open_loop(np.array([0.0]))
+    assert alone.latency_s.tolist() == [1.5]
 
 
 def test_every_step_costs_something_beyond_its_profile():
@@ -69,9 +86,16 @@ def test_an_engine_refuses_what_would_wait_too_long_at_its_pace():
 
 def test_clients_of_a_closed_loop_ask_anew_when_they_are_answered():
     outcome = simulation(FLEET, [1] * 5).closed_loop(2)
-    # 0..1: the first client alone; then the other, who had to wait; and so on, in turn.
-    assert outcome.arrived_s.tolist() == [0.0, 0.0, 1.0, 2.0, 3.0]
-    assert outcome.latency_s.tolist() == [1.0, 2.0, 2.0, 2.0, 2.0]
+    # Both at once go into one step, and so again; the last one alone.
+    assert outcome.arrived_s.tolist() == [0.0, 0.0, 1.25, 1.25, 2.5]
+    assert outcome.latency_s.tolist() == [1.25, 1.25, 1.25, 1.25, 1.0]
+
+
+def test_the_engine_does_not_wait_for_those_whom_it_has_just_answered():
+    outcome = simulation(FLEET, [1, 2, 1, 1]).closed_loop(2)
+    # 0..1.25: both; the one goes on, 1.25..3.25, while the other asks anew; that one, 3.25..4.25, meets nobody again.
+    assert outcome.arrived_s.tolist() == [0.0, 0.0, 1.25, 3.25]
+    assert outcome.latency_s.tolist() == [1.25, 3.25, 3.0, 2.0]
 
 
 def test_round_robin_goes_round_and_two_choices_take_the_less_busy():
@@ -164,11 +188,8 @@ def test_what_is_no_mix_is_refused(tmp_path: Path, content, error, message):
         read_mixes(path, 2)
 
 
-def test_capacity_is_that_of_full_batches_with_http_where_it_shares_the_cores():
-    best_s = 1.75 / 4 + 0.5 * 3.5 / 4
-    assert capacity(FLEET, HALF) == pytest.approx(1 / best_s)
-    assert capacity(replace(FLEET, request_s=0.5), HALF) == pytest.approx(1 / best_s)
-    assert capacity(replace(FLEET, request_s=0.5, shared_cores=True), HALF) == pytest.approx(1 / (best_s + 0.5))
+def test_capacity_is_that_of_full_batches():
+    assert capacity(FLEET, HALF) == pytest.approx(1 / (1.75 / 4 + 0.5 * 3.5 / 4))
 
 
 def test_figures_leave_the_warm_up_out_and_count_only_answers_in_time():
@@ -194,45 +215,112 @@ def test_a_profile_without_a_word_on_its_origin_is_hypothetical(tmp_path: Path):
         read_profile(path)
 
 
-RECORDED = Recorded(HALF, rate=0.4, p50_ms=4000.0, p99_ms=12000.0, connections=8, throughput=0.7)
+CLOSED = Observed(HALF, {"throughput": 0.7}, clients=8)
+OPEN = Observed(HALF, {"p50_ms": 4000.0, "p99_ms": 12000.0}, rate=0.4)
 
 
-def test_a_prediction_is_compared_with_what_was_recorded():
-    compared = {figure.figure: figure for figure in validate(FLEET, RECORDED)}
-    assert set(compared) == {"throughput", "p50_ms", "p99_ms"}
-    assert compared["throughput"].predicted == pytest.approx(throughput(FLEET, HALF, 8))
-    assert compared["throughput"].error == pytest.approx(compared["throughput"].predicted / 0.7 - 1)
-    assert 3000 <= compared["p50_ms"].predicted < compared["p99_ms"].predicted
-    again = replace(RECORDED, p50_ms=compared["p50_ms"].predicted)
-    assert validate(FLEET, again)[1].error == 0.0
+def test_a_prediction_is_compared_with_every_figure_that_was_measured():
+    by_figure = {(figure.load, figure.figure): figure for figure in compare(FLEET, [CLOSED, OPEN])}
+    assert set(by_figure) == {("8 clients", "throughput"), ("0/s", "p50_ms"), ("0/s", "p99_ms")}
+    predicted = predict(FLEET, CLOSED)["throughput"]
+    assert by_figure["8 clients", "throughput"].error == pytest.approx(predicted / 0.7 - 1)
+    assert 3000 <= by_figure["0/s", "p50_ms"].predicted < by_figure["0/s", "p99_ms"].predicted
 
 
-def test_http_is_fitted_to_the_throughput_recorded():
-    fitted_s = fitted_request_s(FLEET, RECORDED)
-    fitted = replace(FLEET, request_s=fitted_s, shared_cores=True)
-    assert throughput(fitted, HALF, 8) == pytest.approx(0.7, rel=1e-2)
+def test_a_loop_is_predicted_with_the_costs_that_were_its_own():
+    twice = CostProfile(4, (1, 2, 4), ((2.0, 2.5, 3.5), (4.0, 5.0, 7.0)))
+    slower = predict(FLEET, replace(CLOSED, profile=twice))["throughput"]
+    assert slower == pytest.approx(predict(FLEET, CLOSED)["throughput"] / 2)
+    dearer = predict(FLEET, replace(CLOSED, request_s=4.0))["throughput"]
+    assert dearer == pytest.approx(1 / 4, rel=0.01)
+
+
+def test_what_is_fitted_comes_out_as_it_was_measured():
+    busy = replace(FLEET, request_s=0.4, contended_s=0.00075, sharing=2 / 3)
+    measured = [
+        Observed(mix, {"throughput": predict(busy, Observed(mix, {}, clients=8))["throughput"]}, clients=8)
+        for mix in (Mix("early", (1.0, 0.0)), Mix("late", (0.0, 1.0)))
+    ]
+    found = fitted(FLEET, measured, [0.2, 0.4, 0.8])
+    assert found.request_s == 0.4
+    for one in measured:
+        assert predict(found, one)["throughput"] == pytest.approx(one.figures["throughput"], rel=0.03)
 
 
 def test_a_mix_of_another_depth_cannot_be_compared():
     with pytest.raises(ValueError, match="has 3 exits, the profile 2 stages"):
-        validate(FLEET, replace(RECORDED, mix=Mix("deep", (0.5, 0.25, 0.25))))
+        predict(FLEET, replace(CLOSED, mix=Mix("deep", (0.5, 0.25, 0.25))))
+
+
+def test_the_errors_of_each_figure_are_summed_up():
+    document = agreement(
+        FLEET, [CLOSED], [replace(OPEN, figures={"p50_ms": 1.0}), replace(OPEN, figures={"p50_ms": 1e9})]
+    )
+    far, near = (abs(row["error"]) for row in document["compared"])
+    assert document["errors"] == {"p50_ms": {"median": (far + near) / 2, "worst": far}}
+    assert document["fitted_to"] == ["half, 8 clients"]
 
 
 def test_what_is_fitted_is_not_counted_as_agreement(tmp_path: Path):
     path = tmp_path / "thresholds.json"
-    row = {"threshold": 0.5, "exit_mix": [0.5, 0.5], "p50_ms": {"median": 4e3}, "p99_ms": {"median": 1e4}}
-    document = {"open_loop_rate": 0.4, "connections": 8, "rows": [{**row, "throughput": {"median": 0.7}}]}
-    path.write_text(json.dumps(document))
-    fitted = validate_document(FLEET, path)
-    given_one = validate_document(replace(FLEET, request_s=0.25, shared_cores=True), path)
-    assert fitted is not None
-    assert given_one is not None
-    assert [row["figure"] for row in fitted["compared"]] == ["p50_ms", "p99_ms"]
-    assert [row["figure"] for row in given_one["compared"]] == ["throughput", "p50_ms", "p99_ms"]
-    assert given_one["worst_error"] == max(abs(row["error"]) for row in given_one["compared"])
+    rows = [
+        {"threshold": threshold, "exit_mix": [1 - deep, deep], "p50_ms": {"median": 4e3}, "p99_ms": {"median": 1e4}}
+        for threshold, deep in ((0.0, 0.0), (0.5, 0.5), (1.0, 1.0))
+    ]
+    rounds = {"closed_loop": [{"load_cpu_ms": 1.0}], "open_loop": [{"load_cpu_ms": 3.0}]}
+    document = {"open_loop_rate": 0.4, "connections": 8, "rounds": rounds}
+    path.write_text(json.dumps({**document, "rows": [{**row, "throughput": {"median": 0.7}} for row in rows]}))
+    compared = [(row["mix"], row["load"], row["figure"]) for row in over_http(FLEET, path)["compared"]]
+    assert [one for one in compared if one[2] == "throughput"] == [("1", "8 clients", "throughput")]
+    assert [one[0] for one in compared if one[2] == "p99_ms"] == ["0", "0.5", "1"]
     path.write_text("{}")
     with pytest.raises(BenchmarkError, match="no result of `offramp bench thresholds`"):
-        validate_document(FLEET, path)
+        over_http(FLEET, path)
+
+
+@dataclass(frozen=True)
+class Halver:
+    """Two stages; pictures with an even first value are sure at exit 1."""
+
+    num_stages: int = 2
+
+    def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
+        first_B = np.array([state.flat[0] for state in states])
+        sure_B = np.where((first_B % 2 == 0) | (stage == 2), 0.9, 0.6).astype(np.float32)
+        return StepOutput(np.stack([sure_B, 1 - sure_B], axis=1), lambda rows: [states[row] for row in rows])
+
+    def warm_up(self, max_samples: int) -> None:
+        """Nothing to warm."""
+
+
+def test_the_engine_itself_goes_through_closed_and_open_loops():
+    pictures = [np.full((2, 2, 3), value, np.uint8) for value in range(4)]
+    measured = measure_loops(Asked(Halver(), pictures, 2, seconds=0.1), [0.8])
+    assert [one.clients for one in measured.loops] == [1, 8, 32, 128, 0, 0, 0]
+    for one in measured.loops:
+        assert one.mix.shares == pytest.approx((0.5, 0.5), abs=0.2)
+        assert ("throughput" in one.figures) == (one.clients > 0)
+        assert 0 < one.figures["p50_ms"] <= one.figures["p99_ms"]
+        assert one.request_s > 0
+    assert measured.profile.num_stages == 2
+    assert measured.loops[4].rate < measured.loops[5].rate < measured.loops[6].rate
+
+
+def test_an_engine_is_predicted_from_one_client_alone_and_one_closed_loop():
+    """Figures of a simulated engine stand for measured ones: steps take 0.125 s more than its profile says."""
+    slow = replace(FLEET, step_s=0.125, sharing=2 / 3)
+    loops = [
+        Observed(HALF, {}, clients=1),
+        Observed(HALF, {}, clients=8),
+        Observed(HALF, {}, clients=32),
+        Observed(HALF, {}, rate=0.5),
+    ]
+    measured = [replace(one, figures=predict(slow, one)) for one in loops]
+    document = engine_agreement(FLEET, measured)
+    assert document["step_ms"] == pytest.approx(125.0, rel=0.1)
+    assert document["fitted_to"] == ["half, 1 clients", "half, 32 clients"]
+    assert {row["load"] for row in document["compared"]} == {"8 clients", "0/s"}
+    assert max(error["worst"] for error in document["errors"].values()) < 0.1
 
 
 def test_the_command_writes_tables_and_a_document(tmp_path: Path, capsys):
@@ -247,8 +335,8 @@ def test_the_command_writes_tables_and_a_document(tmp_path: Path, capsys):
     assert len(document["rows"]) == 2 * 3 * len(POLICIES)
     assert all((row["objective_ms"] is None) == (row["arrivals"] == "closed") for row in document["rows"])
     said = capsys.readouterr().out
-    assert "Profile p (hypothetical, not measured), mix half (0.50/0.50), closed, 2 engines (two-choices)" in said
-    assert "| load | cost-model | run-to-completion |" in said
+    assert "Profile p (hypothetical, not measured), closed, 2 engines (two-choices)" in said
+    assert "| mix | load | cost-model | run-to-completion |" in said
     assert simulation_section(document) in said
     assert json.loads(said.splitlines()[-1])["verdict"] == document["verdict"]
 
@@ -270,6 +358,7 @@ def test_the_verdict_counts_where_the_default_wins_and_names_its_worst_cell():
 @pytest.mark.parametrize(
     ("values", "message"),
     [
+        ({"profile": ""}, "no profile: give --profile"),
         ({"policy": "luck"}, "policy 'luck' is unknown: choose from cost-model"),
         ({"arrivals": "poisson,tides"}, "arrivals 'tides' is unknown"),
         ({"load": "0.5,x"}, "loads '0.5,x': give numbers"),
@@ -281,4 +370,4 @@ def test_the_verdict_counts_where_the_default_wins_and_names_its_worst_cell():
 )
 def test_options_that_make_no_sense_are_refused(values, message):
     with pytest.raises(ValueError, match=message):
-        SimulateOptions(profile="p.json", mix=Path("m.json"), **values)
+        SimulateOptions(**{"profile": "p.json", "mix": Path("m.json"), **values})

@@ -86,6 +86,58 @@ def test_while_little_waits_the_cost_model_goes_deepest_first(costs):
     assert CostModel(costs).choose(waiting(1, 2, 0, 1)) == Choice(4, 1)
 
 
+ALL_GO_ON = (1.0, 1.0, 1.0, 0.0)
+
+
+def test_where_cost_is_flat_a_small_batch_waits_for_the_larger_one_behind_it():
+    policy = CostModel(FLAT)
+    # One step spares seven samples three; the two ahead lose one step each.
+    assert policy.choose(waiting(5, 2, 0, 0, going_on=ALL_GO_ON)) == Choice(1, 5)
+    # The other way round, five lose for the sake of two.
+    assert policy.choose(waiting(2, 5, 0, 0, going_on=ALL_GO_ON)) == Choice(2, 5)
+    # Near the end there is little left to share.
+    assert policy.choose(waiting(5, 0, 0, 2, going_on=ALL_GO_ON)) == Choice(4, 2)
+    # More than can go on together need not meet.
+    assert policy.choose(waiting(5, 4, 0, 0, going_on=ALL_GO_ON)) == Choice(2, 4)
+
+
+def test_several_batches_catch_up_in_turn():
+    assert CostModel(FLAT).choose(waiting(4, 3, 1, 0, going_on=ALL_GO_ON)) == Choice(1, 4)
+
+
+def test_those_who_will_have_left_spare_nobody_a_step():
+    """Where all but a few leave at exit 1, nearly nobody comes to share the steps of those who are further."""
+    policy = CostModel(FLAT)
+    assert policy.choose(waiting(3, 1, 0, 0, going_on=ALL_GO_ON)).stage == 1
+    assert policy.choose(waiting(3, 1, 0, 0, going_on=(0.05, 1.0, 1.0, 0.0))).stage == 2
+
+
+def closed_loop(costs: CostProfile, clients: int, answers: int) -> float:
+    """Answers a second to clients who ask anew while the step after their last one runs; all go to the end."""
+    scheduler: Scheduler[Traveller] = Scheduler(costs.num_stages, B, CostModel(costs))
+    scheduler.enqueue(1, [Traveller(costs.num_stages) for _ in range(clients - 1)])
+    asking, answered, now_s = 1, 0, 0.0
+    while answered < answers:
+        batch = scheduler.schedule(now_s)
+        scheduler.enqueue(1, [Traveller(costs.num_stages) for _ in range(asking)])
+        asking = 0
+        if batch is None:
+            continue
+        now_s += costs.seconds(batch.stage, len(batch.samples))
+        if batch.stage < costs.num_stages:
+            scheduler.enqueue(batch.stage + 1, batch.samples)
+        else:
+            asking = len(batch.samples)
+            answered += asking
+    return answered / now_s
+
+
+def test_clients_of_a_closed_loop_come_together():
+    """Six clients in two batches of five and one, which no rule without a view of both would ever join."""
+    assert closed_loop(FLAT, 6, 600) == pytest.approx(6 / 4, rel=0.02)
+    assert closed_loop(LINEAR, 6, 600) == pytest.approx(1 / 4, rel=0.02)
+
+
 def test_how_efficient_a_step_must_be_follows_the_work_that_waits():
     # Two of eight at a flat cost are a quarter of what is possible. All leave at once: work is counted in samples.
     policy, leaving = CostModel(FLAT), (0.0, 0.0, 0.0, 0.0)
