@@ -5,6 +5,7 @@ docs/metrics.md tells what each is for. Every series is there from the start, at
 
 from __future__ import annotations
 
+import itertools
 import os
 import platform
 from collections.abc import Iterable, Sequence
@@ -248,9 +249,13 @@ class ModelObserver:
         self._brownout_level = metrics.brownout_level.labels(model, model_version)
 
     def profile(self, profile: CostProfile) -> None:
-        """What steps cost was measured: the engine is warm."""
-        for _, high in self._audit_bounds[:-1]:
-            high.set(1.0)
+        """What steps cost was measured: the engine is warm, and nothing is known of its answers."""
+        # Set here, by the process of the engine alone: of what several processes have, the latest counts.
+        for exit, (low, high) in enumerate(self._audit_bounds, start=1):
+            low.set(0.0)
+            high.set(1.0 if exit < len(self._audit_bounds) else 0.0)
+        for gauge in itertools.chain(*self._alarms.values(), [self._brownout_level]):
+            gauge.set(0.0)
         for stage, times_s in enumerate(profile.measured_s, start=1):
             for batch_size, time_s in zip(profile.batch_sizes, times_s, strict=True):
                 self._step_cost(str(stage), str(batch_size)).set(time_s)
