@@ -46,10 +46,14 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class Way:
-    """How ours is asked, and a peer that has exits is set up."""
+    """How ours is asked, and a peer that has exits is set up.
+
+    max_disagreement: ours is asked for that contract; a peer knows none, and has a threshold that comes to as much.
+    """
 
     name: str
     exits: Exits
+    max_disagreement: float | None = None
 
     @property
     def is_off(self) -> bool:
@@ -58,6 +62,8 @@ class Way:
 
     def query(self, number: int) -> str:
         """Of request 0, 1, …"""
+        if self.max_disagreement is not None:
+            return f"max_disagreement={self.max_disagreement:g}"
         if not self.exits.mix:
             return f"threshold={self.exits.threshold:g}"
         return f"threshold=1&max_exit={drawn_exit(number, self.exits.mix)}"
@@ -135,17 +141,27 @@ def untrained(architecture: str) -> Bundle:
 
 
 def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
-    """Exits off first, then the thresholds given; by default the bundle's, and the lowest of hardly any difference."""
+    """Exits off first, then the thresholds given; by default the bundle's, and the lowest of hardly any difference.
+
+    In place of that one, a certified contract for as little, where the bundle certifies it.
+    """
     if thresholds:
-        wanted = parse_thresholds(thresholds)
-    else:
-        agreeing = [
-            float(point["threshold"])
-            for point in bundle.operating_points
-            if point["disagreement"] <= TOLERATED_DISAGREEMENT
-        ]
-        wanted = (1.0, bundle.threshold, min(agreeing, default=1.0))
-    different = sorted(set(wanted), reverse=True)
+        return _by_threshold(parse_thresholds(thresholds))
+    agreeing = [
+        float(point["threshold"])
+        for point in bundle.operating_points
+        if point["disagreement"] <= TOLERATED_DISAGREEMENT
+    ]
+    lowest = min(agreeing, default=1.0)
+    if bundle.certificate is None or bundle.certificate.point(TOLERATED_DISAGREEMENT) is None:
+        return _by_threshold((1.0, bundle.threshold, lowest))
+    certified = Way(f"certified {TOLERATED_DISAGREEMENT:.0%}", Exits(lowest), TOLERATED_DISAGREEMENT)
+    off, *on = _by_threshold((1.0, bundle.threshold))
+    return (off, certified, *on)
+
+
+def _by_threshold(thresholds: Sequence[float]) -> tuple[Way, ...]:
+    different = sorted(set(thresholds), reverse=True)
     return tuple(Way("exits off" if t >= 1 else f"threshold {t:g}", Exits(t)) for t in different)
 
 

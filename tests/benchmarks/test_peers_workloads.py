@@ -3,7 +3,7 @@
 import io
 import tarfile
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ from benchmarks.peers.network import Exits
 from benchmarks.peers.options import PeersOptions, parse_mix
 from benchmarks.peers.workloads import Way, larger_model, mix_ways, photos, threshold_ways
 from models.bundle import load_bundle
+from models.certificate import Certificate, CertifiedPoint
 
 
 @dataclass(frozen=True)
@@ -23,6 +24,7 @@ class Facts:
 
     threshold: float
     operating_points: tuple[dict[str, Any], ...]
+    certificate: Certificate | None = None
 
 
 MIX = [0.5, 0.1, 0.1, 0.3]
@@ -44,6 +46,17 @@ def test_ours_is_asked_with_exits_off_at_little_disagreement_and_at_its_own_thre
         ("threshold 0.8", "threshold=0.8", False),
         ("threshold 0.7", "threshold=0.7", False),
     ]
+
+
+def test_a_certified_contract_takes_the_place_of_a_threshold_of_as_little_disagreement() -> None:
+    point = CertifiedPoint(0.01, (0.7, 0.8, 0.9), 0.005, 0.009, 0.0, 0.01, 0.6, (0.4, 0.1, 0.1, 0.4))
+    certificate = Certificate(0.05, 3000, "some", "ab" * 32, "2026-11-26", (point,), ())
+    off, certified, own = threshold_ways(replace(BUNDLE, certificate=certificate), "")
+    assert off.is_off
+    assert (certified.name, certified.query(3), certified.is_off) == ("certified 1%", "max_disagreement=0.01", False)
+    # A peer that has exits, but no contracts, gets a threshold that comes to as much.
+    assert certified.exits == Exits(0.8)
+    assert own.query(3) == "threshold=0.7"
 
 
 def test_thresholds_can_be_chosen_and_off_comes_first() -> None:
