@@ -78,6 +78,7 @@ Nothing: too few pictures were held out to prove anything of the early answers.
 
 """
     missed = "".join(f"- {shortfall_sentence(one)}\n" for one in trust.missed)
+    missed += "\n" if missed else ""
     return f"""## What is promised
 
 An early answer may differ from the one that the whole network would have given. How often is proven here, for traffic
@@ -86,13 +87,14 @@ the thresholds of a row, at most the promised share of answers differs. Each row
 {certificate.delta:.0%}, over the draw of these pictures. On pictures of another kind (another camera, noise, other
 things) nothing is promised; nor is full depth always right.
 
-"Accuracy lost" is that of full depth less that of the early answers; its bound holds with the same chance. Observed and
-bound are of the certifying pictures; the last columns are of the test pictures, which proved nothing.
+Observed: what differed on the certifying pictures; bound: its upper confidence bound, were these thresholds the only
+ones tried. Accuracy lost: that of full depth less that of the early answers; its bound is wrong with a chance of at
+most {certificate.delta:.0%}, whichever thresholds were chosen. The last two columns are of the test pictures, which
+proved nothing.
 
 {certificate_table(certificate, on_test)}
 
-{missed}
-With one threshold of your own at every exit, the answers that differ are at most these, for all thresholds at once:
+{missed}With one threshold of your own at every exit, the answers that differ are at most these, for all thresholds at once:
 
 {any_threshold_table(certificate)}
 

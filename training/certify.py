@@ -1,7 +1,9 @@
 """The statistics of a certificate: exact bounds on shares and means, and tests in a fixed order.
 
 All of it is about pictures drawn independently from the traffic that is promised something, and thresholds that were
-chosen without looking at them. `delta` is the chance, over that draw, that a statement is wrong.
+chosen without looking at them. `delta` is the chance, over that draw, that a statement is wrong. Drawing so many of
+each class, as hold-outs do, only makes counts steadier (W. Hoeffding, "On the distribution of the number of successes
+in independent trials", Annals of Mathematical Statistics, 1956).
 """
 
 from __future__ import annotations

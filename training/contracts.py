@@ -54,7 +54,10 @@ def path(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tup
 
     pictures: how many the front was found on. Few steps, as each takes its part of what `mean_upper_bound` may err.
     """
-    chosen = [point.thresholds for point in spaced(front, pictures, PATH_FROM * promise, PATH_TO * promise, STEP)]
+    points = spaced(front, pictures, PATH_FROM * promise, PATH_TO * promise, STEP)
+    # Where all others disagree too often, one of them is tried nevertheless, so that it can be told how often.
+    points += [front[1]] if points == [front[0]] and len(front) > 1 else []
+    chosen = [point.thresholds for point in points]
     lead_in = [tuple(1.0 - part * (1.0 - threshold) for threshold in chosen[0]) for part in LEAD_IN] if chosen else []
     return list(dict.fromkeys([(NEVER,) * len(front[0].thresholds), *lead_in, *chosen]))
 
@@ -110,8 +113,9 @@ def threshold_levels(searched: Answers) -> list[float]:
     levels = [0.0, *(float(last_N[count - 1]) for count in counts)]
     if len(last_N):
         levels.append(float(np.nextafter(last_N[0], np.float32(2.0))))
-    # Up to four digits, for readers: what is proven of a level is proven of every larger threshold.
-    return sorted({round(level, 4) for level in levels if round(level, 4) < NEVER})
+    # Three digits of the distance to 1, for readers: any level will do that certifying pictures do not choose.
+    short = {round(1.0 - float(f"{1.0 - level:.3g}"), 9) for level in levels}
+    return sorted(level for level in short if level < NEVER)
 
 
 def any_threshold(levels: Sequence[float], answers: Answers, delta: float) -> tuple[ThresholdBound, ...]:
@@ -130,8 +134,8 @@ def any_threshold(levels: Sequence[float], answers: Answers, delta: float) -> tu
 
 def shortfall(steps: Sequence[tuple[float, ...]], promise: float, answers: Answers, delta: float) -> Shortfall:
     """What proving a promise would take, where no early exit on the path was proven to keep it."""
-    (careful,) = outcomes(answers, steps[1:2] or steps)
-    observed = careful.disagreed / len(answers)
+    leaving = [found for found in outcomes(answers, steps) if found.mix_K[-1] < found.pictures]
+    observed = leaving[0].disagreed / len(answers) if leaving else 0.0
     needed = pictures_needed(promise, delta)
     assert needed is not None
     return Shortfall(promise, len(answers), needed, observed, pictures_needed(promise, delta, observed))
@@ -155,9 +159,9 @@ def certify(
     for promise in sorted(promises):
         steps = path(front, len(searched), promise)
         point = certified_point(steps, promise, proving.answers, sequential_K, delta)
-        if point is None:
+        if point is None or point.compute >= 1.0:
             missed.append(shortfall(steps, promise, proving.answers, delta))
-        elif point.compute < (points[-1].compute if points else 1.0):
+        elif not points or point.compute < points[-1].compute:
             points.append(point)
     certificate = Certificate(
         delta=delta,

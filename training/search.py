@@ -35,12 +35,13 @@ def levels_for(num_exits: int) -> int:
 def levels_of(confidence_N: Float32Array, count: int) -> Float64Array:
     """Up to `count` rising thresholds of one exit, from one that all pictures reach to 1, which none does.
 
-    Rounded down, so that a bundle's file shows them as they are.
+    Rounded down to DIGITS, so also below confidences of 1.
     """
     shares = (np.arange(1, count) / (count - 1)) ** FINER_NEAR_ONE
     at = np.quantile(confidence_N.astype(np.float64), 1.0 - shares, method="lower")
-    levels = np.unique(np.floor(at * 10**DIGITS) / 10**DIGITS)
-    return np.append(levels[levels < NEVER], NEVER)
+    scale = 10**DIGITS
+    levels = np.unique(np.minimum(np.floor(at * scale), scale - 1) / scale)
+    return np.append(levels, NEVER)
 
 
 @dataclass(frozen=True)

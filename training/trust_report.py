@@ -35,7 +35,7 @@ def certificate_table(certificate: Certificate, on_test: Sequence[Outcome]) -> s
     for point, found in zip(certificate.points, on_test, strict=True):
         rows.append(
             [
-                f"{point.max_disagreement:.3g}",
+                f"≤ {100 * point.max_disagreement:g}%",
                 ", ".join(f"{threshold:g}" for threshold in point.thresholds),
                 f"{point.observed:.2%}",
                 f"{point.bound:.2%}",
@@ -73,7 +73,7 @@ def verdict_sentence(verdict: ExitVerdict) -> str:
     gain = 1.0 - best.compute / everything.compute
     cheapest = (
         f"With exits {', '.join(map(str, best.exits))} alone the network would cost {gain:.1%} less at "
-        f"{REFERENCE:.0%} disagreement"
+        f"{REFERENCE:.0%} disagreement, and be right on {best.accuracy:.2%} instead of {everything.accuracy:.2%}"
         if gain > 0.0
         else "No choice of fewer exits is cheaper"
     )
@@ -82,7 +82,9 @@ def verdict_sentence(verdict: ExitVerdict) -> str:
         return f"Exits that do not pay were switched off: {kept} of {len(everything.exits)} stay, renumbered from 1."
     if verdict.why_kept:
         return f"{cheapest}; all exits stay: {verdict.why_kept}."
-    return f"{cheapest}; all exits stay, as less than {MARGIN:.0%} is not worth it or would lose accuracy."
+    return (
+        f"{cheapest}; all exits stay, as it takes more than {MARGIN:.0%}, and no loss of accuracy, to go without one."
+    )
 
 
 def shortfall_sentence(missed: Shortfall) -> str:
@@ -97,7 +99,7 @@ def shortfall_sentence(missed: Shortfall) -> str:
         else f"{held_out(missed.needed_as_observed)} would do"
     )
     return (
-        f"a disagreement of {missed.promise:.3g} is not certified: {missed.pictures:,} pictures certify; "
+        f"a disagreement of {100 * missed.promise:g} % is not certified: {missed.pictures:,} pictures certify; "
         f"{held_out(missed.needed)} would do if none disagreed; at the {missed.observed:.2%} observed at the most "
         f"careful thresholds {observed}"
     )
