@@ -9,8 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import typer
 
@@ -19,12 +18,6 @@ from benchmarks.peers.options import PeersOptions
 from server.predict_options import PredictOptions
 from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions, recorded_command
-
-if TYPE_CHECKING:
-    from training.evaluate import Evaluation
-
-# Held-out pictures below which a default threshold is a guess.
-FEW_PICTURES = 100
 
 app = typer.Typer(
     help="Multi-exit image classifiers, trained by self-distillation and served so that an easy image leaves early.",
@@ -83,10 +76,11 @@ def train(options: TrainOptions) -> None:
     from models.backbones.plugins import load_backbones
     from training.claim import claimed
     from training.distributed import joined
-    from training.finish import finish
+    from training.finish import finished
     from training.progress import progress_display
     from training.run import prepare
     from training.run import train as train_run
+    from training.shown import keep_evaluation, show_evaluation, show_trust, warn_of_few
 
     load_backbones(options.backbones)
     with joined(options.device) as (world, device):
@@ -107,11 +101,14 @@ def train(options: TrainOptions) -> None:
                 f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True
             )
             raise typer.Exit(130) from None
-    bundle, evaluation = finish(run, recorded_command("train", options))
-    _warn_of_few(len(run.splits.calibration))
-    _print_evaluation(evaluation)
+    # Exits that were asked for by name stay.
+    made = finished(run, recorded_command("train", options), options.keep_exits or bool(options.exits), timed=True)
+    bundle = made.bundle
+    warn_of_few(len(run.splits.calibration))
+    show_evaluation(made.evaluation)
+    show_trust(made)
     folder = options.output / "bundle"
-    _write_evaluation(evaluation, bundle.name, options.output)
+    keep_evaluation(made.evaluation, bundle.name, options.output)
     typer.echo(f"default threshold {bundle.threshold:g}; serve it: offramp serve --model {folder}")
 
 
@@ -130,6 +127,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from training.evaluate import collect_logits
     from training.evaluate import evaluate as judge
     from training.precision import resolve_precision
+    from training.shown import keep_evaluation, show_evaluation
 
     load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
@@ -140,38 +138,55 @@ def evaluate(options: EvaluateOptions) -> None:
     dtype = resolve_precision(options.precision, device)
     outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
     evaluation = judge(outputs, bundle.calibration, count_cost(bundle.config))
-    _print_evaluation(evaluation)
+    show_evaluation(evaluation)
     if options.output:
-        _write_evaluation(evaluation, bundle.name, options.output)
+        keep_evaluation(evaluation, bundle.name, options.output)
 
 
 @command(CalibrateOptions)
 def calibrate(options: CalibrateOptions) -> None:
-    """Fit temperatures and the default threshold of a bundle anew, on pictures held out of a data set's train part.
+    """Calibrate a bundle anew and certify its early answers, on pictures held out of a data set's train part.
 
-    offramp calibrate runs/cifar100/bundle cifar100 --data-root data
+    offramp calibrate runs/cifar100/bundle cifar100 --data-root data --output runs/cifar100/calibration
     """
     from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle, save_bundle
     from models.device import choose_device
     from training.build import check_labels
     from training.data import Batches, load_splits
-    from training.finish import card, recalibrated
+    from training.finish import recalibrated, today
+    from training.held_out import HeldOut, calibration_size, check_held_out
+    from training.shown import keep_trust, show_evaluation, show_trust, warn_of_few
+    from training.stage_costs import measure_stage_costs, read_stage_costs
+    from training.trust import Wishes, shares
 
     load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
-    splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
+    wishes = Wishes(today(), options.tolerance, shares(options.max_disagreement), options.keep_exits)
+    recorded = None if options.unseen else HeldOut.recorded(bundle.training)
+    size = calibration_size(recorded, options.calibration_size)
+    splits = load_splits(options.dataset, options.data_root, bundle.preprocessing, size)
     check_labels(bundle.labels, splits.class_names)
+    check_held_out(recorded, splits)
     device = choose_device(options.device)
 
     def batches(dataset: Any) -> Batches:
         return Batches(dataset, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
 
+    costs = (
+        read_stage_costs(options.costs, bundle.net.num_exits, options.cost_batch_size)
+        if options.costs
+        else measure_stage_costs(bundle.net, device, options.cost_batch_size)
+    )
     held_out, test = batches(splits.calibration), batches(splits.test)
-    bundle, evaluation = recalibrated(bundle, held_out, test, options.tolerance, splits.source)
-    save_bundle(bundle, options.bundle, card(bundle, evaluation))
-    _warn_of_few(len(splits.calibration))
-    _print_evaluation(evaluation)
+    made = recalibrated(bundle, held_out, test, wishes, splits.source, costs)
+    bundle = made.bundle
+    save_bundle(bundle, options.bundle, made.card)
+    warn_of_few(len(splits.calibration))
+    show_evaluation(made.evaluation)
+    show_trust(made)
+    if options.output:
+        keep_trust(made, options.output)
     typer.echo(
         f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
         f"default threshold {bundle.threshold:g}; written to {options.bundle}"
@@ -267,42 +282,6 @@ def paper(options: PaperOptions) -> None:
     from benchmarks.paper import run
 
     run(options)
-
-
-def _warn_of_few(calibration_pictures: int) -> None:
-    if calibration_pictures < FEW_PICTURES:
-        typer.secho(
-            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default "
-            f"threshold mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
-            fg="yellow",
-            err=True,
-        )
-
-
-def _print_evaluation(evaluation: Evaluation) -> None:
-    from rich.console import Console
-    from rich.markdown import Markdown
-
-    from training.report import exits_table, overthinking_table, thresholds_table
-
-    parts = (exits_table(evaluation), overthinking_table(evaluation), thresholds_table(evaluation))
-    tables = "\n\n".join(part for part in parts if part)
-    console = Console()
-    if console.is_terminal:
-        console.print(Markdown(tables))
-    else:
-        typer.echo(tables)
-
-
-def _write_evaluation(evaluation: Evaluation, name: str, folder: Path) -> None:
-    from training.report import plot, write_evaluation
-
-    write_evaluation(evaluation, folder)
-    try:
-        plot(evaluation, name, folder / "evaluation.png")
-        typer.echo(f"{folder}/evaluation.json and evaluation.png written")
-    except ModuleNotFoundError:
-        typer.echo(f"{folder}/evaluation.json written; for the plot install matplotlib (pip install 'offramp[train]')")
 
 
 def main() -> None:

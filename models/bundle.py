@@ -40,6 +40,7 @@ class Bundle:
     name, version: how requests address it. labels: one per class, in class order.
     threshold: the default operating point, in [0, 1].
     exits: per exit, facts for readers: sequential multiply-adds, accuracy and so on; never read back by the code.
+    fronts: the cheapest thresholds for each disagreement, facts for readers as well.
     training: how it was made: data, recipe, command, seed, hardware. certificate: what is proven of its early answers;
     None where nothing is.
     digest: SHA-256 of the files that it was loaded from; empty for one that was not.
@@ -55,6 +56,7 @@ class Bundle:
     net: MultiExitNet = field(repr=False)
     exits: tuple[dict[str, Any], ...] = ()
     operating_points: tuple[dict[str, Any], ...] = ()
+    fronts: dict[str, Any] = field(default_factory=dict)
     training: dict[str, Any] = field(default_factory=dict)
     certificate: Certificate | None = None
     digest: str = field(default="", compare=False)
@@ -105,6 +107,7 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
         "threshold": bundle.threshold,
         "exits": bundle.exits,
         "operating_points": bundle.operating_points,
+        "fronts": bundle.fronts,
         "training": bundle.training,
         "certificate": bundle.certificate and bundle.certificate.as_json(),
     }
@@ -150,7 +153,7 @@ def load_bundle(path: Path) -> Bundle:
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
         calibration = Calibration(**_tuples(description["calibration"]))
         _check_labels(description["labels"], config)
-        # Bundles of before there were certificates say nothing of one.
+        # Bundles of before there were certificates say nothing of one, nor of fronts.
         certified = description.get("certificate")
         net = MultiExitNet(config).eval()
         _load_weights(net, path / WEIGHTS)
@@ -165,6 +168,7 @@ def load_bundle(path: Path) -> Bundle:
             net=net,
             exits=tuple(description["exits"]),
             operating_points=tuple(description["operating_points"]),
+            fronts=dict(description.get("fronts", {})),
             training=dict(description["training"]),
             certificate=Certificate.from_json(certified) if certified else None,
             digest=_digest(path),

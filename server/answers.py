@@ -97,6 +97,7 @@ def model_facts(served: ServedModel, registry: Registry) -> dict[str, Any]:
         ],
         "operating_points": list(bundle.operating_points),
         "certificate": bundle.certificate and {**bundle.certificate.as_json(), "version": bundle.certificate.version},
+        "fronts": bundle.fronts,
         "training": bundle.training,
         "parameters": cost.total_parameters,
         "multiply_adds": spent[-1],

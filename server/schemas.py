@@ -154,6 +154,10 @@ class ModelFacts(Answered):
         description="What is certified: points (max_disagreement, thresholds, bound, compute, exit mix), bounds for "
         "any single threshold, delta, pictures, data, fingerprint and date; null where nothing is."
     )
+    fronts: dict[str, Any] = Field(
+        description="The cheapest thresholds for each disagreement, by multiply-adds and by measured milliseconds, on "
+        "the pictures that chose them; for readers. Empty for bundles of before there were any."
+    )
     training: dict[str, Any]
     parameters: int
     multiply_adds: int = Field(description="Of one picture at full depth, all heads included.")

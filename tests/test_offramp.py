@@ -112,9 +112,53 @@ def test_calibrate_rewrites_the_bundle_in_place(call, trained: Path, pictures: P
     bundle.mkdir()
     for source in (trained / "bundle").iterdir():
         (bundle / source.name).write_bytes(source.read_bytes())
-    text = call("calibrate", bundle, pictures, "--tolerance", "1", "--device", "cpu")
+    weights = (bundle / "model.safetensors").read_bytes()
+    kept = tmp_path / "kept"
+    text = call("calibrate", bundle, pictures, "--tolerance", "1", "--device", "cpu", "--output", kept)
     assert json.loads((bundle / "model.json").read_text())["threshold"] == 0.0
     assert "default threshold 0" in text
+    assert "too few pictures were held out" in text
+    assert (bundle / "model.safetensors").read_bytes() == weights
+    assert json.loads((kept / "calibration.json").read_text())["certificate"] is None
+    assert (kept / "calibration.png").stat().st_size > 10_000
+
+
+def test_calibrate_refuses_pictures_that_trained_the_weights(call, trained: Path, pictures: Path, tmp_path: Path):
+    before = (trained / "bundle" / "model.json").read_bytes()
+    text = call("calibrate", trained / "bundle", pictures, "--calibration-size", "20", "--device", "cpu", code=1)
+    assert "--calibration-size 20 is not what training held out" in " ".join(text.split())
+    changed = tmp_path / "changed"
+    for source in sorted(pictures.glob("*/*.png"))[1:]:
+        (changed / source.parent.name).mkdir(parents=True, exist_ok=True)
+        (changed / source.parent.name / source.name).write_bytes(source.read_bytes())
+    text = call("calibrate", trained / "bundle", changed, "--device", "cpu", code=1)
+    assert "training held out" in text
+    assert (trained / "bundle" / "model.json").read_bytes() == before
+
+
+def test_calibrate_takes_unseen_pictures_step_costs_and_promises(call, trained: Path, pictures: Path, tmp_path: Path):
+    bundle, profile = tmp_path / "bundle", tmp_path / "profile.json"
+    bundle.mkdir()
+    for source in (trained / "bundle").iterdir():
+        (bundle / source.name).write_bytes(source.read_bytes())
+    profile.write_text(json.dumps({"batch_sizes": [1, 32], "measured_s": [[0.001, 0.032]] * 4}))
+    arguments = [
+        "--unseen",
+        "--calibration-size",
+        "38",
+        "--max-disagreement",
+        "0.2",
+        "--costs",
+        profile,
+        "--keep-exits",
+    ]
+    text = call("calibrate", bundle, pictures, *arguments, "--device", "cpu")
+    assert "default threshold" in text
+    description = json.loads((bundle / "model.json").read_text())
+    assert description["certificate"]["pictures"] == 23
+    assert description["training"]["calibration"]["pictures"] == 38
+    fronts = description["fronts"]
+    assert fronts["costs"]["sequential_ms"][-1] == 1.0 * len(description["exits"])
 
 
 def test_predict_prints_label_exit_and_cost(call, trained: Path, pictures: Path):

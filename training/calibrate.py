@@ -12,7 +12,8 @@ from torch import Tensor
 
 from models.cost import NetworkCost
 from models.exit_policy import Calibration
-from training.evaluate import FULL_DEPTH, Answers, ExitLogits, OperatingPoint, calibrated, operating_point
+from training.answers import Answers
+from training.evaluate import FULL_DEPTH, ExitLogits, OperatingPoint, calibrated, operating_point
 
 CARRIES = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
 TEMPERATURE_RANGE = (0.05, 20.0)

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
-from functools import cached_property
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -17,8 +15,9 @@ from models.cost import NetworkCost
 from models.exit_policy import Calibration, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
+from training.answers import Answers
 from training.data import Batches
-from training.exit_quality import Oracle, Reliability, failure_auroc, oracle, reliability, selective_risk, settled
+from training.exit_quality import Oracle, Reliability, failure_auroc, oracle, reliability, selective_risk
 
 SWEEP = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.75, 0.8, 0.85, 0.9, 0.95, 0.98, 0.99, 0.995, 1.0)
 FULL_DEPTH = 1.0
@@ -180,32 +179,6 @@ def evaluate(
         operating_points=tuple(operating_point(answers, cost, threshold) for threshold in thresholds),
         curves=tuple(curves for _, curves in judged),
     )
-
-
-@dataclass(frozen=True)
-class Answers:
-    """What every exit would serve: calibrated confidence and class (N, K), and the true class (N)."""
-
-    confidence_NK: npt.NDArray[np.float32]
-    class_id_NK: npt.NDArray[np.int64]
-    labels_N: npt.NDArray[np.int64]
-
-    @classmethod
-    def of(cls, probabilities_KNC: Tensor, labels_N: Tensor) -> Answers:
-        """The most probable class of each picture at each exit."""
-        confidence_KN, class_id_KN = probabilities_KNC.max(dim=2)
-        return cls(confidence_KN.T.numpy(), class_id_KN.T.numpy(), labels_N.numpy())
-
-    @cached_property
-    def right_NK(self) -> npt.NDArray[np.bool_]:
-        """Whether each exit has each picture right."""
-        right_NK: npt.NDArray[np.bool_] = self.class_id_NK == self.labels_N[:, None]
-        return right_NK
-
-    @cached_property
-    def settled_K(self) -> tuple[float, ...]:
-        """Per exit, the share of pictures that it answers as all later exits do."""
-        return settled(self.class_id_NK)
 
 
 def judge_exit(

@@ -2,28 +2,64 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, replace
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+
+import numpy as np
 
 from models.bundle import Bundle, load_bundle, rounded, save_bundle
 from models.cost import count_cost
 from models.device import hardware
 from models.exit_policy import Calibration
+from training.answers import Answers, Outcome, outcomes
 from training.build import bundle_name
-from training.calibrate import calibrate
+from training.card import card
+from training.contracts import Certifying
 from training.data import Batches
-from training.evaluate import Evaluation, collect_logits, evaluate
-from training.report import exits_table, overthinking_table, thresholds_table
+from training.evaluate import Evaluation, calibrated, collect_logits, evaluate
+from training.exits import with_exits, without_exits
+from training.held_out import HeldOut
 from training.run import Run
+from training.stage_costs import StageCosts, measure_stage_costs
+from training.trust import ExitVerdict, Trust, Wishes, division, establish, judge
 
-# Accuracy (0..1) that the default threshold may lose against full depth, on the calibration pictures.
-TOLERANCE = 0.005
 BATCH_SIZE = 256
 
 
-def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
-    """Calibrate, evaluate and write `output/bundle`.
+def today() -> str:
+    """The date in UTC, ISO 8601."""
+    return datetime.now(UTC).date().isoformat()
 
+
+@dataclass(frozen=True)
+class Finished:
+    """A bundle that is calibrated anew, and all that there is to report of it.
+
+    evaluation: on test. on_test: what the certificate's points did on the test pictures, which certified nothing.
+    """
+
+    bundle: Bundle
+    evaluation: Evaluation
+    trust: Trust
+    verdict: ExitVerdict
+    on_test: tuple[Outcome, ...]
+
+    @property
+    def card(self) -> str:
+        """The model card, Markdown."""
+        return card(self.bundle, self.evaluation, self.trust, self.verdict, self.on_test)
+
+
+def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False) -> tuple[Bundle, Evaluation]:
+    """Calibrate, evaluate and write `output/bundle`; `finished` has more to tell of it."""
+    made = finished(run, command, keep_exits, timed)
+    return made.bundle, made.evaluation
+
+
+def finished(run: Run, command: str, keep_exits: bool, timed: bool) -> Finished:
+    """Calibrate, certify, evaluate and write `output/bundle`.
+
+    keep_exits: also those that do not pay. timed: measure the milliseconds of every stage, for the bundle's readers.
     Weights, calibration and threshold come from train and calibration pictures alone; what was measured on test is
     reported beside them, in the card and in `exits` and `operating_points`.
     """
@@ -38,6 +74,7 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
     made = {
         "data": splits.source,
         "train_pictures": len(splits.train),
+        "held_out": HeldOut.of(splits).as_json(),
         "method": asdict(trainer.method),
         "recipe": asdict(trainer.recipe),
         "seed": trainer.seed,
@@ -65,87 +102,56 @@ def finish(run: Run, command: str) -> tuple[Bundle, Evaluation]:
         net=net,
         training=made,
     )
-    bundle, evaluation = recalibrated(bundle, batches("calibration"), batches("test"), TOLERANCE, splits.source)
-    save_bundle(bundle, run.options.output / "bundle", card(bundle, evaluation))
-    return bundle, evaluation
+    costs = measure_stage_costs(net, device) if timed else None
+    wishes = Wishes(today(), keep_exits=keep_exits)
+    made_bundle = recalibrated(bundle, batches("calibration"), batches("test"), wishes, splits.source, costs)
+    save_bundle(made_bundle.bundle, run.options.output / "bundle", made_bundle.card)
+    return made_bundle
 
 
 def recalibrated(
-    bundle: Bundle, held_out: Batches, test: Batches, tolerance: float, source: str
-) -> tuple[Bundle, Evaluation]:
-    """The bundle with calibration and default threshold fitted on `held_out`, and its report on `test`.
+    bundle: Bundle, held_out: Batches, test: Batches, wishes: Wishes, source: str, costs: StageCosts | None = None
+) -> Finished:
+    """The bundle with calibration, default threshold and certificate from `held_out`, and its report on `test`.
 
-    tolerance: accuracy (0..1) that the default threshold may lose. source: where the pictures come from, in words.
+    Where exits do not pay, its network comes back without them. source: where the pictures come from, in words. costs:
+    of the network's stages; where exits go, heads have to be timed apart.
     """
-    cost = count_cost(bundle.config)
-    net = bundle.net.to(held_out.device)
-    calibration, point = calibrate(collect_logits(net, held_out, bundle.preprocessing), cost, tolerance)
-    evaluation = evaluate(collect_logits(net, test, bundle.preprocessing), calibration, cost)
-    fitted_on = {"data": source, "pictures": len(held_out.dataset), "tolerance": tolerance}
+    cost, net = count_cost(bundle.config), bundle.net.to(held_out.device)
+    outputs = collect_logits(net, held_out, bundle.preprocessing)
+    on_test = collect_logits(net, test, bundle.preprocessing)
+    parts = division(np.asarray(outputs.labels_N), outputs.num_exits, wishes.promises)
+    verdict = judge(outputs, cost, bundle.config, parts, wishes)
+    if verdict.num_dropped:
+        net = without_exits(net, verdict.exits)
+        cost = count_cost(net.config)
+        outputs, on_test = with_exits(outputs, verdict.exits), with_exits(on_test, verdict.exits)
+        costs = costs and costs.with_exits(verdict.exits)
+
+    def proving(answers: Answers) -> Certifying:
+        return Certifying(answers, source, held_out.dataset.subset(parts.prove_M).fingerprint(), wishes.date)
+
+    trust = establish(outputs, cost, parts, wishes, proving, costs)
+    evaluation = evaluate(on_test, trust.calibration, cost)
+    fitted_on = {
+        "data": source,
+        "pictures": len(held_out.dataset),
+        "searched": len(parts.search_M),
+        "certified": len(parts.prove_M),
+        "tolerance": wishes.tolerance,
+    }
     fitted = replace(
         bundle,
-        calibration=calibration,
-        threshold=point.threshold,
+        config=net.config,
+        calibration=trust.calibration,
+        threshold=trust.point.threshold,
         net=net.cpu(),
         exits=tuple(asdict(exit) for exit in evaluation.exits),
         operating_points=tuple(asdict(point) for point in evaluation.operating_points),
+        fronts=trust.fronts,
         training={**bundle.training, "calibration": fitted_on},
+        certificate=trust.certificate,
     )
-    return fitted, evaluation
-
-
-def card(bundle: Bundle, evaluation: Evaluation) -> str:
-    """The model card of a calibrated bundle, Markdown."""
-    config, cost = bundle.config, count_cost(bundle.config)
-    several = len(evaluation.exits) > 1
-    exits = "One exit, at its end: the plain network."
-    if several:
-        behind = f" behind stages {', '.join(map(str, config.exits))}" if config.exits else ""
-        exits = f"{len(evaluation.exits)} exits{behind}, after Zhang, Bao, Ma (TPAMI 2022)."
-    return f"""# {bundle.name}, version {bundle.version}
-
-{config.architecture}, width {config.width}, {config.stem} stem, {config.input_size}x{config.input_size} pixels, \
-{config.num_classes} classes. {cost.total_parameters / 1e6:.2f} M parameters; full depth costs \
-{cost.sequential_multiply_adds[-1] / 1e6:.1f} M multiply-adds, the plain backbone \
-{cost.backbone_multiply_adds / 1e6:.1f} M. {exits}
-
-## Accuracy per exit, {evaluation.pictures:,} test pictures
-
-The last epoch's weights, as stored (float16 kernels); no test picture chose anything. "Served" adds the logits of the
-exits visited before, which costs nothing. ECE: mean distance between confidence and accuracy, of
-what is served. AUROC: the chance that a right answer is more confident than a wrong one. AURC: the share of wrong
-answers among the most confident, averaged over all coverages.
-
-{exits_table(evaluation)}
-
-{_early_exits(bundle, evaluation) if several else ""}## How it was made
-
-{_facts(bundle.training)}
-- temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
-- carries: {", ".join(map(str, bundle.calibration.carries))}
-"""
-
-
-def _early_exits(bundle: Bundle, evaluation: Evaluation) -> str:
-    tolerance = bundle.training["calibration"]["tolerance"]
-    return f"""## Right early, wrong late
-
-{overthinking_table(evaluation)}
-
-## Thresholds
-
-The default threshold is {bundle.threshold:g}: the cheapest that lost at most {tolerance:.1%} of accuracy on the
-calibration pictures.
-
-{thresholds_table(evaluation)}
-
-"""
-
-
-def _facts(values: dict[str, Any]) -> str:
-    lines = []
-    for name, value in values.items():
-        if isinstance(value, dict):
-            value = ", ".join(f"{key} {part}" for key, part in value.items())
-        lines.append(f"- {name.replace('_', ' ')}: {value}")
-    return "\n".join(lines)
+    points = trust.certificate.points if trust.certificate else ()
+    answers = Answers.of(calibrated(on_test, trust.calibration), on_test.labels_N)
+    return Finished(fitted, evaluation, trust, verdict, tuple(outcomes(answers, [p.thresholds for p in points])))

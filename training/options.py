@@ -30,6 +30,11 @@ PrecisionName = Annotated[
     str,
     typer.Option(help="auto, fp32 or bf16 (autocast); auto is bf16 where the device computes it natively."),
 ]
+CalibrationSize = Annotated[
+    int | None,
+    typer.Option(min=1, help="Pictures held out of train to calibrate and certify; default: 5000 of CIFAR, else 10 %."),
+]
+KeepExits = Annotated[bool, typer.Option(help="Keep all exits, also those that cost more than they save.")]
 Workers = Annotated[
     int, typer.Option(min=0, max=256, help="Decoding processes, for folders too large for memory; 0: none.")
 ]
@@ -42,6 +47,7 @@ class TrainOptions:
     dataset: Dataset
     output: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, TensorBoard files and bundle.")]
     data_root: DataRoot = Path("data")
+    calibration_size: CalibrationSize = None
     architecture: Annotated[
         str | None, typer.Option(help="resnet18, vgg19_bn, mobilenetv2, …; default: resnet18, or --start-from's.")
     ] = None
@@ -61,6 +67,7 @@ class TrainOptions:
     exits: Annotated[
         str | None, typer.Option(help="Stages that have an exit, such as 2,4; default: all of the architecture.")
     ] = None
+    keep_exits: KeepExits = False
     start_from: Annotated[
         Path | None,
         typer.Option(help="A bundle to go on from, network and weights; other classes get new classifiers."),
@@ -158,9 +165,26 @@ class CalibrateOptions:
     dataset: Dataset
     backbones: Backbones = ""
     data_root: DataRoot = Path("data")
+    calibration_size: CalibrationSize = None
+    unseen: Annotated[
+        bool,
+        typer.Option(help="None of the data set's pictures trained this bundle: its own hold-out does not matter."),
+    ] = False
     tolerance: Annotated[
         float, typer.Option(min=0, max=1, help="Accuracy the default threshold may lose against full depth.")
     ] = 0.005
+    max_disagreement: Annotated[
+        str, typer.Option(help="Shares of answers that may differ from full depth's, to certify thresholds for.")
+    ] = "0.005,0.01,0.02,0.05,0.1"
+    keep_exits: KeepExits = False
+    costs: Annotated[
+        Path | None,
+        typer.Option(help="Step costs as a server measured them (its cost profile, JSON); default: measured here."),
+    ] = None
+    cost_batch_size: Annotated[int, typer.Option(min=1, help="Batch size that milliseconds are of.")] = 32
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for calibration.json and calibration.png; default: none written.")
+    ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
     device: Device = "auto"
     workers: Workers = 4

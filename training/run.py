@@ -23,6 +23,7 @@ from training.build import (
 from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
 from training.distributed import World, synchronized_batch_norm
 from training.epoch import EpochReport, Progress
+from training.held_out import check_start
 from training.options import TrainOptions
 from training.precision import resolve_precision
 from training.recipes import Recipe
@@ -78,7 +79,9 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     dtype = resolve_precision(options.precision, device)
     unscaled = build_preprocessing(options)
     size = unscaled.size
-    splits = load_splits(options.dataset, options.data_root, unscaled)
+    splits = load_splits(options.dataset, options.data_root, unscaled, options.calibration_size)
+    for learnt_from in filter(None, (options.start_from, options.teacher)):
+        check_start(learnt_from, splits)
     mean, std = channel_statistics(splits.train)
     preprocessing = replace(unscaled, mean=mean, std=std)
     recipe = build_recipe(options, preprocessing)

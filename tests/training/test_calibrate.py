@@ -10,8 +10,9 @@ from torch import Tensor
 
 from models.cost import NetworkCost
 from models.exit_policy import Calibration
+from training.answers import Answers
 from training.calibrate import THRESHOLDS, calibrate, choose_threshold, fit_calibration, fit_temperature
-from training.evaluate import Answers, ExitLogits, calibrated, operating_point
+from training.evaluate import ExitLogits, calibrated, operating_point
 
 COST = NetworkCost((8, 15, 25), (2, 5, 5), (1, 1, 1), (1, 1, 1))
 

@@ -14,10 +14,10 @@ from models.cost import NetworkCost
 from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
+from training.answers import Answers
 from training.data import Batches, ImageSet
 from training.evaluate import (
     SWEEP,
-    Answers,
     ExitLogits,
     calibrated,
     collect_logits,

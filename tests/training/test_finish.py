@@ -21,11 +21,13 @@ from models.preprocess import Preprocessing, normalize
 from training.calibrate import calibrate
 from training.data import Batches, ImageSet
 from training.evaluate import Evaluation, collect_logits
-from training.finish import TOLERANCE, card, finish, recalibrated
+from training.finish import finish, recalibrated
 from training.options import TrainOptions
 from training.run import Run, prepare, train
+from training.trust import TOLERANCE, Wishes
 
 CPU = torch.device("cpu")
+WISHES = Wishes("2026-01-31")
 
 
 def trained(options: TrainOptions) -> Run:
@@ -144,17 +146,25 @@ def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptio
     bundle, evaluation = finish(run, "the command")
     test = Batches(run.splits.test, 256, CPU, shuffle=False, drop_last=False)
     held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
-    same, same_evaluation = recalibrated(bundle, held_out, test, TOLERANCE, run.splits.source)
+    made = recalibrated(bundle, held_out, test, WISHES, run.splits.source)
+    same, same_evaluation = made.bundle, made.evaluation
     assert (same.calibration, same.threshold, same.exits) == (bundle.calibration, bundle.threshold, bundle.exits)
     assert same_evaluation == evaluation
 
     before = (tree_options.output / "bundle" / WEIGHTS).read_bytes()
-    loose, loose_evaluation = recalibrated(bundle, test, test, 1.0, "elsewhere")
+    remade = recalibrated(bundle, test, test, replace(WISHES, tolerance=1.0), "elsewhere")
+    loose = remade.bundle
     assert loose.threshold == 0.0
     assert {**loose.training, "calibration": None} == {**bundle.training, "calibration": None}
-    assert loose.training["calibration"] == {"data": "elsewhere", "pictures": len(test.dataset), "tolerance": 1.0}
-    text = card(loose, loose_evaluation)
-    assert "lost at most 100.0% of accuracy" in text
+    assert loose.training["calibration"] == {
+        "data": "elsewhere",
+        "pictures": 12,
+        "searched": 12,
+        "certified": 0,
+        "tolerance": 1.0,
+    }
+    text = remade.card
+    assert "lost at most 100.0% of\naccuracy on the 12 held-out pictures" in text
     save_bundle(loose, tree_options.output / "bundle", text)
     assert (tree_options.output / "bundle" / WEIGHTS).read_bytes() == before
 
@@ -173,8 +183,8 @@ def test_the_plain_network_of_one_exit_becomes_a_bundle(toy_set: ImageSet, tmp_p
         net=rounded(MultiExitNet(config)),
     )
     pictures = Batches(toy_set, 8, CPU, shuffle=False, drop_last=False)
-    fitted, evaluation = recalibrated(bundle, pictures, pictures, TOLERANCE, "the toy set")
-    text = card(fitted, evaluation)
+    made = recalibrated(bundle, pictures, pictures, WISHES, "the toy set")
+    fitted, text = made.bundle, made.card
     save_bundle(fitted, tmp_path / "bundle", text)
     loaded = load_bundle(tmp_path / "bundle")
     assert (loaded.threshold, len(loaded.calibration.temperatures)) == (1.0, 1)
@@ -185,10 +195,13 @@ def test_the_plain_network_of_one_exit_becomes_a_bundle(toy_set: ImageSet, tmp_p
 
 
 def test_the_card_says_behind_which_stages_the_exits_are(tree_options: TrainOptions) -> None:
-    bundle, evaluation = finish(trained(tree_options), "")
-    assert "4 exits, after Zhang" in card(bundle, evaluation)
-    chosen = replace(bundle, config=replace(bundle.config, exits=(1, 2, 3, 4)))
-    assert "4 exits behind stages 1, 2, 3, 4, after Zhang" in card(chosen, evaluation)
+    finish(trained(tree_options), "")
+    folder = tree_options.output / "bundle"
+    assert "4 exits, after Zhang" in (folder / CARD).read_text(encoding="utf-8")
+    chosen = replace(tree_options, exits="2,3,4", output=tree_options.output.parent / "chosen")
+    finish(trained(chosen), "")
+    text = (chosen.output / "bundle" / CARD).read_text(encoding="utf-8")
+    assert "3 exits behind stages 2, 3, 4, after Zhang" in text
 
 
 def test_the_bundle_keeps_the_figures_of_its_exits_and_not_the_curves(tree_options: TrainOptions) -> None:

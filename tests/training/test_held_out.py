@@ -1,0 +1,71 @@
+"""Pictures that trained the weights never certify them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from models.bundle import EMBEDDED, load_bundle
+from models.preprocess import Preprocessing
+from training.data import load_splits
+from training.finish import finish
+from training.held_out import HeldOut, calibration_size, check_held_out
+from training.options import TrainOptions
+from training.run import prepare, train
+
+
+@pytest.fixture
+def made(tree_options: TrainOptions) -> TrainOptions:
+    """The options of a run that held out six pictures and wrote its bundle."""
+    options = replace(tree_options, calibration_size=6)
+    run = prepare(options)
+    train(run)
+    finish(run, "")
+    return options
+
+
+def test_training_records_what_it_held_out_and_the_same_is_accepted(made: TrainOptions) -> None:
+    bundle = load_bundle(made.output / "bundle")
+    recorded = HeldOut.recorded(bundle.training)
+    assert recorded is not None
+    assert (recorded.pictures, recorded.seed, len(recorded.fingerprint)) == (6, 0, 64)
+    assert calibration_size(recorded, None) == calibration_size(recorded, 6) == 6
+    check_held_out(recorded, load_splits(made.dataset, None, bundle.preprocessing, 6))
+
+
+@pytest.mark.parametrize("wanted", [3, 9])
+def test_another_size_is_refused(wanted: int) -> None:
+    with pytest.raises(ValueError, match=f"--calibration-size {wanted} is not what training held out, 6"):
+        calibration_size(HeldOut(6, 0), wanted)
+    with pytest.raises(ValueError, match="held out by seed 7"):
+        calibration_size(HeldOut(6, 7), None)
+    assert calibration_size(None, wanted) == wanted
+
+
+def test_a_data_set_that_has_changed_is_refused(
+    made: TrainOptions, write_tree: Callable[..., Path], tmp_path: Path
+) -> None:
+    bundle = load_bundle(made.output / "bundle")
+    other = write_tree(tmp_path / "other" / "colours", train_seed=9)
+    with pytest.raises(ValueError, match=r"are not the 6 that training held out: .*--unseen"):
+        check_held_out(HeldOut.recorded(bundle.training), load_splits(str(other), None, bundle.preprocessing, 6))
+    check_held_out(None, load_splits(str(other), None, Preprocessing(16), 6))
+
+
+def test_bundles_of_before_the_record_say_it_in_words() -> None:
+    recorded = HeldOut.recorded({"data": "CIFAR-100; 5000 calibration pictures held out of train (seed 0)"})
+    assert recorded == HeldOut(5000, 0)
+    assert HeldOut.recorded({"data": "elsewhere"}) is None
+    assert HeldOut.recorded(load_bundle(EMBEDDED).training) is not None
+
+
+@pytest.mark.parametrize("role", ["start_from", "teacher"])
+def test_a_run_does_not_hold_out_what_its_sources_learnt_from(made: TrainOptions, role: str, tmp_path: Path) -> None:
+    sources: dict[str, Any] = {role: made.output / "bundle", "output": tmp_path / "on", "width": None}
+    with pytest.raises(ValueError, match=r"held out 6 pictures, this run holds out 9.*--calibration-size 6"):
+        prepare(replace(made, calibration_size=9, **sources))
+    assert len(prepare(replace(made, calibration_size=3, **sources)).splits.calibration) == 3

@@ -1,0 +1,91 @@
+"""Which pictures a training run held out: only these may calibrate and certify what it trained."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from models.bundle import load_bundle
+from training.data import Splits
+from training.data.stratify import HOLDOUT_SEED
+
+# How `training.data.splits` words it, for bundles that were made before there was a record.
+WORDED = re.compile(r"(\d+) calibration pictures held out of train \(seed (\d+)\)")
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """How many pictures were held out of train, by which seed, and their fingerprint, empty where unknown."""
+
+    pictures: int
+    seed: int
+    fingerprint: str = ""
+
+    @classmethod
+    def of(cls, splits: Splits) -> HeldOut:
+        """What these splits hold out."""
+        return cls(len(splits.calibration), HOLDOUT_SEED, splits.calibration.fingerprint())
+
+    @classmethod
+    def recorded(cls, training: Mapping[str, Any]) -> HeldOut | None:
+        """What a bundle's account of its training says; None where it says nothing."""
+        if record := training.get("held_out"):
+            return cls(int(record["pictures"]), int(record["seed"]), str(record["fingerprint"]))
+        worded = WORDED.search(str(training.get("data", "")))
+        return cls(int(worded[1]), int(worded[2])) if worded else None
+
+    def as_json(self) -> dict[str, Any]:
+        """For the bundle."""
+        return asdict(self)
+
+
+def calibration_size(recorded: HeldOut | None, wanted: int | None) -> int | None:
+    """How many pictures calibration takes; None is the data set's default.
+
+    Raises ValueError where training held out another number: of more pictures some would have trained the weights, and
+    fewer would not be those that the bundle tells of.
+    """
+    if recorded is None:
+        return wanted
+    if recorded.seed != HOLDOUT_SEED:
+        raise ValueError(
+            f"the bundle's calibration pictures were held out by seed {recorded.seed}, this Offramp holds out by seed "
+            f"{HOLDOUT_SEED}: pictures that trained it would certify it; calibrate with the Offramp that trained it"
+        )
+    if wanted not in (None, recorded.pictures):
+        raise ValueError(
+            f"--calibration-size {wanted} is not what training held out, {recorded.pictures}: pictures that trained "
+            "the weights must never certify them; leave it out, or train with that size"
+        )
+    return recorded.pictures
+
+
+def check_held_out(recorded: HeldOut | None, splits: Splits) -> None:
+    """Raises ValueError where these splits hold out other pictures than training did."""
+    now = HeldOut.of(splits)
+    if recorded is None or (recorded.pictures, recorded.fingerprint or now.fingerprint) == (
+        now.pictures,
+        now.fingerprint,
+    ):
+        return
+    raise ValueError(
+        f"the {now.pictures} pictures held out now are not the {recorded.pictures} that training held out: the data "
+        "set has changed, and some may have trained the weights; give it as it was, or say --unseen where none of its "
+        "pictures did"
+    )
+
+
+def check_start(bundle: Path, splits: Splits) -> None:
+    """Raises ValueError where a bundle that a run learns from has itself learnt from pictures that the run holds out:
+    where it held out fewer of the same data set. Fewer now are among those that were held out then."""
+    training = load_bundle(bundle).training
+    then, now = HeldOut.recorded(training), len(splits.calibration)
+    same_data = WORDED.sub("", str(training.get("data", ""))) == WORDED.sub("", splits.source)
+    if then is not None and same_data and then.pictures < now:
+        raise ValueError(
+            f"the bundle {bundle} held out {then.pictures} pictures, this run holds out {now}: some of them trained "
+            f"the bundle and must not certify; add --calibration-size {then.pictures}, or start from another bundle"
+        )

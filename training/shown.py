@@ -1,0 +1,85 @@
+"""What `offramp train`, `evaluate` and `calibrate` print, and the files that they keep beside a bundle."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from training.evaluate import Evaluation
+from training.finish import Finished
+from training.report import exits_table, overthinking_table, plot, thresholds_table, write_evaluation
+from training.trust_report import (
+    any_threshold_table,
+    certificate_table,
+    choices_table,
+    plot_trust,
+    shortfall_sentence,
+    verdict_sentence,
+    write_trust,
+)
+
+# Held-out pictures below which a default threshold is a guess.
+FEW_PICTURES = 100
+
+
+def warn_of_few(calibration_pictures: int) -> None:
+    """Say it where so few pictures were held out that what they tell is a guess."""
+    if calibration_pictures < FEW_PICTURES:
+        typer.secho(
+            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default "
+            f"threshold mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
+            fg="yellow",
+            err=True,
+        )
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Every exit and every threshold, as tables."""
+    show_tables(exits_table(evaluation), overthinking_table(evaluation), thresholds_table(evaluation))
+
+
+def show_trust(made: Finished) -> None:
+    """Which exits pay, what is certified, and what a promise that is not would take."""
+    if made.verdict.choices:
+        show_tables(choices_table(made.verdict.choices))
+    typer.echo(verdict_sentence(made.verdict))
+    if certificate := made.trust.certificate:
+        show_tables(certificate_table(certificate, made.on_test), any_threshold_table(certificate))
+    for missed in made.trust.missed:
+        typer.secho(shortfall_sentence(missed), fg="yellow", err=True)
+
+
+def show_tables(*tables: str) -> None:
+    """Markdown, drawn where a person reads along."""
+    text = "\n\n".join(filter(None, tables))
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        typer.echo(text)
+
+
+def keep_trust(made: Finished, folder: Path) -> None:
+    """`folder/calibration.json`, and the plot where matplotlib is there."""
+    write_trust(made.bundle, made.trust, made.verdict, folder)
+    if not made.trust.fronts:
+        typer.echo(f"{folder}/calibration.json written")
+        return
+    try:
+        plot_trust(made.trust, made.bundle.name, folder / "calibration.png")
+        typer.echo(f"{folder}/calibration.json and calibration.png written")
+    except ModuleNotFoundError:
+        typer.echo(f"{folder}/calibration.json written; for the plot install matplotlib (pip install 'offramp[train]')")
+
+
+def keep_evaluation(evaluation: Evaluation, name: str, folder: Path) -> None:
+    """`folder/evaluation.json`, and the plot where matplotlib is there."""
+    write_evaluation(evaluation, folder)
+    try:
+        plot(evaluation, name, folder / "evaluation.png")
+        typer.echo(f"{folder}/evaluation.json and evaluation.png written")
+    except ModuleNotFoundError:
+        typer.echo(f"{folder}/evaluation.json written; for the plot install matplotlib (pip install 'offramp[train]')")
