@@ -21,7 +21,8 @@ class CertifiedPoint:
     """Thresholds and what they keep. Shares are 0..1.
 
     max_disagreement: what is promised. thresholds: K - 1, one an early exit; 1 never leaves there. observed:
-    disagreement on the certifying pictures. bound: the upper confidence bound of it, at most what is promised.
+    disagreement on the certifying pictures. bound: the upper confidence bound of it at these thresholds
+    by themselves, at most what is promised; as they are the last that passed, only the promise is proven.
     accuracy_drop, accuracy_drop_bound: accuracy of full depth less that of the early answers, as observed and its upper
     confidence bound; negative where early answers are better. compute: mean multiply-adds over full depth's.
     exit_mix: where the certifying pictures leave.

@@ -56,7 +56,9 @@ class CertifiedTerms(Answered):
     """What stands behind a certified contract: the model's `certificate` has the rest."""
 
     max_disagreement: float = Field(description="The certified point that is applied: at most what was asked for.")
-    bound: float = Field(description="Upper confidence bound of the disagreement with the full-depth answer.")
+    bound: float = Field(
+        description="Upper confidence bound at these thresholds by themselves; what is proven is max_disagreement."
+    )
     delta: float = Field(description="The chance, over the draw of the certifying pictures, that it does not hold.")
     pictures: int = Field(description="How many pictures certified it.")
     calibration: str = Field(description="Which calibration: its date and its pictures' fingerprint.")
