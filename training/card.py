@@ -94,7 +94,7 @@ proved nothing.
 
 {certificate_table(certificate, on_test)}
 
-{missed}With one threshold of your own at every exit, the answers that differ are at most these, for all thresholds at once:
+{missed}With one threshold of your own at every exit, at most these shares differ, for all thresholds at once:
 
 {any_threshold_table(certificate)}
 
