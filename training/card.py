@@ -45,7 +45,7 @@ answers among the most confident, averaged over all coverages.
 {exits_table(evaluation)}
 
 {_early_exits(bundle, evaluation) if several else ""}{_promises(trust, on_test) if several else ""}\
-{_exits_that_pay(verdict) if several else ""}## How it was made
+{_exits_that_pay(verdict) if several or verdict.choices else ""}## How it was made
 
 {_facts(bundle.training)}
 - temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
@@ -71,14 +71,14 @@ accuracy on the {calibration["searched"]:,} held-out pictures that fitted it.
 
 def _promises(trust: Trust, on_test: Sequence[Outcome]) -> str:
     certificate = trust.certificate
+    missed = "".join(f"- {shortfall_sentence(one)}\n" for one in trust.missed)
+    missed += "\n" if missed else ""
     if certificate is None:
-        return """## What is promised
+        return f"""## What is promised
 
 Nothing: too few pictures were held out to prove anything of the early answers.
 
-"""
-    missed = "".join(f"- {shortfall_sentence(one)}\n" for one in trust.missed)
-    missed += "\n" if missed else ""
+{missed}"""
     return f"""## What is promised
 
 An early answer may differ from the one that the whole network would have given. How often is proven here, for traffic
@@ -92,9 +92,9 @@ ones tried. Accuracy lost: that of full depth less that of the early answers; it
 most {certificate.delta:.0%}, whichever thresholds were chosen. The last two columns are of the test pictures, which
 proved nothing.
 
-{certificate_table(certificate, on_test)}
+{certificate_table(certificate, on_test) if on_test else "No early exit is proven to keep any promise."}
 
-{missed}With one threshold of your own at every exit, the answers that differ are at most these, for all thresholds at once:
+{missed}With one threshold of your own at every exit, at most these shares differ, for all thresholds at once:
 
 {any_threshold_table(certificate)}
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -28,13 +28,13 @@ class Shortfall:
     """A promise that so few pictures could not prove.
 
     needed: certifying pictures that do if none disagrees. observed: disagreement at the most careful early thresholds
-    tried; needed_as_observed: what proving takes there, None where no number of pictures would do.
+    tried, None where none were; needed_as_observed: what proving takes there, None where no number would do.
     """
 
     promise: float
     pictures: int
     needed: int
-    observed: float
+    observed: float | None
     needed_as_observed: int | None
 
 
@@ -136,9 +136,15 @@ def shortfall(steps: Sequence[tuple[float, ...]], promise: float, answers: Answe
     """What proving a promise would take, where no early exit on the path was proven to keep it."""
     leaving = [found for found in outcomes(answers, steps) if found.mix_K[-1] < found.pictures]
     observed = leaving[0].disagreed / len(answers) if leaving else 0.0
+    untried = untried_shortfall(promise, len(answers), delta)
+    return replace(untried, observed=observed, needed_as_observed=pictures_needed(promise, delta, observed))
+
+
+def untried_shortfall(promise: float, pictures: int, delta: float) -> Shortfall:
+    """What proving a promise would take, where so few pictures could certify that none did."""
     needed = pictures_needed(promise, delta)
     assert needed is not None
-    return Shortfall(promise, len(answers), needed, observed, pictures_needed(promise, delta, observed))
+    return Shortfall(promise, pictures, needed, None, None)
 
 
 def certify(

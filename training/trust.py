@@ -13,7 +13,7 @@ from models.exit_policy import Calibration
 from training.answers import Answers, Int64Array, divide, outcomes
 from training.calibrate import calibrate
 from training.certify import pictures_needed
-from training.contracts import DELTA, PROMISES, Certifying, Shortfall, certify, spaced
+from training.contracts import DELTA, PROMISES, Certifying, Shortfall, certify, spaced, untried_shortfall
 from training.evaluate import ExitLogits, OperatingPoint, calibrated
 from training.exits import ExitChoice, best_choice, judge_exits, why_kept
 from training.search import FrontPoint, pareto_front, search
@@ -148,7 +148,9 @@ def establish(
         "costs": asdict(costs) | {"sequential_ms": costs.sequential_ms} if costs else None,
     }
     if not len(parts.prove_M):
-        return Trust(calibration, point, fronts, None, ())
+        certifiable = len(divide(answers.labels_N, SEARCH_SHARE)[1])
+        missed = tuple(untried_shortfall(promise, certifiable, DELTA) for promise in wishes.promises)
+        return Trust(calibration, point, fronts, None, missed)
     certificate, missed = certify(searched, front, proving(judged), cost.sequential_multiply_adds, wishes.promises)
     return Trust(calibration, point, fronts, certificate, missed)
 

@@ -93,16 +93,15 @@ def shortfall_sentence(missed: Shortfall) -> str:
     def held_out(pictures: int) -> str:
         return f"{pictures:,} (hold out {math.ceil(pictures / (1.0 - SEARCH_SHARE)):,})"
 
-    observed = (
-        "no number of pictures would do"
-        if missed.needed_as_observed is None
-        else f"{held_out(missed.needed_as_observed)} would do"
+    said = (
+        f"a disagreement of {100 * missed.promise:g} % is not certified: {missed.pictures:,} pictures can certify; "
+        f"{held_out(missed.needed)} would do if none disagreed"
     )
-    return (
-        f"a disagreement of {100 * missed.promise:g} % is not certified: {missed.pictures:,} pictures certify; "
-        f"{held_out(missed.needed)} would do if none disagreed; at the {missed.observed:.2%} observed at the most "
-        f"careful thresholds {observed}"
-    )
+    if missed.observed is None:
+        return said
+    more = missed.needed_as_observed
+    would = "no number of pictures would do" if more is None else f"{held_out(more)} would do"
+    return f"{said}; at the {missed.observed:.2%} observed at the most careful thresholds {would}"
 
 
 def write_trust(bundle: Bundle, trust: Trust, verdict: ExitVerdict, folder: Path) -> None:

@@ -129,6 +129,8 @@ def test_too_few_pictures_all_calibrate_and_certify_nothing() -> None:
     assert few.bundle.certificate is None
     assert few.bundle.training["calibration"]["searched"] == 30
     assert "too few pictures were held out to prove" in few.card
+    assert [(one.promise, one.pictures, one.needed) for one in few.trust.missed][-1] == (0.1, 18, 29)
+    assert "- a disagreement of 10 % is not certified: 18 pictures can certify; 29 (hold out 49) would do" in few.card
     assert "too few pictures" in verdict_sentence(few.verdict)
     parts = division(np.arange(49) % 3, 4, (0.1,))
     assert (len(parts.search_M), len(parts.prove_M)) == (19, 30)
@@ -140,7 +142,7 @@ def test_promises_that_are_not_proven_are_told_with_what_they_take(calibrated_on
     by_promise = {missed.promise: missed for missed in calibrated_once.trust.missed}
     assert {0.005, 0.01, 0.02} <= by_promise.keys()
     sentence = shortfall_sentence(by_promise[0.005])
-    assert "0.5 % is not certified: 144 pictures certify; 598 (hold out 997) would do if none disagreed" in sentence
+    assert "0.5 % is not certified: 144 pictures can certify; 598 (hold out 997) would do if none disagreed" in sentence
     assert sentence in calibrated_once.card
 
 
