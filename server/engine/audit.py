@@ -17,14 +17,14 @@ judged by two sequential methods, since it is looked at after every sample and t
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
-from scipy.optimize import brentq
-from scipy.special import betaln, xlog1py, xlogy
-
 # Jeffreys' prior: good where disagreements are few, and by no more than a constant worse than any other.
 PRIOR = (0.5, 0.5)
+# Of the interval between a rate and what was observed: enough for any rate worth telling.
+HALVINGS = 40
 # Rates that the alarm looks for, as multiples of the promise: from hardly broken to broken outright.
 MULTIPLES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 # Where a multiple would be no rate, it lies so far between the promise and 1.
@@ -51,17 +51,31 @@ def bounds(audited: int, disagreed: int, alpha: float) -> tuple[float, float]:
     """The confidence sequence of a rate, lower and upper end, after `disagreed` of `audited`; (0, 1) after none."""
     if not audited:
         return 0.0, 1.0
-    agreed = audited - disagreed
+    agreed, observed = audited - disagreed, disagreed / audited
     a, b = PRIOR
-    mixture = float(betaln(a + disagreed, b + agreed) - betaln(a, b))
+    enough = _log_beta(a + disagreed, b + agreed) - _log_beta(a, b) + math.log(alpha)
 
-    def evidence_against(rate: float) -> float:
-        return mixture - float(xlogy(disagreed, rate) + xlog1py(agreed, -rate)) + math.log(alpha)
+    def refuted(rate: float) -> bool:
+        return disagreed * math.log(rate) + agreed * math.log1p(-rate) <= enough
 
-    observed = disagreed / audited
-    lower = brentq(evidence_against, 0.0, observed) if disagreed and evidence_against(1e-300) > 0.0 else 0.0
-    upper = brentq(evidence_against, observed, 1.0 - 1e-16) if agreed else 1.0
+    lower = _edge(refuted, 0.0, observed) if disagreed else 0.0
+    upper = _edge(refuted, 1.0, observed) if agreed else 1.0
     return lower, upper
+
+
+def _edge(refuted: Callable[[float], bool], outside: float, inside: float) -> float:
+    """Where rates begin to be refuted, from `inside` on towards `outside`; the refuted side of it."""
+    for _ in range(HALVINGS):
+        middle = (outside + inside) / 2.0
+        if refuted(middle):
+            outside = middle
+        else:
+            inside = middle
+    return outside
+
+
+def _log_beta(a: float, b: float) -> float:
+    return math.lgamma(a) + math.lgamma(b) - math.lgamma(a + b)
 
 
 class Alarm:
