@@ -42,7 +42,7 @@ class AuditPlan:
 class Keeper:
     """The promises of one model; all members belong to the event loop's thread.
 
-    num_exits: K. brownout: None for none. draw: numbers in [0, 1), which clients must not be able to foresee.
+    num_exits: K. brownout: None for none. draw: numbers in [0, 1) that clients cannot foresee.
     """
 
     def __init__(
@@ -50,12 +50,13 @@ class Keeper:
         num_exits: int,
         plan: AuditPlan | None = None,
         brownout: Brownout | None = None,
-        draw: Callable[[], float] = random.random,
+        draw: Callable[[], float] | None = None,
     ) -> None:
         self._plan = plan or AuditPlan()
         self._auditor = Auditor(num_exits, self._plan.alpha, self._plan.false_alarm_every)
         self._num_exits = num_exits
-        self._brownout, self._draw = brownout, draw
+        # A generator that nobody else draws from: request ids show what the process's own comes to.
+        self._brownout, self._draw = brownout, draw or random.Random().random
 
     @property
     def level(self) -> int:
