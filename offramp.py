@@ -221,6 +221,7 @@ def predict(options: PredictOptions) -> None:
     from models.exit_policy import ExitRule
     from server.engine.errors import InferenceFailed
     from server.engine.runners.torch_runner import TorchRunner
+    from server.offline import certified_thresholds
     from server.offline import predict as run
     from server.picture_files import read_picture
 
@@ -228,8 +229,11 @@ def predict(options: PredictOptions) -> None:
     bundle = load_bundle(options.model or EMBEDDED)
     cost = count_cost(bundle.config)
     runner = TorchRunner(bundle, choose_device(options.device))
-    threshold = bundle.threshold if options.threshold is None else options.threshold
-    rule = ExitRule.uniform(threshold, runner.num_stages)
+    if options.max_disagreement is None:
+        threshold = bundle.threshold if options.threshold is None else options.threshold
+        rule = ExitRule.uniform(threshold, runner.num_stages)
+    else:
+        rule = ExitRule(certified_thresholds(bundle, options.max_disagreement))
     for path in options.images:
         try:
             answer = run(runner, read_picture(path, bundle.preprocessing), rule)

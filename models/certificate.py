@@ -7,9 +7,12 @@ How it is proven: `training/certify.py`.
 
 from __future__ import annotations
 
+import hashlib
+import json
 from bisect import bisect_right
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
+from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
@@ -86,13 +89,16 @@ class Certificate:
             raise ValueError("points of a certificate rise in max_disagreement: each once, the strictest first")
         if len({len(point.thresholds) for point in self.points}) > 1:
             raise ValueError("points of a certificate are of one network: as many thresholds in each")
+        if not all(0.0 <= one.threshold < 1.0 and 0.0 <= one.bound <= 1.0 for one in self.any_threshold):
+            raise ValueError("any_threshold is out of range: thresholds in [0, 1), bounds in [0, 1]")
         if any(a.threshold >= b.threshold or a.bound < b.bound for a, b in pairwise(self.any_threshold)):
             raise ValueError("any_threshold rises in threshold and falls in bound")
 
-    @property
+    @cached_property
     def version(self) -> str:
-        """What names this calibration in answers: its date, and the first digits of its pictures' fingerprint."""
-        return f"{self.date}-{self.fingerprint[:8]}"
+        """What names this calibration in answers: its date, and the first digits of a hash of all that it proved."""
+        content = json.dumps(self.as_json(), sort_keys=True).encode()
+        return f"{self.date}-{hashlib.sha256(content).hexdigest()[:8]}"
 
     def point(self, max_disagreement: float) -> CertifiedPoint | None:
         """The cheapest point that promises at most so much; None where none does."""

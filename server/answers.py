@@ -13,7 +13,10 @@ from models.exit_policy import ranking
 from server.engine.request import Answer
 from server.images import MEDIA_TYPES
 from server.registry import Registry, ServedModel
-from server.terms import Terms
+from server.terms import CONFIDENCE_DIGITS, Terms
+
+# Of probabilities.
+DIGITS = 6
 
 
 def prediction_response(
@@ -109,8 +112,11 @@ def _prediction(served: ServedModel, terms: Terms, answer: Answer, private: bool
     prediction: dict[str, Any] = {
         "label": labels[answer.class_id],
         "class_id": answer.class_id,
-        "confidence": round(answer.confidence, 6),
+        "confidence": round(answer.confidence, CONFIDENCE_DIGITS if private else DIGITS),
     }
+    if answer.rung:
+        promise = terms.contract.rung(answer.rung).promise
+        prediction["in_force"] = {"max_disagreement": promise.max_disagreement if promise else 0.0}
     if not private:
         prediction |= {
             "exit": answer.exit,
@@ -119,7 +125,11 @@ def _prediction(served: ServedModel, terms: Terms, answer: Answer, private: bool
             "compute": served.compute[answer.exit - 1],
         }
     prediction["top_k"] = [
-        {"label": labels[class_id], "class_id": class_id, "probability": round(probability, 6)}
+        {
+            "label": labels[class_id],
+            "class_id": class_id,
+            "probability": round(probability, CONFIDENCE_DIGITS if private else DIGITS),
+        }
         for class_id, probability in _most_probable(answer, terms.top_k)
     ]
     if terms.detail:
@@ -128,7 +138,7 @@ def _prediction(served: ServedModel, terms: Terms, answer: Answer, private: bool
                 "exit": visit.exit,
                 "label": labels[visit.class_id],
                 "class_id": visit.class_id,
-                "confidence": round(visit.confidence, 6),
+                "confidence": round(visit.confidence, DIGITS),
             }
             for visit in answer.visited
         ]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import logging
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,6 +23,8 @@ from server.picture_files import read_pictures
 from server.registry import Registry, ServedModel
 from server.settings import Settings
 
+logger = logging.getLogger(__name__)
+
 # A load is over when the predicted wait is so many times shorter than the one that counts as load.
 RECOVERED = 4.0
 
@@ -37,16 +41,32 @@ def load_registry(settings: Settings, metrics: Metrics) -> Registry:
     return Registry([_load(path, device, settings, metrics) for path in settings.model or [EMBEDDED]])
 
 
-def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:
+def load_served(path: Path, settings: Settings) -> Bundle:
+    """A bundle as it is served. Raises BundleError.
+
+    Without its certificate where the network computes in integers: what was proven is of another network then.
+    """
     bundle = load_bundle(path)
+    if settings.precision == "int8" and bundle.certificate is not None:
+        logger.warning("%s certifies nothing in int8: its certificate is of the network in float32", bundle.name)
+        return replace(bundle, certificate=None)
+    if settings.brownout_wait_s and not (bundle.certificate and bundle.certificate.points):
+        logger.warning("%s has no certified thresholds that a loaded server could go down to", bundle.name)
+    return bundle
+
+
+def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:
+    bundle = load_served(path, settings)
     cost = count_cost(bundle.config)
+    # As many as are in flight, and those that are audited behind them: less than two batches in front of a stage.
+    most_held = settings.max_queue + 2 * settings.max_batch_size * bundle.net.num_exits
     runner = choose_runner(
         bundle,
         device,
         settings.runner,
         settings.precision,
         settings.threads,
-        max_samples=settings.max_queue,
+        max_samples=most_held,
         pictures=read_pictures(settings.int8_pictures, bundle.preprocessing) if settings.int8_pictures else (),
     )
 

@@ -32,6 +32,7 @@ from prometheus_client.registry import Collector
 from models.bundle import Bundle
 from models.cost import NetworkCost
 from models.exit_policy import ExitReason
+from server.engine.audit import OF_THRESHOLDS
 from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
@@ -46,7 +47,7 @@ CODES = ("200", str(CLIENT_GONE_STATUS), *sorted({str(kind.status) for kind in K
 UPLOADING = "upload"
 PHASES = (UPLOADING, "queued", "running")
 # The `promise` label of what is known of thresholds; what is certified is labelled with the disagreement promised.
-OF_THRESHOLDS = "threshold"
+THRESHOLDS_LABEL = "threshold"
 
 SECONDS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 FINE_SECONDS = (0.0001, 0.00025, 0.0005, 0.00075, 0.001, 0.0015, 0.002, 0.003, 0.004, *SECONDS[3:])
@@ -243,8 +244,8 @@ class ModelObserver:
         ]
         self._alarms = {
             promise: (metrics.audit_alarm.labels(*labels), metrics.audit_evidence.labels(*labels))
-            for promise in (0.0, *promises)
-            for labels in [(model, model_version, f"{promise:g}" if promise else OF_THRESHOLDS)]
+            for promise in (OF_THRESHOLDS, *promises)
+            for labels in [(model, model_version, f"{promise:g}" if promise else THRESHOLDS_LABEL)]
         }
         self._brownout_level = metrics.brownout_level.labels(model, model_version)
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
+from models.bundle import Bundle
 from models.exit_policy import ExitReason, ExitRule, leaves, ranking
 from server.engine.errors import InferenceFailed
 from server.engine.runners.runner import Runner
@@ -22,6 +23,18 @@ class Prediction:
     exit: int
     reason: ExitReason
     ranking: list[tuple[int, float]]
+
+
+def certified_thresholds(bundle: Bundle, max_disagreement: float) -> tuple[float, ...]:
+    """Of the cheapest point that is certified for that. Raises ValueError, with what is certified, where none is."""
+    point = bundle.certificate.point(max_disagreement) if bundle.certificate else None
+    if point is None:
+        certified = [one.max_disagreement for one in bundle.certificate.points] if bundle.certificate else []
+        raise ValueError(
+            f"max_disagreement {max_disagreement} cannot be certified: {bundle.name} certifies "
+            f"{', '.join(map(str, certified)) or 'nothing; run `offramp calibrate`, or give a threshold'}"
+        )
+    return point.thresholds
 
 
 def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:

@@ -147,6 +147,12 @@ def _check_together(parameters: Parameters) -> None:
     if certain is not None and degraded is not None and degraded < certain:
         detail = f"degrade_to {degraded} is below max_disagreement {certain}: max_disagreement <= degrade_to must hold"
         raise Problem(INVALID_PARAMETER, detail, parameters=["max_disagreement", "degrade_to"])
+    if parameters.thresholds is not None and degraded is not None:
+        detail = (
+            "thresholds and degrade_to contradict each other: nothing is known of the one that the other could exceed; "
+            "give threshold or max_disagreement beside degrade_to"
+        )
+        raise Problem(INVALID_PARAMETER, detail, parameters=["thresholds", "degrade_to"])
     bounds = [name for name in ("min_exit", "max_exit") if getattr(parameters, name) is not None]
     for name in ("max_disagreement", "degrade_to"):
         if bounds and getattr(parameters, name) is not None:

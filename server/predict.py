@@ -19,13 +19,13 @@ from server.engine.errors import EngineError
 from server.engine.request import Answer
 from server.exchange import Exchange
 from server.images import Decoder, Picture
-from server.limits import ClientLedger, Refusal
+from server.limits import ClientLedger, Cost, Refusal
 from server.metrics import NO_MODEL, UPLOADING, Metrics
 from server.parameters import parse_parameters
-from server.problems import CLIENT_LIMIT, DRAINING, INVALID_PARAMETER, NOT_READY, Problem, from_engine, retry_after
+from server.problems import CLIENT_LIMIT, DRAINING, NOT_READY, Problem, from_engine, retry_after
 from server.registry import Registry, ServedModel
 from server.settings import Settings
-from server.terms import Defaults, Terms, make_terms
+from server.terms import Defaults, Terms, in_private, make_terms
 
 # Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
 INLINE_BODY_BYTES = 64 * 1024
@@ -56,28 +56,33 @@ class Predictor:
         exchange.model = self._registry.find(name or self._registry.default_name).bundle.name
         self._refuse_unless_ready()
         self._refuse_while_overloaded(exchange.model)
-        self._refuse_beyond(self._ledger.too_many(exchange.client, exchange.started_s))
+        self._refuse_beyond(self._ledger.too_many(exchange.client))
         with self._ledger.place(exchange.client, exchange.started_s):
             submission = await self._receive(request)
             served, terms = self._agree(exchange.model, submission)
-            response = await self._answered(submission.images, served, terms, exchange, request.receive)
-        await self._until_next_step(exchange.started_s)
+            try:
+                response = await self._answered(submission.images, served, terms, exchange, request.receive)
+            except Problem:
+                await self._until_next_step(exchange.started_s)
+                raise
+            await self._until_next_step(exchange.started_s)
         return response
 
     async def _answered(
         self, images: Sequence[bytes], served: ServedModel, terms: Terms, exchange: Exchange, receive: Receive
     ) -> Response:
         """What was agreed on, paid for by the client as far as it was needed."""
-        worst = float(served.spent(terms.contract.rule.max_exit) * len(images))
+        worst = served.spent(terms.contract.rule.max_exit)
+        most = Cost(worst.total * len(images), worst.deep * len(images))
         busy = served.engine.inflight_samples > self._settings.max_batch_size
-        self._refuse_beyond(self._ledger.too_much(exchange.client, worst, time.monotonic(), contended=busy))
-        with self._ledger.charged(exchange.client, worst, time.monotonic()) as charge:
+        self._refuse_beyond(self._ledger.too_much(exchange.client, most, time.monotonic(), contended=busy))
+        with self._ledger.charged(exchange.client, most, time.monotonic) as charge:
             pictures, decode_s = await self._decode(images, served)
             futures = self._submit(pictures, served, terms, exchange)
-            charge.spent = worst
-            answers = await answers_while_connected(futures, receive)
-            charge.spent = float(sum(served.spent(answer.exit) for answer in answers))
-            charge.deep = charge.spent - served.spent(1) * len(answers)
+            try:
+                answers = await answers_while_connected(futures, receive)
+            finally:
+                charge.spent = settled(futures, served, worst)
         return prediction_response(served, terms, answers, decode_s, exchange.started_s, private=self._settings.private)
 
     def _refuse_unless_ready(self) -> None:
@@ -146,10 +151,8 @@ class Predictor:
     ) -> tuple[ServedModel, Terms]:
         parameters = parse_parameters(dict(given), body_names)
         served = self._registry.find(model, parameters.version)
-        if self._settings.private and parameters.detail:
-            detail = "detail tells exits, and this server keeps them to itself: leave it out"
-            raise Problem(INVALID_PARAMETER, detail, parameters=["detail"])
-        return served, make_terms(parameters, served, self._defaults)
+        terms = make_terms(parameters, served, self._defaults)
+        return served, in_private(terms, parameters) if self._settings.private else terms
 
     async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
@@ -168,6 +171,15 @@ class Predictor:
         if terms.deadline_ms is not None:
             contract = replace(contract, deadline_s=exchange.started_s + terms.deadline_ms / 1000)
         return served.engine.submit(pictures, contract)
+
+
+def settled(futures: Sequence[asyncio.Future[Answer]], served: ServedModel, worst: Cost) -> Cost:
+    """What a request has cost: what its pictures took, the worst for those given up, and nothing where we failed."""
+    costs = [
+        worst if future.cancelled() else Cost() if future.exception() else served.spent(future.result().exit)
+        for future in futures
+    ]
+    return Cost(sum(cost.total for cost in costs), sum(cost.deep for cost in costs))
 
 
 async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> list[Answer]:

@@ -24,6 +24,16 @@ class PredictOptions:
     threshold: Annotated[
         float | None, typer.Option(min=0, max=1, help="Answer at the first exit this confident; default: the bundle's.")
     ] = None
+    max_disagreement: Annotated[
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Instead of a threshold: at most this share differs from full depth, as is certified."
+        ),
+    ] = None
     top_k: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto"
     as_json: Annotated[bool, typer.Option("--json", help="One JSON document a picture.")] = False
+
+    def __post_init__(self) -> None:
+        if self.threshold is not None and self.max_disagreement is not None:
+            raise ValueError("threshold and max_disagreement contradict each other: give one")

@@ -16,6 +16,7 @@ from models.cost import NetworkCost
 from server.engine.errors import Overloaded
 from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract
+from server.limits import Cost
 
 logger = logging.getLogger(__name__)
 
@@ -71,9 +72,10 @@ class ServedModel:
         """K."""
         return len(self.compute)
 
-    def spent(self, exit: int) -> int:
-        """Multiply-adds of a picture that leaves at exit 1..K, all heads on the way included."""
-        return self.cost.sequential_multiply_adds[exit - 1]
+    def spent(self, exit: int) -> Cost:
+        """What a picture costs that leaves at exit 1..K, all heads on the way included."""
+        first, total = self.cost.sequential_multiply_adds[0], self.cost.sequential_multiply_adds[exit - 1]
+        return Cost(float(total), float(total - first))
 
 
 class Registry:

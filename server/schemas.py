@@ -32,6 +32,12 @@ class VisitedExit(Answered):
     confidence: float
 
 
+class InForce(Answered):
+    """What took the place of the contract that was asked for."""
+
+    max_disagreement: float = Field(description="The certified point that was applied; 0 is full depth.")
+
+
 class Prediction(Answered):
     """The answer to one picture."""
 
@@ -47,6 +53,11 @@ class Prediction(Answered):
     exit_reason: ExitReason | None = None
     compute: float | None = Field(
         default=None, description="Share of the full depth's multiply-adds that was spent.", examples=[0.53]
+    )
+    in_force: InForce | None = Field(
+        default=None,
+        description="Only where the contract was not applied as asked: a looser point under load (degrade_to), or a "
+        "stricter one since an audit has found the promise broken.",
     )
     top_k: list[ClassProbability]
     visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")

@@ -179,6 +179,16 @@ class Settings:
                 f"precision {self.precision!r} with int8_pictures {self.int8_pictures}: int8 needs a folder of "
                 "pictures and nothing else takes one; give both or neither"
             )
+        if self.brownout_to and not self.brownout_wait_s:
+            raise ValueError(
+                f"brownout_to {self.brownout_to} does nothing while brownout_wait_s is 0: give the wait from which "
+                "thresholds are lowered, such as 0.5, or leave both out"
+            )
+        if self.audit_on_alarm != "report" and not self.audit_share:
+            raise ValueError(
+                f"audit_on_alarm {self.audit_on_alarm!r} does nothing while audit_share is 0: nothing would ever be "
+                "found broken; give a share such as 0.01"
+            )
         if self.brownout_wait_s >= self.max_wait_s:
             raise ValueError(
                 f"brownout_wait_s {self.brownout_wait_s} is not below max_wait_s {self.max_wait_s}: requests would be "

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from models.certificate import Certificate, CertifiedPoint
@@ -51,6 +51,27 @@ def make_terms(parameters: Parameters, served: ServedModel, defaults: Defaults) 
     told |= {**told_looser, **{name: value for name, value in bounds.items() if value is not None}}
     contract = Contract(contract.rule, None, contract.promise, contract.stricter, looser)
     return Terms(contract, deadline_ms, parameters.top_k, parameters.detail, told)
+
+
+# What shows where pictures leave: bounds that end at an exit, thresholds to compare confidences with, exits themselves.
+TELLING = ("threshold", "thresholds", "min_exit", "max_exit", "detail")
+CONFIDENCE_DIGITS = 2
+
+
+def in_private(terms: Terms, parameters: Parameters) -> Terms:
+    """The same terms where nobody is to know at which exit a picture left.
+
+    Raises Problem (422) for parameters that would show it.
+    """
+    telling = [name for name in TELLING if (value := getattr(parameters, name)) is not None and value is not False]
+    if telling:
+        detail = (
+            f"{telling[0]} would tell at which exit pictures leave, and this server keeps that to itself: leave it "
+            "out, or ask with max_disagreement"
+        )
+        raise Problem(INVALID_PARAMETER, detail, parameters=telling)
+    shown = {name: value for name, value in terms.told.items() if name not in ("threshold", "thresholds")}
+    return replace(terms, told=shown)
 
 
 def _certified(max_disagreement: float, served: ServedModel) -> tuple[Contract, dict[str, Any]]:
@@ -103,13 +124,14 @@ def _looser(
     to, told = parameters.degrade_to, {"degrade_to": parameters.degrade_to}
     if to is None:
         named = any(getattr(parameters, name) is not None for name in asked)
-        if named or not defaults.brownout_to or served.bundle.certificate is None:
+        certificate = served.bundle.certificate
+        if named or not defaults.brownout_to or certificate is None or not certificate.points:
             return (), {}
         to, told = defaults.brownout_to, {}
     else:
         _point(_certificate(served, "degrade_to"), to, served, "degrade_to")
-    certificate, least = _certificate(served, "degrade_to"), promise.max_disagreement if promise else 0.0
-    points = [point for point in certificate.points if least < point.max_disagreement <= to]
+    least = promise.max_disagreement if promise else 0.0
+    points = [point for point in _certificate(served, "degrade_to").points if least < point.max_disagreement <= to]
     return tuple(map(_rung, points)), told
 
 

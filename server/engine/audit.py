@@ -27,6 +27,8 @@ PRIOR = (0.5, 0.5)
 HALVINGS = 40
 # Rates that the alarm looks for, as multiples of the promise: from hardly broken to broken outright.
 MULTIPLES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+# The key of the alarm that all bounds of thresholds share: no promise is certified for it.
+OF_THRESHOLDS = 0.0
 # Where a multiple would be no rate, it lies so far between the promise and 1.
 FAR = 0.9
 
@@ -81,8 +83,10 @@ def _log_beta(a: float, b: float) -> float:
 class Alarm:
     """Watches one promise; rings once the evidence against it is `threshold`, and rings on until it is reset.
 
-    While the rate of disagreement is at most what was promised for each sample, it takes `threshold` audited samples
-    or more on average until it rings: the mean of Shiryaev-Roberts e-detectors, one for each of MULTIPLES.
+    While every sample disagrees with a chance of at most what was promised for it, whatever those before it did, it
+    takes `threshold` audited samples or more on average until it rings: the mean of Shiryaev-Roberts e-detectors, one
+    for each of MULTIPLES. Samples come in the order in which their comparison was over, those that went to full depth
+    themselves first, which makes this mean a little shorter than in the order of their arrival.
     """
 
     def __init__(self, threshold: float) -> None:
@@ -136,7 +140,7 @@ class Auditor:
     def __init__(self, num_exits: int, alpha: float, false_alarm_every: float) -> None:
         self.alpha = alpha
         self.exits = [ExitAudit() for _ in range(num_exits - 1)]
-        # By promise, 0 for those of thresholds.
+        # By what is promised, or OF_THRESHOLDS.
         self.alarms: dict[float, Alarm] = {}
         self._false_alarm_every = false_alarm_every
 
@@ -148,7 +152,10 @@ class Auditor:
             seen.disagreed += stats.disagreed
         if stats.promised is None or not 0.0 < stats.promised < 1.0:
             return None
-        alarm = self.alarms.setdefault(stats.promised if stats.certified else 0.0, Alarm(self._false_alarm_every))
+        key = stats.promised if stats.certified else OF_THRESHOLDS
+        if key not in self.alarms:
+            self.alarms[key] = Alarm(self._false_alarm_every)
+        alarm = self.alarms[key]
         alarm.learn(stats.disagreed, stats.promised)
         return alarm
 

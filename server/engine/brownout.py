@@ -44,5 +44,7 @@ class Brownout:
         if wait_s > limits.high_s and self.level < self._levels and kept_s >= limits.lower_every_s:
             self.level, self._changed_s = self.level + 1, now_s
         elif wait_s < limits.low_s and self.level and kept_s >= limits.raise_every_s:
-            self.level, self._changed_s = self.level - 1, now_s
+            # As many as there was time for: nobody may have come to see them.
+            recovered = int(min(self.level, kept_s / limits.raise_every_s)) if limits.raise_every_s else self.level
+            self.level, self._changed_s = self.level - recovered, now_s
         return self.level

@@ -76,7 +76,9 @@ def compare(stage: int, samples: Sequence[Sample], output: StepOutput) -> list[A
             sample.state = state
         return []
     class_ids = output.probabilities_BC.argmax(axis=1).tolist()
-    return [_compared(sample, class_id) for sample, class_id in zip(samples, class_ids, strict=True)]
+    finite_B = np.isfinite(output.probabilities_BC.max(axis=1))
+    # Where full depth names no class, a client would have been told so: that is no disagreement.
+    return [_compared(samples[row], class_ids[row]) for row in finite_B.nonzero()[0].tolist()]
 
 
 def agrees(exit: int, sample: Sample) -> AuditStats:
@@ -100,13 +102,13 @@ def _leaves_by_choice(sample: Sample, step: Step, row: int) -> bool:
     """Early, and because it was confident enough: what no contract's bound on depth has cut short."""
     confidence, rule = step.confidences[row], sample.contract.rule
     # Not finite is not confident.
-    return step.stage < len(rule.limits) and rule.reason(step.stage, confidence) is ExitReason.CONFIDENT
+    return rule.reason(step.stage, confidence) is ExitReason.CONFIDENT
 
 
 def _reason(sample: Sample, step: Step, row: int) -> ExitReason:
     confidence = step.confidences[row]
     reason = sample.contract.rule.reason(step.stage, confidence)
-    if sample.asked is None or reason is not ExitReason.CONFIDENT:
+    if sample.rung <= 0 or sample.asked is None or reason is not ExitReason.CONFIDENT:
         return reason
     stays = np.float32(confidence) < sample.asked.limits[step.stage - 1]
     return ExitReason.BROWNOUT if stays else reason

@@ -139,9 +139,7 @@ class Engine:
         For callers who have work to do before they can submit, and would rather refuse than do it in vain.
         """
         wait_s = self.predicted_wait_s
-        # Here, because whoever would be refused may be taken in once thresholds are lower.
-        if self._keeper.feel(self.clock(), wait_s):
-            self._observer.brownout(self._keeper.level)
+        self._feel(wait_s)
         full = len(self._inflight) + num_pictures > self._max_samples
         if full or wait_s > self._max_wait_s:
             return Overloaded(retry_after_s=max(1.0, wait_s))
@@ -165,11 +163,13 @@ class Engine:
         if overload := self.overload(len(pictures)):
             raise overload
         now_s = self.clock()
-        rung = self._keeper.in_force(contract)
-        asked = contract.rule if rung in contract.looser else None
-        if rung.rule is not contract.rule:
-            contract = replace(contract, rule=rung.rule, promise=rung.promise)
-        samples = [Sample(picture, contract, self._loop.create_future(), now_s, asked=asked) for picture in pictures]
+        rung, asked = self._keeper.in_force(contract), contract.rule
+        if rung:
+            rule, promise = contract.rung(rung)
+            contract = replace(contract, rule=rule, promise=promise)
+        samples = [
+            Sample(picture, contract, self._loop.create_future(), now_s, rung=rung, asked=asked) for picture in pictures
+        ]
         for sample in samples:
             sample.audited = self._keeper.picks()
             self._inflight[sample] = self._deadline_timer(sample, now_s)
@@ -189,6 +189,11 @@ class Engine:
             self._wake.notify()
         if self._thread.ident is not None:
             await asyncio.to_thread(self._thread.join)
+
+    def _feel(self, wait_s: float) -> None:
+        """Give way or recover. Felt by whoever asks for room: once thresholds are lower, there may be some."""
+        if self._keeper.feel(self.clock(), wait_s):
+            self._observer.brownout(self._keeper.level)
 
     def _deadline_timer(self, sample: Sample, now_s: float) -> asyncio.TimerHandle | None:
         deadline_s = sample.contract.deadline_s
@@ -232,11 +237,15 @@ class Engine:
             self._observer.sample(sample_stats)
         for cancel_stats in cancelled:
             self._observer.cancelled(cancel_stats)
-        # At full depth there is nothing left to compare with.
+        # Who went there is known to agree. Who was cut off on the way counts as agreeing, too: left out, those who
+        # leave early would be too many among the audited, and alarms would ring for promises that are kept.
         deepest = [
-            agrees(answer.exit, sample)
-            for sample, answer in decision.answers
-            if sample.audited and answer.exit == self._num_stages
+            agrees(self._num_stages, sample)
+            for sample in (
+                *delivery.dropped,
+                *(sample for sample, answer in decision.answers if answer.exit == self._num_stages),
+            )
+            if sample.audited
         ]
         for audit_stats in (*delivery.compared, *deepest):
             self._observer.audited(self._keeper.learn(audit_stats))
@@ -325,20 +334,26 @@ class Engine:
             self._loop.call_soon_threadsafe(self._deliver, delivery)
 
     def _audit(self, batch: Batch[Sample], start_s: float) -> None:
-        """One step of samples that were answered long ago: nobody is harmed where it fails."""
-        try:
-            output = self._runner.run(batch.stage, [sample.state for sample in batch.samples])
-            compared = compare(batch.stage, batch.samples, output)
-        except Exception:
-            logger.exception("%d samples could not be audited at stage %d", len(batch.samples), batch.stage)
-            return
+        """One step of samples that were answered long ago; where it fails, each alone, as for those who wait."""
+        compared = self._compare(batch.stage, batch.samples)
         self._unreported.append(StepStats(batch.stage, len(batch.samples), self.clock() - start_s))
-        if batch.stage < self._num_stages:
-            self._scheduler.enqueue_spare(batch.stage + 1, batch.samples)
-            return
-        delivery = Delivery(Decision(), [], self._unreported, compared)
-        self._unreported = []
-        self._loop.call_soon_threadsafe(self._deliver, delivery)
+        if batch.stage == self._num_stages:
+            delivery = Delivery(Decision(), [], self._unreported, compared)
+            self._unreported = []
+            self._loop.call_soon_threadsafe(self._deliver, delivery)
+
+    def _compare(self, stage: int, samples: list[Sample]) -> list[AuditStats]:
+        try:
+            output = self._runner.run(stage, [sample.state for sample in samples])
+            compared = compare(stage, samples, output)
+        except Exception:
+            logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
+            if len(samples) == 1:
+                return []
+            return [stats for sample in samples for stats in self._compare(stage, [sample])]
+        if stage < self._num_stages:
+            self._scheduler.enqueue_spare(stage + 1, samples)
+        return compared
 
     def _run(self, batch: Batch[Sample]) -> Decision:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""

@@ -6,7 +6,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.engine.audit import Auditor, AuditStats
+from server.engine.audit import OF_THRESHOLDS, Auditor, AuditStats
 from server.engine.brownout import Brownout
 from server.engine.request import Contract, Rung
 from server.engine.stats import AuditReport
@@ -72,26 +72,31 @@ class Keeper:
         """Whether a new sample is to be audited, however deep it will go."""
         return self._plan.share > 0.0 and self._draw() < self._plan.share
 
-    def in_force(self, contract: Contract) -> Rung:
-        """What a new sample is to be answered by: looser than was asked for under load, stricter where that is broken.
+    def in_force(self, contract: Contract) -> int:
+        """The rung that a new sample is to be answered by: `Contract.rung`.
 
-        A contract that names no other rungs is always kept as it is.
+        Looser than was asked for under load, as far as that holds; stricter where what was asked for is broken. A
+        contract that names no other rungs is always kept as it is.
         """
-        asked = Rung(contract.rule, contract.promise)
-        if not (contract.stricter or contract.looser):
-            return asked
-        ladder = [*reversed(contract.stricter), asked, *contract.looser]
-        at = len(contract.stricter) + min(self.level, len(contract.looser))
-        if self._plan.on_alarm != "report" and self._broken(ladder[at]):
-            while at and (self._broken(ladder[at]) or self._plan.on_alarm == "full-depth"):
+        at = min(self.level, len(contract.looser))
+        if self._plan.on_alarm == "report":
+            return at
+        while at > 0 and self._broken(contract.rung(at)):
+            at -= 1
+        strictest = -len(contract.stricter)
+        if at == 0 and self._broken(contract.rung(0)):
+            at = strictest if self._plan.on_alarm == "full-depth" else -1
+            while at > strictest and self._broken(contract.rung(at)):
                 at -= 1
-        return ladder[at]
+        return max(at, strictest)
 
     def learn(self, stats: AuditStats) -> AuditReport:
         """One more comparison, and how things stand now."""
         alarm = self._auditor.learn(stats)
         low, high = self._auditor.bounds(stats.exit) if stats.exit < self._num_exits else (0.0, 1.0)
-        promise = None if alarm is None or stats.promised is None else stats.promised if stats.certified else 0.0
+        promise = (
+            None if alarm is None or stats.promised is None else stats.promised if stats.certified else OF_THRESHOLDS
+        )
         rings, evidence = (alarm.rings, alarm.evidence) if alarm else (False, 0.0)
         return AuditReport(stats.exit, stats.disagreed, low, high, promise, rings, evidence)
 

@@ -44,6 +44,12 @@ class Contract:
     stricter: tuple[Rung, ...] = ()
     looser: tuple[Rung, ...] = ()
 
+    def rung(self, at: int) -> Rung:
+        """What was asked for (0), the n-th looser rung (n) or the n-th stricter one (-n)."""
+        if at == 0:
+            return Rung(self.rule, self.promise)
+        return self.looser[at - 1] if at > 0 else self.stricter[-at - 1]
+
     def check_depth(self, num_stages: int) -> None:
         """Raises ValueError where a rule is for a network of another depth."""
         for rule in (self.rule, *(rung.rule for rung in (*self.stricter, *self.looser))):
@@ -68,7 +74,7 @@ class Answer(NamedTuple):
 
     visited: every exit passed, the one it left at included. probabilities_C: calibrated, of the exit it left at,
     float32. queue_s: waited in all stage queues. inference_s: spent inside steps, batch-mates' work included.
-    latency_s: from submit to leaving.
+    latency_s: from submit to leaving. rung: of the contract, the one that was in force.
     """
 
     visited: tuple[Visit, ...]
@@ -77,6 +83,7 @@ class Answer(NamedTuple):
     inference_s: float
     reason: ExitReason
     latency_s: float
+    rung: int = 0
 
     @property
     def exit(self) -> int:
@@ -115,9 +122,9 @@ class Sample:
 
     state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
     trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
-    thread never sees half of it; what it means is worked out once, in the answer. asked: the rule that was asked for,
-    where another is in force because of the load. audited: after an early answer it goes on to full depth, for the
-    audit alone; answered: then, what the client was told.
+    thread never sees half of it; what it means is worked out once, in the answer. contract: its rule is the one in
+    force; rung: which one of those that were asked for, and asked: the rule that was asked for. audited: after an early
+    answer it goes on to full depth, for the audit alone; answered: then, what the client was told.
     """
 
     state: Any = field(repr=False)
@@ -125,6 +132,7 @@ class Sample:
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
+    rung: int = 0
     asked: ExitRule | None = None
     audited: bool = False
     answered: Visit | None = None
@@ -152,4 +160,5 @@ class Sample:
             inference_s,
             reason,
             now_s - self.submitted_s,
+            self.rung,
         )

@@ -55,10 +55,11 @@ class Scheduler(Generic[AnySample]):
     Nobody starves under any policy. Those in front of a stage are passed over for shallower ones `policy.patience`
     times in a row at most: then as many of them go as can. And they wait for deeper ones only while there are any,
     which is not for long: nobody joins those without going through a shallower stage. A deadline changes no
-    order: samples keep the order they came in, and one whose deadline comes before its step would end is not run.
+    order: samples keep the order they came in; one whose deadline comes before a step for it alone would end is not
+    run, and a batch is cut where it would be too late for one of its own.
 
-    Spare samples have queues of their own. They are run while nobody else waits, and otherwise in full batches alone:
-    so they cost others least, and there are never more than some batches of them.
+    Spare samples have queues of their own. They are run while nobody else waits, and otherwise in full batches alone,
+    which then go first: so they cost others least, and there are never more than some batches of them.
 
     policy, step_s: replaceable at any time by the thread that schedules, such as when costs have been measured.
     step_s: seconds that a step of a stage over so many samples takes.
@@ -121,12 +122,25 @@ class Scheduler(Generic[AnySample]):
         if choice is None:
             return None
         queue, batch = self._queues[choice.stage - 1], Batch[AnySample](choice.stage, [], [])
-        done_s = now_s + self.step_s(choice.stage, choice.size)
+        soonest_s = now_s + self.step_s(choice.stage, 1)
         while queue and len(batch.samples) < choice.size:
             sample = queue.popleft()
-            (batch.dropped if _over(sample, done_s) else batch.samples).append(sample)
+            (batch.dropped if _over(sample, soonest_s) else batch.samples).append(sample)
+        in_time = self._in_time(choice.stage, batch.samples, now_s)
+        queue.extendleft(reversed(batch.samples[in_time:]))
+        del batch.samples[in_time:]
         self._remember(batch)
         return batch
+
+    def _in_time(self, stage: int, samples: list[AnySample], now_s: float) -> int:
+        """How many of the first may go together, so that whoever of them has a deadline is done by then."""
+        size, tightest_s = len(samples), float("inf")
+        for at, sample in enumerate(samples):
+            deadline_s = sample.contract.deadline_s
+            tightest_s = min(tightest_s, float("inf") if deadline_s is None else deadline_s)
+            if tightest_s < float("inf") and now_s + self.step_s(stage, at + 1) >= tightest_s:
+                return max(1, at)
+        return size
 
     def _spare_stage(self) -> int | None:
         """The deepest stage at which spare samples are to be run now."""

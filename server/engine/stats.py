@@ -45,7 +45,7 @@ class AuditReport:
 
     exit: where it was answered; disagreed: with full depth. low, high: the confidence sequence for the rate of
     disagreement at that exit, from all audits so far; (0, 1) for the last exit. promise: the alarm that it counts for:
-    what was promised by name, 0 for bounds of thresholds, None for none. rings, evidence: how that alarm stands.
+    what was promised by name, audit.OF_THRESHOLDS, or None for none. rings, evidence: how that alarm stands.
     """
 
     exit: int

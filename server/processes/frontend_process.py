@@ -16,11 +16,12 @@ import torch
 import uvicorn
 
 from models.backbones.plugins import load_backbones
-from models.bundle import EMBEDDED, Bundle, load_bundle
+from models.bundle import EMBEDDED, Bundle
 from models.cost import count_cost
 from models.device import choose_device
 from server.app import create_app
 from server.images import MOST_THREADS
+from server.loading import load_served
 from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
 from server.processes.acceptor import Acceptor, OpenConnections
@@ -106,7 +107,7 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
     """Every bundle's facts, in front of the engine process. Raises ValueError, as `server.loading` does."""
     load_backbones(settings.backbones)
     device = str(choose_device(settings.device))
-    bundles = [_without_weights(load_bundle(path)) for path in settings.model or [EMBEDDED]]
+    bundles = [_without_weights(load_served(path, settings)) for path in settings.model or [EMBEDDED]]
     link = EngineLink(
         assignment.engine_address,
         assignment.number,

@@ -84,7 +84,7 @@ _HELLO = struct.Struct("<I")
 _SUBMIT = struct.Struct("<HHHHd")
 _RUNG = struct.Struct("<HHHd?")
 _STATE = struct.Struct("<HBIdH")
-_ANSWER = struct.Struct("<IBBHIddd")
+_ANSWER = struct.Struct("<IBBHIdddb")
 _ERROR = struct.Struct("<IBdI")
 _VISIT = "IId"
 
@@ -259,6 +259,7 @@ def _answer(slot: int, answer: Answer) -> bytes:
         answer.latency_s,
         answer.queue_s,
         answer.inference_s,
+        answer.rung,
     )
     numbers = [number for visit in visited for number in (visit.exit, visit.class_id, visit.confidence)]
     return head + _numbers(_VISIT, len(visited)).pack(*numbers) + probabilities_C.tobytes()
@@ -266,7 +267,7 @@ def _answer(slot: int, answer: Answer) -> bytes:
 
 def _parse_answer(body: bytes, start: int) -> tuple[int, Answer, int]:
     """Slot, answer, and where the next record begins."""
-    slot, _, reason, num_visits, num_classes, latency_s, queue_s, inference_s = _ANSWER.unpack_from(body, start)
+    slot, _, reason, num_visits, num_classes, latency_s, queue_s, inference_s, rung = _ANSWER.unpack_from(body, start)
     start += _ANSWER.size
     visits = _numbers(_VISIT, num_visits)
     numbers = iter(visits.unpack_from(body, start))
@@ -274,7 +275,7 @@ def _parse_answer(body: bytes, start: int) -> tuple[int, Answer, int]:
     start += visits.size
     # Copied: aligned, writable, and no reason to keep the whole step's frame.
     probabilities_C = np.frombuffer(body, np.float32, num_classes, start).copy()
-    answer = Answer(visited, probabilities_C, queue_s, inference_s, _REASONS[reason], latency_s)
+    answer = Answer(visited, probabilities_C, queue_s, inference_s, _REASONS[reason], latency_s, rung)
     return slot, answer, start + probabilities_C.nbytes
 
 

@@ -38,12 +38,13 @@ EXITS = 4
 class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
-    holds: keep every answer back. stopped: raised by submit. overloaded: told to whoever asks for room.
-    failures: by red value, what its future delivers.
+    holds: keep every answer back. rung: that its answers claim. stopped: raised by submit. overloaded: told to whoever
+    asks for room. failures: by red value, what its future delivers.
     """
 
     observer: Observer
     holds: bool = False
+    rung: int = 0
     stopped: EngineStopped | None = None
     overloaded: Overloaded | None = None
     max_samples: int = 1024
@@ -111,7 +112,7 @@ class BrightnessEngine:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
         probabilities[red % CLASSES] = confidence
-        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005)
+        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.rung)
         future.set_result(answer)
         self.observer.sample(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
 

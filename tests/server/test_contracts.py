@@ -12,9 +12,12 @@ import pytest
 from models.bundle import Bundle
 from models.certificate import Certificate, CertifiedPoint, ThresholdBound
 from models.cost import count_cost
+from server.engine.errors import InferenceFailed
 from server.engine.request import Promise
 from server.schemas import ModelFacts, PredictionAnswer
 from server.settings import Settings
+
+FAILURE = InferenceFailed("broken")
 
 STRICT, MIDDLE, LOOSE = (0.9, 0.8, 1.0), (0.6, 0.5, 0.5), (0.2, 0.2, 0.2)
 NEVER = (1.0, 1.0, 1.0)
@@ -75,7 +78,7 @@ async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(si
                 "bound": 0.9 * 0.05,
                 "delta": 0.05,
                 "pictures": 3000,
-                "calibration": "2026-11-26-abababab",
+                "calibration": CERTIFICATE.version,
             },
             "thresholds": list(MIDDLE),
         }
@@ -107,6 +110,7 @@ async def test_what_cannot_be_certified_is_refused_with_what_can(site, encode):
         ("max_disagreement=0.05&max_exit=2", ["max_disagreement", "max_exit"]),
         ("degrade_to=0.05&max_exit=2", ["degrade_to", "max_exit"]),
         ("max_disagreement=0.05&degrade_to=0.01", ["max_disagreement", "degrade_to"]),
+        ("thresholds=0.1,0.1,0.1&degrade_to=0.1", ["thresholds", "degrade_to"]),
         ("max_disagreement=0.05&threshold=0.5", ["threshold", "max_disagreement"]),
     ],
 )
@@ -138,8 +142,32 @@ async def test_degrade_to_allows_certified_points_beyond_what_is_promised(site, 
     assert problem["certified"] == [0.01, 0.05, 0.1]
 
 
+async def test_a_certificate_that_proved_nothing_is_none(serve, bundle, encode):
+    empty = replace(bundle, certificate=replace(CERTIFICATE, points=()))
+    async with serve(
+        bundles=[empty], settings=Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)
+    ) as site:
+        assert await told(site, encode, "top_k=1") == {"threshold": 0.5, "disagreement_bound": 0.08}
+        assert (await refused(site, encode, "max_disagreement=0.5"))["certified"] == []
+
+
+async def test_an_answer_tells_what_took_the_place_of_what_was_asked(serve, certified, encode):
+    async with serve(bundles=[certified]) as site:
+        for rung, in_force in (
+            (0, None),
+            (1, {"max_disagreement": 0.1}),
+            (-1, {"max_disagreement": 0.01}),
+            (-2, {"max_disagreement": 0.0}),
+        ):
+            site.engine.rung = rung
+            response = await site.client.post("/v1/predict?max_disagreement=0.05&degrade_to=0.1", content=encode())
+            PredictionAnswer.model_validate(response.json())
+            assert response.json()["predictions"][0].get("in_force") == in_force
+
+
 async def test_only_who_names_no_contract_gets_the_operators(serve, certified, encode):
-    async with serve(bundles=[certified], settings=Settings(decode_threads=1, brownout_to=0.2)) as site:
+    settings = Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)
+    async with serve(bundles=[certified], settings=settings) as site:
         assert "degrade_to" not in await told(site, encode, "top_k=2")
         await told(site, encode, "threshold=0.5")
         await told(site, encode, "max_disagreement=0.01")
@@ -147,7 +175,7 @@ async def test_only_who_names_no_contract_gets_the_operators(serve, certified, e
 
 
 async def test_a_bundle_without_a_certificate_promises_nothing(serve, bundle, encode):
-    async with serve(settings=Settings(decode_threads=1, brownout_to=0.2)) as site:
+    async with serve(settings=Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)) as site:
         for name in ("max_disagreement", "degrade_to"):
             problem = await refused(site, encode, f"{name}=0.5")
             assert problem["type"] == "urn:offramp:problem:not-certified"
@@ -161,7 +189,8 @@ async def test_the_whole_front_is_told(site):
     facts = (await site.client.get("/v1/models/tiny")).json()
     ModelFacts.model_validate(facts)
     certificate = facts["certificate"]
-    assert certificate["version"] == "2026-11-26-abababab"
+    assert certificate["version"] == CERTIFICATE.version
+    assert certificate["version"].startswith("2026-11-26-")
     assert [one["max_disagreement"] for one in certificate["points"]] == [0.01, 0.05, 0.1]
     assert certificate["points"][1]["thresholds"] == list(MIDDLE)
     assert certificate["any_threshold"][1] == {"threshold": 0.5, "bound": 0.08}
@@ -176,21 +205,44 @@ async def test_every_certified_promise_has_its_alarm_from_the_start(site):
 # ---- privacy ------------------------------------------------------------------------------------
 
 
-async def test_in_private_mode_nothing_tells_how_deep_a_picture_went(serve, encode):
-    async with serve(settings=Settings(decode_threads=1, private=True)) as site:
-        responses = [await site.client.post("/v1/predict?threshold=0.3", content=encode(red)) for red in (255, 15)]
+async def test_in_private_mode_nothing_tells_how_deep_a_picture_went(serve, certified, encode):
+    async with serve(bundles=[certified], settings=Settings(decode_threads=1, private=True)) as site:
+        reds = (255, 15)
+        responses = [await site.client.post("/v1/predict?max_disagreement=0.1", content=encode(red)) for red in reds]
+        for exit in "14":
+            reason = "confident" if exit == "1" else "final"
+            labels = {"model": "tiny", "version": "1", "exit": exit, "reason": reason}
+            assert site.metric("offramp_samples_total", **labels) == 1
         for response in responses:
             answer = response.json()
             PredictionAnswer.model_validate(answer)
             assert set(answer) == {"model", "version", "predictions", "contract"}
+            assert set(answer["contract"]) == {"max_disagreement", "certified"}
             [prediction] = answer["predictions"]
             assert set(prediction) == {"label", "class_id", "confidence", "top_k"}
+            assert prediction["confidence"] == round(prediction["confidence"], 2)
         first, second = ({name.lower() for name in response.headers} for response in responses)
         assert first == second
         assert not {"x-offramp-exit", "server-timing"} & first
-        refusal = await site.client.post("/v1/predict?detail=true", content=encode())
-        assert refusal.status_code == 422
-        assert refusal.json()["parameters"] == ["detail"]
+
+
+@pytest.mark.parametrize(
+    "query", ["detail=true", "threshold=0", "thresholds=0.1,0.1,0.1", "min_exit=2", "max_exit=1", "max_exit=4"]
+)
+async def test_in_private_mode_what_would_tell_is_refused(serve, encode, query):
+    async with serve(settings=Settings(decode_threads=1, private=True)) as site:
+        problem = await refused(site, encode, query)
+        assert problem["parameters"] == [query.partition("=")[0]]
+        assert (await site.client.post("/v1/predict", content=encode())).status_code == 200
+
+
+async def test_answers_come_in_steps_of_time_whatever_they_are(serve, encode):
+    async with serve(settings=Settings(decode_threads=1, answer_step_ms=40.0), failures={7: FAILURE}) as site:
+        for red, status in ((255, 200), (7, 500)):
+            started_s = asyncio.get_running_loop().time()
+            response = await site.client.post("/v1/predict", content=encode(red))
+            assert response.status_code == status
+            assert asyncio.get_running_loop().time() - started_s >= 0.04
 
 
 # ---- limits in compute --------------------------------------------------------------------------

@@ -171,10 +171,12 @@ class Recorder:
 
 
 @asynccontextmanager
-async def started(runner: ScriptedRunner, observer: Recorder, **options: Any) -> AsyncIterator[Engine]:
+async def started(
+    runner: ScriptedRunner, observer: Recorder, warm_up: Callable[[], CostProfile] | None = None, **options: Any
+) -> AsyncIterator[Engine]:
     """An engine that runs; drained at the end, whatever happens."""
     engine = Engine(runner, observer, clock=runner.clock, **options)
-    engine.start(asyncio.get_running_loop())
+    engine.start(asyncio.get_running_loop(), warm_up)
     try:
         yield engine
     finally:

@@ -29,6 +29,13 @@ def test_recovery_is_slower_than_giving_way() -> None:
     assert levels == [3, 3, 2, 2, 1, 0, 0]
 
 
+def test_after_a_long_rest_nothing_is_left_of_the_load() -> None:
+    brownout = Brownout(LIMITS, levels=3)
+    for now_s in (0.0, 0.2, 0.4):
+        brownout.update(now_s, 5.0)
+    assert brownout.update(1000.0, 0.0) == 0
+
+
 def test_a_wait_that_swings_about_one_limit_does_not_swing_the_level() -> None:
     brownout = Brownout(LIMITS, levels=3)
     waits_s = [1.1, 0.9] * 20

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 
 from models.exit_policy import ExitReason, ExitRule
+from server.engine.audit import AuditStats
 from server.engine.brownout import Brownout, BrownoutLimits
 from server.engine.errors import DeadlineExceeded
 from server.engine.keeper import AuditPlan, Keeper
@@ -21,6 +22,13 @@ LOOSE = Rung(ExitRule.uniform(0.5, NUM_STAGES), Promise(0.1, True))
 def auditing(**plan: object) -> Keeper:
     """Of every sample."""
     return Keeper(NUM_STAGES, AuditPlan(share=1.0, **plan), draw=lambda: 0.0)  # type: ignore[arg-type]
+
+
+def lowered() -> Brownout:
+    """At its first and last level."""
+    brownout = Brownout(BrownoutLimits(high_s=1.0, low_s=0.0, lower_every_s=0.0), levels=1)
+    brownout.update(0.0, 9.0)
+    return brownout
 
 
 # ---- audit --------------------------------------------------------------------------------------
@@ -141,6 +149,64 @@ async def test_a_broken_promise_falls_back_to_full_depth_where_that_was_ordered(
     assert await broken("full-depth", contracts) == [4, 3]
 
 
+async def test_what_is_too_loose_under_load_is_broken_alone():
+    loose = Contract(STRICT.rule, None, STRICT.promise, (FULL_DEPTH,), (LOOSE,))
+    keeper = Keeper(NUM_STAGES, AuditPlan(on_alarm="full-depth", false_alarm_every=100.0), lowered())
+    assert keeper.in_force(loose) == 1
+    for _ in range(30):
+        keeper.learn(AuditStats(1, True, 0.1, certified=True))
+    assert keeper.in_force(loose) == 0
+    for _ in range(30):
+        keeper.learn(AuditStats(1, True, 0.01, certified=True))
+    assert keeper.in_force(loose) == -1
+    assert keeper.in_force(Contract(LOOSE.rule)) == 0
+
+
+async def test_who_is_cut_off_on_the_way_counts_as_agreeing():
+    # Left out, those who leave early would be too many among the audited.
+    runner, observer = ScriptedRunner({1: SURE}, gated=True, step_s=1.0), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        late = engine.submit([picture(2)], contract(1.0, deadline_s=runner.clock() + 1.5))
+        gone = engine.submit([picture(3)], contract(1.0))
+        await runner.entered()
+        gone[0].cancel()
+        runner.let_all()
+        await asyncio.gather(*late)
+        await observer.until_audited(2)
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(NUM_STAGES, False)] * 2
+
+
+async def test_a_picture_for_which_full_depth_names_no_class_is_no_disagreement():
+    nan = float("nan")
+    runner, observer = ScriptedRunner({1: (0.95, 0.9, 0.9, nan), 2: SURE}), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        await asyncio.gather(*engine.submit([picture(1), picture(2)], contract(0.9)))
+        await observer.until_audited(1)
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(1, False)]
+
+
+async def test_one_bad_picture_does_not_spoil_the_audit_of_its_batch():
+    def fail(stage: int, names: list[int]) -> None:
+        if stage > 1 and 2 in names:
+            raise RuntimeError("broken")
+
+    runner, observer = ScriptedRunner(dict.fromkeys((1, 2, 3), SURE), faults=fail), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        await asyncio.gather(*engine.submit([picture(1), picture(2), picture(3)], contract(0.9)))
+        await observer.until_audited(2)
+    assert len(observer.audits) == 2
+
+
+async def test_only_the_share_that_is_asked_for_is_audited():
+    draws = iter([0.05, 0.5, 0.09, 0.1])
+    runner, observer = ScriptedRunner(), Recorder()
+    keeper = Keeper(NUM_STAGES, AuditPlan(share=0.1), draw=lambda: next(draws))
+    async with started(runner, observer, keeper=keeper) as engine:
+        await asyncio.gather(*engine.submit([picture(n) for n in range(4)], contract(1.0)))
+        await observer.until_audited(2)
+    assert len(observer.audits) == 2
+
+
 # ---- brownout -----------------------------------------------------------------------------------
 
 
@@ -169,9 +235,7 @@ async def test_under_load_thresholds_are_lowered_as_far_as_the_contract_allows()
 
 async def test_who_would_have_left_anyway_does_not_leave_for_the_brownout():
     runner, observer = ScriptedRunner({1: (0.99, 0.99, 0.99, 0.99)}), Recorder()
-    brownout = Brownout(BrownoutLimits(high_s=1.0, low_s=0.0, lower_every_s=0.0), levels=1)
-    brownout.update(0.0, 9.0)
-    async with started(runner, observer, keeper=Keeper(NUM_STAGES, brownout=brownout)) as engine:
+    async with started(runner, observer, keeper=Keeper(NUM_STAGES, brownout=lowered())) as engine:
         [answer] = await asyncio.gather(*engine.submit([picture(1)], Contract(STRICT.rule, looser=(LOOSE,))))
     assert (answer.exit, answer.reason) == (1, ExitReason.CONFIDENT)
 
@@ -182,8 +246,7 @@ async def test_who_would_have_left_anyway_does_not_leave_for_the_brownout():
 async def timed(deadline_s: float) -> tuple[list[int], object]:
     """The stages run for one sample whose deadline is so many seconds away, where each stage takes one; its outcome."""
     runner, observer = ScriptedRunner(step_s=1.0), Recorder()
-    async with started(runner, observer) as engine:
-        engine._scheduler.step_s = CostProfile(32, (1,), ((1.0,),) * NUM_STAGES).seconds
+    async with started(runner, observer, warm_up=lambda: CostProfile(32, (1,), ((1.0,),) * NUM_STAGES)) as engine:
         [future] = engine.submit([picture(1)], contract(1.0, deadline_s=runner.clock() + deadline_s))
         [outcome] = await asyncio.gather(future, return_exceptions=True)
     return [stage for stage, _ in runner.steps], outcome
@@ -193,6 +256,18 @@ async def test_no_stage_is_begun_that_cannot_end_in_time():
     stages, answer = await timed(2.5)
     assert stages == [1, 2]
     assert (answer.exit, answer.reason) == (2, ExitReason.DEADLINE)  # type: ignore[attr-defined]
+
+
+async def test_a_batch_is_cut_where_it_would_be_too_late_for_one_of_it():
+    profile = CostProfile(4, (1, 4), ((1.0, 4.0),) * NUM_STAGES)
+    runner, observer = ScriptedRunner(dict.fromkeys(range(4), SURE), gated=True), Recorder()
+    async with started(runner, observer, warm_up=lambda: profile, max_batch_size=4) as engine:
+        now_s = runner.clock()
+        # Together they take 4 s; two of them 2 s.
+        futures = engine.submit([picture(n) for n in range(4)], contract(0.9, deadline_s=now_s + 2.5))
+        assert await runner.entered() == (1, [0, 1])
+        runner.let_all()
+        await asyncio.gather(*futures)
 
 
 async def test_where_not_even_the_first_stage_would_end_in_time_nothing_is_run():

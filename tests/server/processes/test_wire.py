@@ -38,7 +38,15 @@ def answers(draw) -> Answer:
     probabilities_C = np.array(draw(st.lists(confidences, min_size=1, max_size=20)), np.float32)
     visited = tuple(draw(st.lists(visits, min_size=1, max_size=6)))
     queue_s, inference_s, latency_s = draw(seconds), draw(seconds), draw(seconds)
-    return Answer(visited, probabilities_C, queue_s, inference_s, draw(st.sampled_from(ExitReason)), latency_s)
+    return Answer(
+        visited,
+        probabilities_C,
+        queue_s,
+        inference_s,
+        draw(st.sampled_from(ExitReason)),
+        latency_s,
+        draw(st.integers(-9, 9)),
+    )
 
 
 errors = st.one_of(
