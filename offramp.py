@@ -163,7 +163,7 @@ def calibrate(options: CalibrateOptions) -> None:
     load_backbones(options.backbones)
     bundle = load_bundle(options.bundle)
     wishes = Wishes(today(), options.tolerance, shares(options.max_disagreement), options.keep_exits)
-    recorded = None if options.unseen else HeldOut.recorded(bundle.training)
+    recorded = None if options.unseen else HeldOut.required(bundle.training)
     size = calibration_size(recorded, options.calibration_size)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing, size)
     check_labels(bundle.labels, splits.class_names)

@@ -81,12 +81,13 @@ def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics
         max_samples=settings.max_queue,
         max_wait_s=settings.max_wait_s,
         policy=settings.policy,
-        keeper=_keeper(bundle, settings),
+        keeper=keeper_of(bundle, settings),
     )
     return ServedModel(bundle, cost, str(device), engine, warm_up)
 
 
-def _keeper(bundle: Bundle, settings: Settings) -> Keeper:
+def keeper_of(bundle: Bundle, settings: Settings) -> Keeper:
+    """Audits and brownout of a bundle, as the settings want them."""
     plan = AuditPlan(settings.audit_share, settings.audit_on_alarm, settings.audit_false_alarm_every)
     brownout = None
     if settings.brownout_wait_s and bundle.certificate:

@@ -37,6 +37,17 @@ class HeldOut:
         worded = WORDED.search(str(training.get("data", "")))
         return cls(int(worded[1]), int(worded[2])) if worded else None
 
+    @classmethod
+    def required(cls, training: Mapping[str, Any]) -> HeldOut:
+        """What a bundle's account of its training says. Raises ValueError where it says nothing."""
+        recorded = cls.recorded(training)
+        if recorded is None:
+            raise ValueError(
+                "the bundle does not say which pictures its training held out, so that some of these may have trained "
+                "the weights: train it anew, or say --unseen where none of these pictures did"
+            )
+        return recorded
+
     def as_json(self) -> dict[str, Any]:
         """For the bundle."""
         return asdict(self)
@@ -79,13 +90,14 @@ def check_held_out(recorded: HeldOut | None, splits: Splits) -> None:
 
 
 def check_start(bundle: Path, splits: Splits) -> None:
-    """Raises ValueError where a bundle that a run learns from has itself learnt from pictures that the run holds out:
-    where it held out fewer of the same data set. Fewer now are among those that were held out then."""
+    """Raises ValueError where a bundle that a run learns from may itself have learnt from pictures that the run holds
+    out: where it held out another number of the same data set, since fewer are not always among more."""
     training = load_bundle(bundle).training
     then, now = HeldOut.recorded(training), len(splits.calibration)
     same_data = WORDED.sub("", str(training.get("data", ""))) == WORDED.sub("", splits.source)
-    if then is not None and same_data and then.pictures < now:
+    if then is not None and same_data and (then.pictures, then.seed) != (now, HOLDOUT_SEED):
         raise ValueError(
-            f"the bundle {bundle} held out {then.pictures} pictures, this run holds out {now}: some of them trained "
-            f"the bundle and must not certify; add --calibration-size {then.pictures}, or start from another bundle"
+            f"the bundle {bundle} held out {then.pictures} pictures, this run holds out {now}: some of them may have "
+            f"trained the bundle and must not certify; add --calibration-size {then.pictures}, or start from another "
+            "bundle"
         )

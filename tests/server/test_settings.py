@@ -9,10 +9,10 @@ from typing import get_args, get_type_hints
 import pytest
 from typer.models import OptionInfo
 
-from server.engine import policies
+from server.engine import keeper, policies
 from server.engine.runners import lowering, openvino_runner
 from server.engine.runners.choice import DEVICES
-from server.settings import POLICIES, PRECISIONS, RUNNERS, Settings
+from server.settings import ON_ALARM, POLICIES, PRECISIONS, RUNNERS, Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
 
@@ -48,6 +48,20 @@ def test_a_queue_too_small_for_one_request_is_refused():
         Settings(max_queue=10)
 
 
+@pytest.mark.parametrize(
+    ("options", "reason"),
+    [
+        ({"brownout_to": 0.1}, "brownout_to 0.1 does nothing while brownout_wait_s is 0"),
+        ({"brownout_wait_s": 5.0}, "brownout_wait_s 5.0 is not below max_wait_s 5.0"),
+        ({"audit_on_alarm": "tighten", "audit_share": 0.0}, "audit_on_alarm 'tighten' does nothing"),
+        ({"audit_on_alarm": "shout"}, "audit_on_alarm 'shout' is unknown"),
+    ],
+)
+def test_promises_that_nobody_would_keep_are_refused(options, reason):
+    with pytest.raises(ValueError, match=reason):
+        Settings(**options)
+
+
 def test_sizes_are_given_in_mib_and_megapixels():
     settings = Settings(max_body_mib=0.5, max_pixels_mp=0.25)
     assert (settings.max_body_bytes, settings.max_pixels) == (524_288, 250_000)
@@ -79,4 +93,5 @@ def test_the_options_load_nothing_heavy():
 def test_the_names_are_those_that_the_engine_knows():
     assert set(RUNNERS) == {"auto", *DEVICES}
     assert set(POLICIES) == set(policies.POLICIES)
+    assert ON_ALARM == keeper.ON_ALARM
     assert set(PRECISIONS) == {*openvino_runner.PRECISIONS, *lowering.PRECISIONS}

@@ -66,6 +66,13 @@ def test_bundles_of_before_the_record_say_it_in_words() -> None:
 @pytest.mark.parametrize("role", ["start_from", "teacher"])
 def test_a_run_does_not_hold_out_what_its_sources_learnt_from(made: TrainOptions, role: str, tmp_path: Path) -> None:
     sources: dict[str, Any] = {role: made.output / "bundle", "output": tmp_path / "on", "width": None}
-    with pytest.raises(ValueError, match=r"held out 6 pictures, this run holds out 9.*--calibration-size 6"):
-        prepare(replace(made, calibration_size=9, **sources))
-    assert len(prepare(replace(made, calibration_size=3, **sources)).splits.calibration) == 3
+    # Also fewer: balanced by class, they need not be among those held out before.
+    for size in (9, 3):
+        with pytest.raises(ValueError, match=rf"held out 6 pictures, this run holds out {size}.*--calibration-size 6"):
+            prepare(replace(made, calibration_size=size, **sources))
+    assert len(prepare(replace(made, calibration_size=6, **sources)).splits.calibration) == 6
+
+
+def test_a_bundle_that_does_not_say_what_it_held_out_is_not_certified_unasked() -> None:
+    with pytest.raises(ValueError, match="say --unseen where none of these pictures did"):
+        HeldOut.required({"data": "elsewhere"})
