@@ -30,7 +30,7 @@ def phases(model: Path | None, max_batch_size: int = 32) -> dict[str, float]:
         done(f"import {module}")
 
     from models.bundle import EMBEDDED, load_bundle
-    from models.cost import count_cost
+    from models.cost import network_cost
     from models.device import choose_device
     from server.engine.profile import measure_profile
     from server.engine.runners.choice import choose_runner
@@ -39,7 +39,7 @@ def phases(model: Path | None, max_batch_size: int = 32) -> dict[str, float]:
     device = choose_device("auto")
     bundle = load_bundle(model or EMBEDDED)
     done("load the bundle")
-    count_cost(bundle.config)
+    network_cost(bundle.net)
     done("count its multiply-adds")
     runner = choose_runner(bundle, device)
     done("convert the stages, compare them with the reference")

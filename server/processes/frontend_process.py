@@ -17,7 +17,7 @@ import uvicorn
 
 from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, Bundle
-from models.cost import count_cost
+from models.cost import network_cost
 from models.device import choose_device
 from server.app import create_app
 from server.images import MOST_THREADS
@@ -107,7 +107,10 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
     """Every bundle's facts, in front of the engine process. Raises ValueError, as `server.loading` does."""
     load_backbones(settings.backbones)
     device = str(choose_device(settings.device))
-    bundles = [_without_weights(load_served(path, settings)) for path in settings.model or [EMBEDDED]]
+    whole = [load_served(path, settings) for path in settings.model or [EMBEDDED]]
+    costs = [network_cost(bundle.net) for bundle in whole]
+    bundles = [_without_weights(bundle) for bundle in whole]
+    del whole
     link = EngineLink(
         assignment.engine_address,
         assignment.number,
@@ -116,8 +119,7 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
         settings.max_queue,
     )
     served = []
-    for bundle, engine in zip(bundles, link.engines, strict=True):
-        cost = count_cost(bundle.config)
+    for bundle, cost, engine in zip(bundles, costs, link.engines, strict=True):
         metrics.add_model(bundle, cost, device)
         served.append(ServedModel(bundle, cost, device, engine, _warmed_up_elsewhere))
     return Registry(served), link

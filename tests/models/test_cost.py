@@ -9,7 +9,7 @@ import torch
 
 from models.backbones import standard_width
 from models.config import HeadKind, ModelConfig
-from models.cost import count_cost
+from models.cost import count_cost, network_cost
 from models.multi_exit import MultiExitNet
 
 PAPER = ModelConfig("resnet18", num_classes=100)
@@ -70,6 +70,14 @@ def test_heads_cost_their_share_of_the_backbone(architecture: str, head: HeadKin
 def test_light_heads_cost_a_large_picture_no_more_than_a_small_one() -> None:
     small, large = (count_cost(ModelConfig("resnet50", 10, input_size=size, head="light")) for size in (32, 96))
     assert large.head_multiply_adds == small.head_multiply_adds
+
+
+@pytest.mark.parametrize("head", ["journal", "scan", "light"])
+def test_a_network_that_is_there_costs_what_one_that_is_not_does(head: HeadKind) -> None:
+    config = ModelConfig("resnet18", num_classes=10, width=8, head=head)
+    net = MultiExitNet(config).eval()
+    assert network_cost(net) == network_cost(net) == count_cost(config)
+    assert not any(module._forward_hooks for module in net.modules())
 
 
 def test_totals_are_sums_over_stages_and_heads() -> None:
