@@ -6,10 +6,11 @@ from benchmarks.corruptions import CORRUPTIONS, SEVERITIES, corrupted
 
 @pytest.fixture(scope="module")
 def pictures_NHWC() -> np.ndarray:
-    """Smooth ones, since noise is blurred to grey by anything."""
+    """Slopes with some texture."""
     slope_W = np.linspace(40, 200, 32)
     picture_HWC = np.stack([np.add.outer(slope_W, k * slope_W) / (1 + k) for k in (0.2, 0.5, 1.0)], axis=-1)
-    return np.stack([picture_HWC, picture_HWC[::-1]]).astype(np.uint8)
+    texture_NHWC = np.random.default_rng(0).uniform(-30, 30, (2, 32, 32, 3))
+    return (np.stack([picture_HWC, picture_HWC[::-1]]) + texture_NHWC).clip(0, 255).astype(np.uint8)
 
 
 @pytest.mark.parametrize("kind", CORRUPTIONS)
