@@ -1,10 +1,10 @@
 """Markdown for readers, from result files; and the documents that hold it, kept in step with them.
 
-    python -m benchmarks.tables            # write the tables into docs/performance.md and docs/paper.md
+    python -m benchmarks.tables            # write the tables into docs/performance.md, paper.md and trust.md
     python -m benchmarks.tables --check    # fail where a document is stale
 
-A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`. The targets come from
-several files: `<!-- results: targets -->`.
+A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several
+parts, `<!-- results: NAME.json#PART -->` is one. The targets come from several files: `<!-- results: targets -->`.
 """
 
 from __future__ import annotations
@@ -24,11 +24,15 @@ from benchmarks.peers.report import section as peers_section
 from benchmarks.server_costs_report import server_costs_section
 from benchmarks.simulate_tables import simulation_section
 from benchmarks.targets import targets_section
+from benchmarks.trust.report import TRUST_SECTIONS
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-DOCUMENTS = (PROJECT / "docs" / "performance.md", PROJECT / "docs" / "paper.md")
-MARKED = re.compile(r"(<!-- results: (?P<name>[\w.-]+) -->\n)(?P<body>.*?)(<!-- end of results -->)", re.DOTALL)
+DOCUMENTS = tuple(PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust"))
+MARKED = re.compile(
+    r"(<!-- results: (?P<name>[\w.-]+)(?:#(?P<part>[\w-]+))? -->\n)(?P<body>.*?)(?P<end><!-- end of results -->)",
+    re.DOTALL,
+)
 
 # Accuracy, in percentage points, that a verdict of "exits pay" may lose against exits off.
 TOLERATED_POINTS = 1.0
@@ -184,21 +188,28 @@ SECTIONS = {
     "peers": peers_section,
     "server-costs": server_costs_section,
     "simulate": simulation_section,
+    **TRUST_SECTIONS,
 }
 
 
 def filled(text: str, results: Path) -> str:
     """The document with every marked table rendered anew. Raises BenchmarkError for a result that is no result."""
-    return MARKED.sub(lambda match: match[1] + _section(results / match["name"]) + "\n" + match[4], text)
+    return MARKED.sub(
+        lambda match: match[1] + _section(results / match["name"], match["part"]) + "\n" + match["end"], text
+    )
 
 
-def _section(path: Path) -> str:
+def _section(path: Path, part: str | None) -> str:
     if path.name != "targets" and not path.exists():
         return f"*Not measured yet: `benchmarks/results/{path.name}` is not there.*"
     try:
         if path.name == "targets":
             return targets_section(path.parent)
         document = json.loads(path.read_text())
+        if part is not None and part not in document["parts"]:
+            return f"*Not measured yet: `benchmarks/results/{path.name}` has no {part}.*"
+        if part is not None:
+            document = document["parts"][part]
         return SECTIONS[document["benchmark"]](document)
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a result file of these benchmarks ({error!r}); measure again") from error
@@ -208,7 +219,7 @@ def main(arguments: Sequence[str], results: Path = RESULTS) -> int:
     """Write or check the documents; 1 when one is stale, with its name and the fix."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Tables of the docs from results.")
     parser.add_argument(
-        "documents", nargs="*", type=Path, default=DOCUMENTS, help="default: docs/performance.md and docs/paper.md"
+        "documents", nargs="*", type=Path, default=DOCUMENTS, help="default: performance, paper and trust of docs/"
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
     options = parser.parse_args(arguments)

@@ -12,7 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import typer
 
@@ -26,6 +26,8 @@ from benchmarks.plan import Job
 from benchmarks.serving import Server, server_under_test
 from benchmarks.stats import Measured, Quality, judge, measure, spread
 from benchmarks.tables import thresholds_section, thresholds_verdict
+
+Way = TypeVar("Way")
 
 EXITS_OFF = 1.0
 OPEN_LOOP_SHARE = 0.7
@@ -135,12 +137,12 @@ def disagreement(records: Sequence[Record], full_depth: Sequence[Record]) -> flo
     return sum(record.label != classes[record.picture] for record in records) / len(records)
 
 
-def interleaved(thresholds: Sequence[float], rounds: int) -> Iterator[tuple[int, float]]:
-    """(round, threshold) for every round, each beginning with another threshold than the one before."""
+def interleaved(ways: Sequence[Way], rounds: int) -> Iterator[tuple[int, Way]]:
+    """(round, way) for every round, such as by threshold, each beginning with another way than the one before."""
     for index in range(rounds):
-        first = index % len(thresholds)
-        for threshold in (*thresholds[first:], *thresholds[:first]):
-            yield index, threshold
+        first = index % len(ways)
+        for way in (*ways[first:], *ways[:first]):
+            yield index, way
 
 
 def _report(cell: Cell, rate: float | None) -> None:

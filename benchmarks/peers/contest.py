@@ -122,9 +122,9 @@ class Arena:
             loop = self.load.closed(server.port, folder, self.load.connections, self.load.measured_s)
             cpu_s, count = server.cpu_s() - before_s, loop.requests
         else:
-            timing = {"warmup_s": self.load.warmup_s, "duration_s": self.load.measured_s, "seed": round}
+            timing = (self.load.warmup_s, self.load.measured_s)
             before_s = server.cpu_s()
-            result = self.load.open(OpenJob(server.port, str(folder), OPEN_LOOP_CONNECTIONS, rate, **timing))
+            result = self.load.open(OpenJob(server.port, str(folder), OPEN_LOOP_CONNECTIONS, rate, *timing, seed=round))
             cpu_s, count = server.cpu_s() - before_s, len(result.sent)
             loop = within_measured_time(result)
         if not loop.requests:

@@ -18,6 +18,7 @@ import subprocess
 import sys
 import time
 from collections import deque
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -37,7 +38,8 @@ class OpenJob:
 
     requests_folder: of `write_requests`. connections: most at a time; what finds none free waits, and its latency
     counts. rate: Poisson arrivals a second for warm-up and measured time, of requests drawn by `seed`; None: each
-    request once, in order, as fast as the connections let it, and the bodies of the answers are kept.
+    request once, in order, as fast as the connections let it, and the bodies of the answers are kept. keep_bodies: in
+    any case.
     """
 
     port: int
@@ -48,6 +50,7 @@ class OpenJob:
     duration_s: float = 0.0
     seed: int = 0
     timeout_s: float = REQUEST_TIMEOUT_S
+    keep_bodies: bool = False
 
     def planned(self, num_requests: int) -> list[tuple[float, int]]:
         """When to send which request."""
@@ -60,7 +63,7 @@ class OpenJob:
 
 @dataclass(frozen=True)
 class Sent:
-    """One request and its fate. status 0: no answer came. body: kept only where each request is sent once."""
+    """One request and its fate. status 0: no answer came. body: only where it was to be kept."""
 
     number: int
     due_s: float
@@ -135,7 +138,7 @@ class _Connection(asyncio.Protocol):
 class _Client:
     """The connections and what waits for one."""
 
-    def __init__(self, job: OpenJob, requests: list[bytes]) -> None:
+    def __init__(self, job: OpenJob, requests: Sequence[bytes]) -> None:
         self.requests = requests
         self.sent: list[Sent] = []
         self._job = job
@@ -229,6 +232,11 @@ def perform(job: OpenJob) -> OpenResult:
     requests = read_requests(Path(job.requests_folder))
     if not requests:
         raise BenchmarkError(f"{job.requests_folder}: no requests to send")
+    return send_all(job, requests)
+
+
+def send_all(job: OpenJob, requests: Sequence[bytes]) -> OpenResult:
+    """Run the job in this process, with these requests in place of those of its folder."""
 
     async def go() -> tuple[list[Sent], float]:
         before_s = _cpu_s()
@@ -253,7 +261,7 @@ def main() -> None:
     # A collection over all kept answers would stop the clock for milliseconds, and the run is short.
     gc.disable()
     result = perform(job)
-    keeps_bodies = job.rate is None
+    keeps_bodies = job.rate is None or job.keep_bodies
 
     def row(sent: Sent) -> list[Any]:
         return list(vars(sent).values())[: 6 if keeps_bodies else 5]

@@ -1,0 +1,227 @@
+"""Parts of `benchmarks.trust`: whole small measurements of real servers, and what they are made of."""
+
+import json
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.errors import BenchmarkError
+from benchmarks.peers.open_loop import OpenJob, OpenResult, Sent
+from benchmarks.trust.answers import (
+    Answer,
+    accuracy,
+    answered,
+    disagreement,
+    exit_mix,
+    mean_compute,
+    read_metrics,
+    reasons,
+    total,
+)
+from benchmarks.trust.audit import cost_row
+from benchmarks.trust.brownout import Level, changes, recovered
+from benchmarks.trust.loads import measured_of, outcome
+from benchmarks.trust.options import TrustOptions
+from benchmarks.trust.parts import MEASURE, measured, write
+from benchmarks.trust.privacy import told_apart
+from benchmarks.trust.report import TRUST_SECTIONS
+from benchmarks.trust.setting import LabelledPictures, Setting, prepared
+from benchmarks.trust.streams import chunks, clean
+from models.bundle import save_bundle
+from models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from tests.bundles import tiny_bundle
+
+needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+
+ANSWERS = [Answer(0, 5, 1, "confident", 0.25), Answer(1, 6, 4, "final", 1.0), Answer(2, 7, 1, "brownout", 0.25)]
+METRICS = """# TYPE offramp_audit_alarm gauge
+offramp_audit_alarm{promise="0.01"} 1.0
+offramp_audit_alarm{promise="0.05"} 0.0
+# TYPE offramp_wait histogram
+offramp_wait_bucket{le="1.0"} 3.0
+offramp_wait_count 3.0
+# TYPE offramp_audited_samples counter
+offramp_audited_samples_total{exit="1"} 3.0
+offramp_audited_samples_total{exit="2"} 4.0
+"""
+
+
+def certificate() -> Certificate:
+    """Of nothing: random weights keep no promise, and no test says that they do."""
+    points = tuple(
+        CertifiedPoint(promised, (threshold,) * 3, 0.0, promised, 0.0, 0.0, compute, (0.25,) * 4)
+        for promised, threshold, compute in ((0.01, 0.9, 0.9), (0.05, 0.6, 0.7))
+    )
+    return Certificate(0.05, 100, "noise", "0" * 64, "2026-05-01", points, (ThresholdBound(0.0, 0.5),))
+
+
+@pytest.fixture
+def setting(tmp_path: Path) -> Setting:
+    save_bundle(replace(tiny_bundle(), certificate=certificate()), tmp_path / "tiny", "A card.")
+    options = TrustOptions(
+        model=tmp_path / "tiny",
+        rounds=1,
+        seconds=1,
+        open_seconds=1,
+        stream=40,
+        chunk=20,
+        truth=10,
+        clean=40,
+        alone=5,
+        attacked=8,
+        attack_steps=2,
+        kinds="contrast",
+        severities="5",
+        output=tmp_path / "results" / "trust.json",
+    )
+    images_NHWC = np.random.default_rng(0).integers(0, 256, (20, 32, 32, 3), np.uint8)
+    return prepared(options, tmp_path, LabelledPictures(images_NHWC, tuple(range(20))))
+
+
+@needs_wrk
+@pytest.mark.parametrize("name", MEASURE)
+def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setting: Setting, name: str) -> None:
+    part = json.loads(json.dumps(measured(setting, name)))
+    text = TRUST_SECTIONS[part["benchmark"]](part)
+    assert f"tiny 1, calibration {certificate().version}" in text
+    lines = [line for line in text.splitlines() if line.startswith("|")]
+    assert len(lines) > 2
+    CHECKS[name](part)
+
+
+def check_certified(part: dict[str, Any]) -> None:
+    assert [row["max_disagreement"] for row in part["rows"]] == [0.01, 0.05]
+    assert all(sum(row["exit_mix"]) == pytest.approx(1.0) for row in part["rows"])
+
+
+def check_audit(part: dict[str, Any]) -> None:
+    assert part["clean"]["pictures"] == 40 or part["clean"]["watched"]["alarm"]
+    assert 0 < part["clean"]["watched"]["audited"] <= 40
+    assert [(row["kind"], row["severity"]) for row in part["corrupted"]] == [("contrast", 5)]
+    assert [row["of"] for row in part["wrong_certificate"]] == [0.05]
+    assert [row["on_alarm"] for row in part["reactions"]] == ["report", "tighten", "full-depth"]
+
+
+def check_audit_cost(part: dict[str, Any]) -> None:
+    assert part["rows"][0]["ratio"]["median"] == 1.0
+    assert all(row["throughput"]["median"] > 0.0 for row in part["rows"])
+
+
+def check_brownout(part: dict[str, Any]) -> None:
+    assert (part["asked"], part["degrade_to"]) == (0.01, 0.05)
+    assert [row["way"] for row in part["rows"]] == ["without", "with"]
+    assert "brownout" not in part["rows"][0]["reasons"]
+    assert part["course"]["levels"]
+
+
+def check_privacy(part: dict[str, Any]) -> None:
+    by_way = {row["way"]: row for row in part["rows"]}
+    assert by_way["private, 25 ms"]["p50_ms"]["median"] >= 25.0
+
+
+def check_attack(part: dict[str, Any]) -> None:
+    ways = [row["way"] for row in part["rows"]]
+    assert ways == ["honest alone", "no limit", "--client-gmacs-per-s", "--client-deep-share"]
+    assert part["rows"][0]["attacker_share"]["median"] == 0.0
+    assert all(row["failed"] == 0 for row in part["rows"])
+
+
+CHECKS = {
+    "certified": check_certified,
+    "audit": check_audit,
+    "audit-cost": check_audit_cost,
+    "brownout": check_brownout,
+    "privacy": check_privacy,
+    "attack": check_attack,
+}
+
+
+def test_a_part_measured_anew_leaves_the_others_as_they_were(tmp_path: Path) -> None:
+    output = tmp_path / "results" / "trust.json"
+    write(output, "audit", {"n": 1})
+    write(output, "certified", {"n": 2})
+    write(output, "audit", {"n": 3})
+    assert json.loads(output.read_text()) == {
+        "benchmark": "trust",
+        "parts": {"certified": {"n": 2}, "audit": {"n": 3}},
+    }
+    assert list(json.loads(output.read_text())["parts"]) == ["certified", "audit"]
+
+
+def test_a_bundle_without_certificate_cannot_be_measured(tmp_path: Path) -> None:
+    save_bundle(tiny_bundle(), tmp_path / "tiny", "A card.")
+    with pytest.raises(BenchmarkError, match="tiny certifies nothing"):
+        prepared(TrustOptions(model=tmp_path / "tiny"), tmp_path)
+
+
+@pytest.mark.parametrize("wrong", [{"only": "audits"}, {"severities": "0"}, {"severities": "1,,2"}])
+def test_options_that_name_nothing_are_refused(wrong: dict[str, Any]) -> None:
+    with pytest.raises(ValueError, match=r"choose of|from 1 to 5"):
+        TrustOptions(**wrong)
+
+
+def test_answers_are_counted() -> None:
+    assert disagreement(ANSWERS, {0: 5, 1: 0, 2: 7}) == pytest.approx(1 / 3)
+    assert accuracy(ANSWERS, [5, 6, 0]) == pytest.approx(2 / 3)
+    assert mean_compute(ANSWERS) == 0.5
+    assert exit_mix(ANSWERS, 4) == pytest.approx([2 / 3, 0, 0, 1 / 3])
+    assert reasons(ANSWERS) == pytest.approx({"brownout": 1 / 3, "confident": 1 / 3, "final": 1 / 3})
+    assert disagreement([], {}) == accuracy([], []) == mean_compute([]) == 0.0
+
+
+def test_metrics_are_summed_over_what_is_not_asked_for() -> None:
+    found = read_metrics(METRICS)
+    assert total(found, "offramp_audited_samples_total") == 7.0
+    assert total(found, "offramp_audit_alarm", promise="0.01") == 1.0
+    assert total(found, "offramp_audit_alarm", promise="0.02") == 0.0
+
+
+def test_an_outcome_tells_answers_in_time_from_late_ones_and_refusals_from_failures() -> None:
+    prediction = {"class_id": 3, "exit": 2, "exit_reason": "confident", "compute": 0.5}
+    body = json.dumps({"predictions": [prediction]})
+    sent = (
+        Sent(0, 0.5, 0.5, 0.6, 200, body),
+        Sent(0, 1.0, 1.0, 1.1, 200, body),
+        Sent(1, 1.5, 1.6, 2.0, 200, body),
+        Sent(2, 2.0, 2.0, 2.1, 503),
+        Sent(3, 2.0, 2.0, 2.1, 429),
+        Sent(4, 2.0, 2.0, 2.1, 0),
+    )
+    counted = measured_of(OpenResult(OpenJob(1, "", 1, 1.0, warmup_s=1.0, duration_s=2.0), sent, 0.0))
+    assert counted == list(sent[1:])
+    found = outcome(counted, 2.0, 0.2)
+    assert (found.offered_per_s, found.answered_per_s, found.goodput) == (2.5, 1.0, 0.5)
+    assert (found.refused, found.failed) == (0.4, 1)
+    assert (found.p50_ms, found.p99_ms) == pytest.approx((100.0, 500.0))
+    assert answered(counted) == [Answer(0, 3, 2, "confident", 0.5), Answer(1, 3, 2, "confident", 0.5)]
+
+
+def test_the_course_of_a_level_and_its_recovery() -> None:
+    levels = changes([(0.1, 0), (0.3, 1), (0.5, 2), (0.7, 2), (5.5, 1), (6.5, 0), (6.7, 0)])
+    assert levels == [Level(0.1, 0), Level(0.3, 1), Level(0.5, 2), Level(5.5, 1), Level(6.5, 0)]
+    assert recovered(levels, over_s=5.0) == 1.5
+    assert recovered(levels[:-1], over_s=5.0) is None
+    assert recovered([Level(0.1, 0)], over_s=5.0) == 0.0
+
+
+def test_times_tell_exits_apart_or_do_not() -> None:
+    exits = [1, 1, 2, 3, 3]
+    assert told_apart([1.0, 2.0, 9.0, 3.0, 4.0], exits, 3) == 1.0
+    assert told_apart([1.0, 2.0, 9.0, 1.0, 2.0], exits, 3) == 0.5
+    assert told_apart([1.0, 2.0], [1, 2], 3) is None
+
+
+def test_the_cost_of_audits_is_a_ratio_within_rounds() -> None:
+    cells = [(0, 0.0, 100.0), (0, 0.1, 90.0), (1, 0.1, 190.0), (1, 0.0, 200.0)]
+    rounds = [{"round": n, "share": share, "throughput": speed, "p99_ms": 1.0} for n, share, speed in cells]
+    assert cost_row(0.1, rounds)["ratio"] == pytest.approx({"median": 0.925, "min": 0.9, "max": 0.95})
+
+
+def test_a_stream_goes_over_the_pictures_again_in_chunks() -> None:
+    assert list(chunks(5, 2)) == [(0, 2), (2, 4), (4, 5)]
+    images_NHWC = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
+    assert clean(images_NHWC)(2, 5).ravel().tolist() == [2, 0, 1]
