@@ -1,6 +1,7 @@
 """The attack on the embedded model, and what the limits of clients hold against it."""
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -75,7 +76,7 @@ def admitted(ledger: ClientLedger, spent: tuple[int, ...], worst: float, until_s
     for number in range(round(100 * until_s)):
         now_s = number / 100
         if ledger.too_much("attacker", Cost(worst), now_s, contended=True) is None:
-            with ledger.charged("attacker", Cost(worst), lambda now_s=now_s: now_s) as charge:
+            with ledger.charged("attacker", Cost(worst), partial(float, now_s)) as charge:
                 charge.spent = Cost(float(spent[number % len(spent)]))
             total, count = total + charge.spent.total, count + 1
     return total, count
