@@ -195,7 +195,9 @@ def alone(setting: Setting) -> list[dict[str, Any]]:
     with setting.start(setting.options) as (server, _):
         for _ in range(setting.options.rounds):
             for threshold in setting.thresholds:
-                through_http[threshold].append(1e3 * statistics.median(asked(server.port, setting.png, threshold)))
+                through_http[threshold].append(
+                    1e3 * statistics.median(asked(server.port, setting.png, f"threshold={threshold:g}"))
+                )
                 network[threshold].append(1e3 * statistics.median(walked(setting, threshold)))
     rows = []
     for threshold in setting.thresholds:
@@ -212,13 +214,13 @@ def alone(setting: Setting) -> list[dict[str, Any]]:
     return rows
 
 
-def asked(port: int, png: Sequence[bytes], threshold: float) -> list[float]:
+def asked(port: int, png: Sequence[bytes], query: str) -> list[float]:
     """Seconds of each request, one after the other."""
     connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     times = []
     for body in png:
         start_s = time.perf_counter()
-        connection.request("POST", f"/v1/predict?threshold={threshold:g}", body, {"Content-Type": "image/png"})
+        connection.request("POST", f"/v1/predict?{query}", body, {"Content-Type": "image/png"})
         answer = connection.getresponse()
         answer.read()
         times.append(time.perf_counter() - start_s)

@@ -24,6 +24,8 @@ WAYS: dict[str, tuple[str, ...]] = {
     "private, 10 ms": ("--private", "--answer-step-ms", "10"),
     "private, 25 ms": ("--private", "--answer-step-ms", "25"),
 }
+# The bundle's own threshold: in private mode nobody may name one.
+QUERY = "top_k=1"
 # So many that waiting for a step does not leave the server idle.
 CONNECTIONS = 256
 LOAD_PICTURES = 2000
@@ -31,17 +33,17 @@ LOAD_PICTURES = 2000
 
 def privacy(setting: Setting) -> dict[str, Any]:
     """Rounds by turns: requests alone, one after the other; then closed loops."""
-    options, threshold = setting.options, setting.bundle.threshold
+    options = setting.options
     png = setting.png[: options.alone]
-    folder = setting.requests_folder(f"threshold={threshold:g}", LOAD_PICTURES)
+    folder = setting.requests_folder(QUERY, LOAD_PICTURES)
     alone: dict[str, list[list[float]]] = {way: [] for way in WAYS}
     loops: dict[str, list[float]] = {way: [] for way in WAYS}
     with ExitStack() as stack:
         servers = {way: stack.enter_context(setting.serve(*flags)) for way, flags in WAYS.items()}
-        requests = setting.requests(f"threshold={threshold:g}", len(png))
+        requests = setting.requests(QUERY, len(png))
         exits = [answer.exit for answer in ask_each(servers["off"].port, requests, options.connections)]
         for _, way in interleaved(tuple(WAYS), options.rounds):
-            alone[way].append([1e3 * seconds for seconds in asked(servers[way].port, png, threshold)])
+            alone[way].append([1e3 * seconds for seconds in asked(servers[way].port, png, QUERY)])
         for _, way in interleaved(tuple(WAYS), options.rounds):
             run_wrk(servers[way].port, folder, CONNECTIONS, 1)
             loop = run_wrk(servers[way].port, folder, CONNECTIONS, options.seconds)
@@ -50,7 +52,7 @@ def privacy(setting: Setting) -> dict[str, Any]:
             loops[way].append(loop.throughput)
     rows = [row(way, alone[way], loops[way], loops["off"], exits, setting.bundle.net.num_exits) for way in WAYS]
     return {
-        "threshold": threshold,
+        "threshold": setting.bundle.threshold,
         "alone": len(png),
         "connections": CONNECTIONS,
         "seconds": options.seconds,
