@@ -53,10 +53,14 @@ class Predictor:
         """One request to the model `name`, "" for the default. Raises what server/problems.py translates."""
         exchange: Exchange = request.scope["offramp.exchange"]
         exchange.model = NO_MODEL
-        exchange.model = self._registry.find(name or self._registry.default_name).bundle.name
+        found = self._registry.find(name or self._registry.default_name)
+        exchange.model = found.bundle.name
         self._refuse_unless_ready()
         self._refuse_while_overloaded(exchange.model)
         self._refuse_beyond(self._ledger.too_many(exchange.client))
+        # Who cannot even pay for one picture at exit 1 need not upload it.
+        least = found.spent(1)
+        self._refuse_beyond(self._ledger.too_much(exchange.client, least, exchange.started_s, contended=False))
         with self._ledger.place(exchange.client, exchange.started_s):
             submission = await self._receive(request)
             served, terms = self._agree(exchange.model, submission)
