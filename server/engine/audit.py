@@ -9,9 +9,10 @@ judged by two sequential methods, since it is looked at after every sample and t
   stays below 1/alpha for ever with probability 1 - alpha (Ville). Source: Howard, Ramdas, McAuliffe, Sekhon,
   "Time-uniform, nonparametric, nonasymptotic confidence sequences" (Annals of Statistics 2021).
 - `Alarm`: an e-detector. It adds up evidence that the rate is above the promise, and forgets nothing but what
-  speaks against a change, so that it is as quick after a million good samples as at the start. Source: Shin, Ramdas,
-  Rinaldo, "E-detectors: a nonparametric framework for sequential change detection" (New England Journal of Statistics
-  in Data Science 2023).
+  speaks against a change, so that it is as quick after a million good samples as at the start. Of the two kinds it is
+  the one by cumulative sums: Shiryaev-Roberts detectors rest at a level that grows with all that has agreed. Source:
+  Shin, Ramdas, Rinaldo, "E-detectors: a nonparametric framework for sequential change detection" (New England Journal
+  of Statistics in Data Science 2023).
 """
 
 from __future__ import annotations
@@ -84,8 +85,8 @@ class Alarm:
     """Watches one promise; rings once the evidence against it is `threshold`, and rings on until it is reset.
 
     While every sample disagrees with a chance of at most what was promised for it, whatever those before it did, it
-    takes `threshold` audited samples or more on average until it rings: the mean of Shiryaev-Roberts e-detectors, one
-    for each of MULTIPLES. Samples come in the order in which their comparison was over, those that went to full depth
+    takes `threshold` audited samples or more on average until it rings: the mean of cumulative-sum e-detectors, one for
+    each of MULTIPLES. Samples come in the order in which their comparison was over, those that went to full depth
     themselves first, which makes this mean a little shorter than in the order of their arrival.
     """
 
@@ -104,13 +105,13 @@ class Alarm:
 
     @property
     def evidence(self) -> float:
-        """Against the promise; the alarm rings at `threshold`."""
+        """Against the promise: at most 1 is none; the alarm rings at `threshold`."""
         return sum(self._evidence) / len(MULTIPLES)
 
     def learn(self, disagreed: bool, promised: float) -> None:
         """One more audited sample, whose contract promised disagreement of at most that rate, in (0, 1)."""
         self._evidence = [
-            min((1.0 + evidence) * _ratio(disagreed, promised, multiple), self._threshold * len(MULTIPLES))
+            min(max(1.0, evidence) * _ratio(disagreed, promised, multiple), self._threshold * len(MULTIPLES))
             for evidence, multiple in zip(self._evidence, MULTIPLES, strict=True)
         ]
         self.rings |= self.evidence >= self._threshold

@@ -85,6 +85,12 @@ def test_an_alarm_rings_on_until_it_is_reset() -> None:
     assert alarm.evidence == 0.0
 
 
+def test_without_a_disagreement_there_is_no_evidence() -> None:
+    alarm = Alarm(100.0)
+    assert rings_after(alarm, [False] * 5000, 0.005) is None
+    assert alarm.evidence <= 1.0
+
+
 def test_an_alarm_threshold_that_would_ring_at_once_is_refused() -> None:
     with pytest.raises(ValueError, match=r"threshold 1\.0 is out of range"):
         Alarm(1.0)
