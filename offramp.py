@@ -9,7 +9,7 @@ from __future__ import annotations
 import inspect
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
@@ -25,6 +25,23 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        from importlib.metadata import version
+
+        typer.echo(f"offramp {version('offramp')}")
+        raise typer.Exit
+
+
+@app.callback()
+def common(
+    show_version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    """Multi-exit image classifiers, trained by self-distillation and served so that an easy image leaves early."""
 
 
 bench = typer.Typer(help="Measure a server from outside: by threshold, or beside other servers.", no_args_is_help=True)
@@ -155,8 +172,8 @@ def calibrate(options: CalibrateOptions) -> None:
     from training.build import check_labels
     from training.data import Batches, load_splits
     from training.finish import recalibrated, today
-    from training.held_out import HeldOut, calibration_size, check_held_out
-    from training.shown import keep_trust, show_evaluation, show_trust, warn_of_few
+    from training.held_out import HeldOut, calibration_size, check_held_out, check_unseen
+    from training.shown import keep_trust, keep_whole, show_evaluation, show_trust, warn_of_few
     from training.stage_costs import measure_stage_costs, read_stage_costs
     from training.trust import Wishes, shares
 
@@ -168,6 +185,8 @@ def calibrate(options: CalibrateOptions) -> None:
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing, size)
     check_labels(bundle.labels, splits.class_names)
     check_held_out(recorded, splits)
+    if options.unseen:
+        check_unseen(bundle.training, splits)
     device = choose_device(options.device)
 
     def batches(dataset: Any) -> Batches:
@@ -179,7 +198,10 @@ def calibrate(options: CalibrateOptions) -> None:
         else measure_stage_costs(bundle.net, device, options.cost_batch_size)
     )
     held_out, test = batches(splits.calibration), batches(splits.test)
-    made = recalibrated(bundle, held_out, test, wishes, splits.source, costs)
+    source = f"{splits.source}; none of them trained it, as its operator says" if options.unseen else splits.source
+    made = recalibrated(bundle, held_out, test, wishes, source, costs)
+    if made.verdict.num_dropped:
+        typer.echo(f"the bundle with all its exits is kept as {keep_whole(options.bundle)}")
     bundle = made.bundle
     save_bundle(bundle, options.bundle, made.card)
     warn_of_few(len(splits.calibration))
@@ -189,7 +211,7 @@ def calibrate(options: CalibrateOptions) -> None:
         keep_trust(made, options.output)
     typer.echo(
         f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
-        f"default threshold {bundle.threshold:g}; written to {options.bundle}"
+        f"default threshold {bundle.threshold:g}; the bundle {options.bundle} is now the calibrated one"
     )
 
 

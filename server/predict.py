@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -108,17 +109,24 @@ class Predictor:
             raise Problem(CLIENT_LIMIT, detail, retry_after(refusal.retry_after_s), limit=refusal.limit, **fields)
 
     def _beyond(self, refusal: Refusal) -> tuple[str, dict[str, float]]:
-        limits = self._settings.client_limits
+        limits, wait_s = self._settings.client_limits, max(1, math.ceil(refusal.retry_after_s))
         match refusal.limit:
             case "max_inflight":
                 number = limits.max_inflight
                 text = f"you have {number} unanswered requests, which is the limit: wait for one of them"
                 return text, {"limit_requests": number}
             case "compute_per_s":
-                text = "your pictures take more computing than you may ask for: send fewer, or ask for less depth"
-                return text, {"limit_multiply_adds_per_s": limits.compute_per_s}
+                allowed = limits.compute_per_s
+                text = (
+                    f"you may cause {allowed / 1e9:g} billion multiply-adds a second, and have used up what was saved "
+                    f"up: try again in {wait_s} s"
+                )
+                return text, {"limit_multiply_adds_per_s": allowed}
             case _:
-                text = "others wait, and most of the deep work at hand is yours: try again, or ask for less depth"
+                text = (
+                    f"others wait, and more than {limits.deep_share:.0%} of the work lately was yours beyond exit 1: "
+                    "try again in a moment"
+                )
                 return text, {"limit_share": limits.deep_share}
 
     async def _until_next_step(self, started_s: float) -> None:

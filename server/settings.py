@@ -184,6 +184,10 @@ class Settings:
                 f"brownout_to {self.brownout_to} does nothing while brownout_wait_s is 0: give the wait from which "
                 "thresholds are lowered, such as 0.5, or leave both out"
             )
+        if self.client_burst_s != type(self).client_burst_s and not self.client_gmacs_per_s:
+            raise ValueError(
+                f"client_burst_s {self.client_burst_s} does nothing while client_gmacs_per_s is 0: give both or neither"
+            )
         if self.audit_on_alarm != "report" and not self.audit_share:
             raise ValueError(
                 f"audit_on_alarm {self.audit_on_alarm!r} does nothing while audit_share is 0: nothing would ever be "

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -85,7 +86,7 @@ def _certified(max_disagreement: float, served: ServedModel) -> tuple[Contract, 
         "max_disagreement": max_disagreement,
         "certified": {
             "max_disagreement": point.max_disagreement,
-            "bound": point.bound,
+            "bound": rounded_up(point.bound),
             "delta": certificate.delta,
             "pictures": certificate.pictures,
             "calibration": certificate.version,
@@ -113,7 +114,12 @@ def _by_thresholds(parameters: Parameters, served: ServedModel) -> tuple[Contrac
     if bundle.certificate is None or (low, high) != (1, num_exits):
         return Contract(rule), told
     bound = bundle.certificate.bound(threshold)
-    return Contract(rule, None, Promise(bound, certified=False)), {**told, "disagreement_bound": bound}
+    return Contract(rule, None, Promise(bound, certified=False)), {**told, "disagreement_bound": rounded_up(bound)}
+
+
+def rounded_up(bound: float) -> float:
+    """To six digits, and never below."""
+    return math.ceil(round(bound * 1e6, 3)) / 1e6
 
 
 def _looser(

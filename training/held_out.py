@@ -89,13 +89,30 @@ def check_held_out(recorded: HeldOut | None, splits: Splits) -> None:
     )
 
 
+def check_unseen(training: Mapping[str, Any], splits: Splits) -> None:
+    """Raises ValueError where a bundle says that it was trained on the very data set that is said to be unseen."""
+    if _same_data(training, splits):
+        raise ValueError(
+            f"--unseen, but the bundle was trained on this very data ({_of(str(training.get('data', '')))}): pictures "
+            "that trained it would certify it; leave --unseen out, or give pictures that it has not seen"
+        )
+
+
+def _same_data(training: Mapping[str, Any], splits: Splits) -> bool:
+    return _of(str(training.get("data", ""))) == _of(splits.source)
+
+
+def _of(source: str) -> str:
+    """The data set that a source is of, however much of it was held out."""
+    return WORDED.sub("", source).strip("; ")
+
+
 def check_start(bundle: Path, splits: Splits) -> None:
     """Raises ValueError where a bundle that a run learns from may itself have learnt from pictures that the run holds
     out: where it held out another number of the same data set, since fewer are not always among more."""
     training = load_bundle(bundle).training
     then, now = HeldOut.recorded(training), len(splits.calibration)
-    same_data = WORDED.sub("", str(training.get("data", ""))) == WORDED.sub("", splits.source)
-    if then is not None and same_data and (then.pictures, then.seed) != (now, HOLDOUT_SEED):
+    if then is not None and _same_data(training, splits) and (then.pictures, then.seed) != (now, HOLDOUT_SEED):
         raise ValueError(
             f"the bundle {bundle} held out {then.pictures} pictures, this run holds out {now}: some of them may have "
             f"trained the bundle and must not certify; add --calibration-size {then.pictures}, or start from another "

@@ -161,7 +161,7 @@ class EvaluateOptions:
 class CalibrateOptions:
     """Options of `offramp calibrate`."""
 
-    bundle: BundlePath
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; it is replaced.", metavar="BUNDLE")]
     dataset: Dataset
     backbones: Backbones = ""
     data_root: DataRoot = Path("data")
@@ -183,7 +183,8 @@ class CalibrateOptions:
     ] = None
     cost_batch_size: Annotated[int, typer.Option(min=1, help="Batch size that milliseconds are of.")] = 32
     output: Annotated[
-        Path | None, typer.Option(help="Folder for calibration.json and calibration.png; default: none written.")
+        Path | None,
+        typer.Option(help="Folder for calibration.json and calibration.png beside the bundle; default: none."),
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
     device: Device = "auto"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import shutil
 from pathlib import Path
 
 import typer
@@ -60,6 +62,16 @@ def show_tables(*tables: str) -> None:
         console.print(Markdown(text))
     else:
         typer.echo(text)
+
+
+def keep_whole(bundle: Path) -> Path:
+    """A copy of a bundle beside it, before exits are taken from it; where it lies."""
+    for number in itertools.count(1):
+        copy = bundle.with_name(f"{bundle.name}.before" + (f"-{number}" if number > 1 else ""))
+        if not copy.exists():
+            shutil.copytree(bundle, copy)
+            return copy
+    raise AssertionError("there is always another number")
 
 
 def keep_trust(made: Finished, folder: Path) -> None:

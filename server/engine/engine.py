@@ -193,6 +193,7 @@ class Engine:
     def _feel(self, wait_s: float) -> None:
         """Give way or recover. Felt by whoever asks for room: once thresholds are lower, there may be some."""
         if self._keeper.feel(self.clock(), wait_s):
+            logger.info("brownout level %d at a predicted wait of %.2f s", self._keeper.level, wait_s)
             self._observer.brownout(self._keeper.level)
 
     def _deadline_timer(self, sample: Sample, now_s: float) -> asyncio.TimerHandle | None:

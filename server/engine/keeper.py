@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import random
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -10,6 +11,8 @@ from server.engine.audit import OF_THRESHOLDS, Auditor, AuditStats
 from server.engine.brownout import Brownout
 from server.engine.request import Contract, Rung
 from server.engine.stats import AuditReport
+
+logger = logging.getLogger(__name__)
 
 ON_ALARM = ("report", "tighten", "full-depth")
 
@@ -55,6 +58,8 @@ class Keeper:
         self._plan = plan or AuditPlan()
         self._auditor = Auditor(num_exits, self._plan.alpha, self._plan.false_alarm_every)
         self._num_exits = num_exits
+        # Promises of which the log has said that they are broken.
+        self._told: set[float | None] = set()
         # A generator that nobody else draws from: request ids show what the process's own comes to.
         self._brownout, self._draw = brownout, draw or random.Random().random
 
@@ -98,8 +103,17 @@ class Keeper:
             None if alarm is None or stats.promised is None else stats.promised if stats.certified else OF_THRESHOLDS
         )
         rings, evidence = (alarm.rings, alarm.evidence) if alarm else (False, 0.0)
+        if rings and promise not in self._told:
+            self._told.add(promise)
+            logger.warning("audits have found broken: %s; on alarm: %s", _worded(promise), self._plan.on_alarm)
         return AuditReport(stats.exit, stats.disagreed, low, high, promise, rings, evidence)
 
     def _broken(self, rung: Rung) -> bool:
         promise = rung.promise
         return promise is not None and promise.certified and self._auditor.broken(promise.max_disagreement)
+
+
+def _worded(promise: float | None) -> str:
+    if promise == OF_THRESHOLDS:
+        return "what is known of the thresholds that requests name"
+    return f"the promise that at most {promise:.2%} of the answers differ from full depth's"

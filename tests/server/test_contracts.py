@@ -75,7 +75,7 @@ async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(si
             "max_disagreement": 0.05,
             "certified": {
                 "max_disagreement": 0.05,
-                "bound": 0.9 * 0.05,
+                "bound": 0.045,
                 "delta": 0.05,
                 "pictures": 3000,
                 "calibration": CERTIFICATE.version,

@@ -13,7 +13,7 @@ from models.bundle import EMBEDDED, load_bundle
 from models.preprocess import Preprocessing
 from training.data import load_splits
 from training.finish import finish
-from training.held_out import HeldOut, calibration_size, check_held_out
+from training.held_out import HeldOut, calibration_size, check_held_out, check_unseen
 from training.options import TrainOptions
 from training.run import prepare, train
 
@@ -71,6 +71,14 @@ def test_a_run_does_not_hold_out_what_its_sources_learnt_from(made: TrainOptions
         with pytest.raises(ValueError, match=rf"held out 6 pictures, this run holds out {size}.*--calibration-size 6"):
             prepare(replace(made, calibration_size=size, **sources))
     assert len(prepare(replace(made, calibration_size=6, **sources)).splits.calibration) == 6
+
+
+def test_what_trained_a_bundle_is_not_unseen(made: TrainOptions) -> None:
+    bundle = load_bundle(made.output / "bundle")
+    splits = load_splits(made.dataset, None, bundle.preprocessing, 9)
+    with pytest.raises(ValueError, match="--unseen, but the bundle was trained on this very data"):
+        check_unseen(bundle.training, splits)
+    check_unseen({**bundle.training, "data": "elsewhere; 9 calibration pictures held out of train (seed 0)"}, splits)
 
 
 def test_a_bundle_that_does_not_say_what_it_held_out_is_not_certified_unasked() -> None:

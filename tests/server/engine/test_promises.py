@@ -128,6 +128,14 @@ async def broken(on_alarm: str, contracts: list[Contract]) -> list[int]:
         return [(await engine.submit([picture(99)], each)[0]).exit for each in contracts]
 
 
+async def test_the_log_says_once_that_a_promise_is_broken(caplog):
+    await broken("report", [Contract(LOOSE.rule)])
+    told = [record.getMessage() for record in caplog.records if "broken" in record.getMessage()]
+    assert told == [
+        "audits have found broken: the promise that at most 10.00% of the answers differ from full depth's; on alarm: report"
+    ]
+
+
 async def test_a_broken_promise_is_reported_and_kept_where_nothing_else_was_ordered():
     assert await broken("report", [Contract(LOOSE.rule, None, LOOSE.promise, (STRICT, FULL_DEPTH))]) == [1]
 
