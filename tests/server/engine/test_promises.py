@@ -130,10 +130,9 @@ async def broken(on_alarm: str, contracts: list[Contract]) -> list[int]:
 
 async def test_the_log_says_once_that_a_promise_is_broken(caplog):
     await broken("report", [Contract(LOOSE.rule)])
-    told = [record.getMessage() for record in caplog.records if "broken" in record.getMessage()]
-    assert told == [
-        "audits have found broken: the promise that at most 10.00% of the answers differ from full depth's; on alarm: report"
-    ]
+    [told] = [record.getMessage() for record in caplog.records if "found broken" in record.getMessage()]
+    assert "at most 10.00% of the answers differ" in told
+    assert "on alarm: report" in told
 
 
 async def test_a_broken_promise_is_reported_and_kept_where_nothing_else_was_ordered():
