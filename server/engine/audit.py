@@ -28,6 +28,8 @@ PRIOR = (0.5, 0.5)
 HALVINGS = 40
 # Rates that the alarm looks for, as multiples of the promise: from hardly broken to broken outright.
 MULTIPLES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
+# Comparisons that wait for their turn. More than can be under way at once.
+MOST_WAITING = 65536
 # The key of the alarm that all bounds of thresholds share: no promise is certified for it.
 OF_THRESHOLDS = 0.0
 # Where a multiple would be no rate, it lies so far between the promise and 1.
@@ -40,13 +42,40 @@ class AuditStats:
 
     promised: the share of disagreement promised for traffic under its contract; None where nothing was. certified:
     by name, as `max_disagreement`, rather than as the bound of a threshold. Where the sample itself ran to full depth
-    there is nothing to compare: it agrees.
+    there is nothing to compare: it agrees. ticket: its place among the audited samples as they came in, from 1.
     """
 
     exit: int
     disagreed: bool
     promised: float | None
     certified: bool
+    ticket: int = 0
+
+
+class Turns:
+    """Comparisons in the order in which the samples came in, whenever each is over.
+
+    Whoever goes to full depth himself is known to agree long before those who leave early are compared, in batches of
+    their own. In that order disagreements come in bunches, and an alarm would take one for a change. Each ticket from 1
+    on comes once; one that is missing for MOST_WAITING others is given up.
+    """
+
+    def __init__(self) -> None:
+        self._next = 1
+        self._waiting: dict[int, AuditStats] = {}
+
+    def take(self, stats: AuditStats) -> list[AuditStats]:
+        """One more comparison; those whose turn it is now."""
+        if stats.ticket < self._next:
+            return [stats]
+        self._waiting[stats.ticket] = stats
+        if len(self._waiting) > MOST_WAITING:
+            self._next = min(self._waiting)
+        due = []
+        while self._next in self._waiting:
+            due.append(self._waiting.pop(self._next))
+            self._next += 1
+        return due
 
 
 @lru_cache(maxsize=4096)
@@ -86,8 +115,7 @@ class Alarm:
 
     While every sample disagrees with a chance of at most what was promised for it, whatever those before it did, it
     takes `threshold` audited samples or more on average until it rings: the mean of cumulative-sum e-detectors, one for
-    each of MULTIPLES. Samples come in the order in which their comparison was over, those that went to full depth
-    themselves first, which makes this mean a little shorter than in the order of their arrival.
+    each of MULTIPLES. Samples are to come in the order of their arrival: see `Turns`.
     """
 
     def __init__(self, threshold: float) -> None:

@@ -76,14 +76,17 @@ def compare(stage: int, samples: Sequence[Sample], output: StepOutput) -> list[A
             sample.state = state
         return []
     class_ids = output.probabilities_BC.argmax(axis=1).tolist()
-    finite_B = np.isfinite(output.probabilities_BC.max(axis=1))
-    # Where full depth names no class, a client would have been told so: that is no disagreement.
-    return [_compared(samples[row], class_ids[row]) for row in finite_B.nonzero()[0].tolist()]
+    finite_B = np.isfinite(output.probabilities_BC.max(axis=1)).tolist()
+    return [
+        # Where full depth names no class, a client would have been told so: that is no disagreement.
+        _compared(sample, class_id) if finite else agrees(stage, sample)
+        for sample, class_id, finite in zip(samples, class_ids, finite_B, strict=True)
+    ]
 
 
-def agrees(exit: int, sample: Sample) -> AuditStats:
-    """Of an audited sample that went to full depth itself, at `exit`: there is nothing to compare."""
-    return _audit_stats(exit, False, sample)
+def agrees(num_stages: int, sample: Sample) -> AuditStats:
+    """Of an audited sample that there is nothing to compare of: it went to full depth itself, or came to nothing."""
+    return _audit_stats(num_stages, False, sample)
 
 
 def _compared(sample: Sample, class_id: int) -> AuditStats:
@@ -94,8 +97,8 @@ def _compared(sample: Sample, class_id: int) -> AuditStats:
 def _audit_stats(exit: int, disagreed: bool, sample: Sample) -> AuditStats:
     promise = sample.contract.promise
     if promise is None:
-        return AuditStats(exit, disagreed, None, certified=False)
-    return AuditStats(exit, disagreed, promise.max_disagreement, promise.certified)
+        return AuditStats(exit, disagreed, None, certified=False, ticket=sample.audited)
+    return AuditStats(exit, disagreed, promise.max_disagreement, promise.certified, sample.audited)
 
 
 def _leaves_by_choice(sample: Sample, step: Step, row: int) -> bool:

@@ -238,18 +238,15 @@ class Engine:
             self._observer.sample(sample_stats)
         for cancel_stats in cancelled:
             self._observer.cancelled(cancel_stats)
-        # Who went there is known to agree. Who was cut off on the way counts as agreeing, too: left out, those who
+        # Who went to full depth is known to agree. Who came to nothing counts as agreeing, too: left out, those who
         # leave early would be too many among the audited, and alarms would ring for promises that are kept.
-        deepest = [
-            agrees(self._num_stages, sample)
-            for sample in (
-                *delivery.dropped,
-                *(sample for sample, answer in decision.answers if answer.exit == self._num_stages),
-            )
-            if sample.audited
+        going_on = set(decision.audited)
+        agreeing = [
+            agrees(self._num_stages, sample) for sample, _ in outcomes if sample.audited and sample not in going_on
         ]
-        for audit_stats in (*delivery.compared, *deepest):
-            self._observer.audited(self._keeper.learn(audit_stats))
+        for audit_stats in (*delivery.compared, *agreeing):
+            for report in self._keeper.learn(audit_stats):
+                self._observer.audited(report)
 
     def _resolve(self, sample: Sample, outcome: Answer | EngineError) -> SampleStats | None:
         """Give the sample's future its outcome; returns what there is to report of an answer."""
@@ -338,7 +335,7 @@ class Engine:
         """One step of samples that were answered long ago; where it fails, each alone, as for those who wait."""
         compared = self._compare(batch.stage, batch.samples)
         self._unreported.append(StepStats(batch.stage, len(batch.samples), self.clock() - start_s))
-        if batch.stage == self._num_stages:
+        if compared:
             delivery = Delivery(Decision(), [], self._unreported, compared)
             self._unreported = []
             self._loop.call_soon_threadsafe(self._deliver, delivery)
@@ -350,7 +347,7 @@ class Engine:
         except Exception:
             logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
             if len(samples) == 1:
-                return []
+                return [agrees(self._num_stages, samples[0])]
             return [stats for sample in samples for stats in self._compare(stage, [sample])]
         if stage < self._num_stages:
             self._scheduler.enqueue_spare(stage + 1, samples)

@@ -7,7 +7,7 @@ import random
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from server.engine.audit import OF_THRESHOLDS, Auditor, AuditStats
+from server.engine.audit import OF_THRESHOLDS, Auditor, AuditStats, Turns
 from server.engine.brownout import Brownout
 from server.engine.request import Contract, Rung
 from server.engine.stats import AuditReport
@@ -58,6 +58,7 @@ class Keeper:
         self._plan = plan or AuditPlan()
         self._auditor = Auditor(num_exits, self._plan.alpha, self._plan.false_alarm_every)
         self._num_exits = num_exits
+        self._tickets, self._turns = 0, Turns()
         # Promises of which the log has said that they are broken.
         self._told: set[float | None] = set()
         # A generator that nobody else draws from: request ids show what the process's own comes to.
@@ -73,9 +74,15 @@ class Keeper:
         before = self.level
         return self._brownout is not None and self._brownout.update(now_s, wait_s) != before
 
-    def picks(self) -> bool:
-        """Whether a new sample is to be audited, however deep it will go."""
-        return self._plan.share > 0.0 and self._draw() < self._plan.share
+    def pick(self) -> int:
+        """The ticket of a new sample that is to be audited, however deep it will go; 0 where it is not.
+
+        For each ticket there has to be one comparison in the end.
+        """
+        if not self._plan.share or self._draw() >= self._plan.share:
+            return 0
+        self._tickets += 1
+        return self._tickets
 
     def in_force(self, contract: Contract) -> int:
         """The rung that a new sample is to be answered by: `Contract.rung`.
@@ -95,8 +102,11 @@ class Keeper:
                 at -= 1
         return max(at, strictest)
 
-    def learn(self, stats: AuditStats) -> AuditReport:
-        """One more comparison, and how things stand now."""
+    def learn(self, stats: AuditStats) -> list[AuditReport]:
+        """One more comparison; how things stand after each whose turn it is now."""
+        return [self._learn(one) for one in self._turns.take(stats)]
+
+    def _learn(self, stats: AuditStats) -> AuditReport:
         alarm = self._auditor.learn(stats)
         low, high = self._auditor.bounds(stats.exit) if stats.exit < self._num_exits else (0.0, 1.0)
         promise = (

@@ -123,8 +123,9 @@ class Sample:
     state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
     trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
     thread never sees half of it; what it means is worked out once, in the answer. contract: its rule is the one in
-    force; rung: which one of those that were asked for, and asked: the rule that was asked for. audited: after an early
-    answer it goes on to full depth, for the audit alone; answered: then, what the client was told.
+    force; rung: which one of those that were asked for, and asked: the rule that was asked for. audited: its ticket,
+    where after an early answer it goes on to full depth for the audit alone, else 0; answered: then, what the client
+    was told.
     """
 
     state: Any = field(repr=False)
@@ -134,7 +135,7 @@ class Sample:
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
     rung: int = 0
     asked: ExitRule | None = None
-    audited: bool = False
+    audited: int = 0
     answered: Visit | None = None
 
     @property

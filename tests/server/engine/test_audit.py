@@ -7,7 +7,7 @@ from collections.abc import Iterable
 import numpy as np
 import pytest
 
-from server.engine.audit import Alarm, Auditor, AuditStats, bounds
+from server.engine.audit import MOST_WAITING, Alarm, Auditor, AuditStats, Turns, bounds
 
 PROMISED = 0.01
 
@@ -117,3 +117,40 @@ def test_where_nothing_is_promised_no_alarm_is_kept() -> None:
     assert auditor.learn(AuditStats(1, True, None, certified=False)) is None
     assert auditor.learn(AuditStats(1, True, 1.0, certified=False)) is None
     assert auditor.alarms == {}
+
+
+def stats(ticket: int) -> AuditStats:
+    return AuditStats(1, False, None, certified=False, ticket=ticket)
+
+
+def test_turns_give_each_ticket_once_and_in_order() -> None:
+    random = np.random.default_rng(4)
+    turns = Turns()
+    given = [one.ticket for ticket in random.permutation(np.arange(1, 501)) for one in turns.take(stats(int(ticket)))]
+    assert given == list(range(1, 501))
+
+
+def test_a_ticket_that_never_comes_does_not_hold_up_the_others_for_ever() -> None:
+    turns = Turns()
+    given = [one.ticket for ticket in range(2, MOST_WAITING + 10) for one in turns.take(stats(ticket))]
+    assert given == list(range(2, MOST_WAITING + 10))
+
+
+def test_bunches_of_early_leavers_ring_no_alarm_where_the_promise_is_kept() -> None:
+    # One in ten leaves early and one in ten of those disagrees, which is what was promised; batches of 32 of them.
+    random = np.random.default_rng(5)
+    early_N = random.random(60_000) < 0.1
+    disagrees_N = early_N & (random.random(60_000) < 0.1)
+    known_at_N = np.where(early_N, np.cumsum(early_N) // 32 * 320 + 330, np.arange(60_000))
+    order = np.argsort(known_at_N, kind="stable")
+
+    def rings(in_order: bool) -> bool:
+        alarm, turns = Alarm(1e6), Turns()
+        for at in order:
+            comparison = AuditStats(1, bool(disagrees_N[at]), PROMISED, True, int(at) + 1)
+            for one in turns.take(comparison) if in_order else [comparison]:
+                alarm.learn(one.disagreed, PROMISED)
+        return alarm.rings
+
+    assert not rings(in_order=True)
+    assert rings(in_order=False)

@@ -104,8 +104,9 @@ async def test_a_fault_in_an_audit_harms_nobody():
         assert answer.exit == 1
         [other] = await asyncio.gather(*engine.submit([picture(2)], contract(0.99)))
         assert other.exit == NUM_STAGES
-        await observer.until_audited(1)
-    assert [report.exit for report in observer.audits] == [NUM_STAGES]
+        await observer.until_audited(2)
+    # What could not be compared has nothing against it.
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(NUM_STAGES, False)] * 2
 
 
 # ---- falling back -------------------------------------------------------------------------------
@@ -160,11 +161,11 @@ async def test_what_is_too_loose_under_load_is_broken_alone():
     loose = Contract(STRICT.rule, None, STRICT.promise, (FULL_DEPTH,), (LOOSE,))
     keeper = Keeper(NUM_STAGES, AuditPlan(on_alarm="full-depth", false_alarm_every=100.0), lowered())
     assert keeper.in_force(loose) == 1
-    for _ in range(30):
-        keeper.learn(AuditStats(1, True, 0.1, certified=True))
+    for ticket in range(1, 31):
+        keeper.learn(AuditStats(1, True, 0.1, certified=True, ticket=ticket))
     assert keeper.in_force(loose) == 0
-    for _ in range(30):
-        keeper.learn(AuditStats(1, True, 0.01, certified=True))
+    for ticket in range(31, 61):
+        keeper.learn(AuditStats(1, True, 0.01, certified=True, ticket=ticket))
     assert keeper.in_force(loose) == -1
     assert keeper.in_force(Contract(LOOSE.rule)) == 0
 
@@ -188,8 +189,8 @@ async def test_a_picture_for_which_full_depth_names_no_class_is_no_disagreement(
     runner, observer = ScriptedRunner({1: (0.95, 0.9, 0.9, nan), 2: SURE}), Recorder()
     async with started(runner, observer, keeper=auditing()) as engine:
         await asyncio.gather(*engine.submit([picture(1), picture(2)], contract(0.9)))
-        await observer.until_audited(1)
-    assert [(report.exit, report.disagreed) for report in observer.audits] == [(1, False)]
+        await observer.until_audited(2)
+    assert [(report.exit, report.disagreed) for report in observer.audits] == [(NUM_STAGES, False), (1, False)]
 
 
 async def test_one_bad_picture_does_not_spoil_the_audit_of_its_batch():
@@ -200,8 +201,22 @@ async def test_one_bad_picture_does_not_spoil_the_audit_of_its_batch():
     runner, observer = ScriptedRunner(dict.fromkeys((1, 2, 3), SURE), faults=fail), Recorder()
     async with started(runner, observer, keeper=auditing()) as engine:
         await asyncio.gather(*engine.submit([picture(1), picture(2), picture(3)], contract(0.9)))
-        await observer.until_audited(2)
-    assert len(observer.audits) == 2
+        await observer.until_audited(3)
+    assert [report.exit for report in observer.audits] == [1, NUM_STAGES, 1]
+
+
+async def test_comparisons_are_learnt_in_the_order_in_which_samples_came():
+    # The first leaves early and is compared last.
+    runner, observer = ScriptedRunner({1: SURE}, full_depth={1: 5}, gated=True), Recorder()
+    async with started(runner, observer, keeper=auditing()) as engine:
+        futures = engine.submit([picture(1)], contract(0.9))
+        await runner.entered()
+        futures += engine.submit([picture(2), picture(3)], contract(0.99))
+        runner.let_all()
+        await asyncio.gather(*futures)
+        await observer.until_audited(3)
+    assert runner.steps[-1] == (4, [1])
+    assert [report.disagreed for report in observer.audits] == [True, False, False]
 
 
 async def test_only_the_share_that_is_asked_for_is_audited():
