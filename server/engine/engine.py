@@ -171,7 +171,9 @@ class Engine:
             Sample(picture, contract, self._loop.create_future(), now_s, rung=rung, asked=asked) for picture in pictures
         ]
         for sample in samples:
-            sample.audited = self._keeper.picks()
+            # What a bound on depth cuts short is no answer that full depth could confirm.
+            if contract.rule.max_exit == self._num_stages:
+                sample.audited = self._keeper.pick()
             self._inflight[sample] = self._deadline_timer(sample, now_s)
         with self._wake:
             self._inbox.extend(samples)
