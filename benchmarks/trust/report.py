@@ -31,7 +31,8 @@ def certified_section(document: Document) -> str:
         f"Full depth: accuracy {document['full_depth_accuracy']:.2%}."
     )
     head = "promised | bound | seen when certified | served | accuracy | compute | exit mix, %"
-    return _section(document, told, _table(head, rows))
+    how = f"Each picture once for each promise, {document['pictures']:,} in all."
+    return _section(document, told, _table(head, rows), how)
 
 
 def audit_section(document: Document) -> str:
