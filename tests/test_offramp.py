@@ -1,6 +1,7 @@
 """The `offramp` command as a user types it."""
 
 import json
+import shutil
 import os
 import re
 import subprocess
@@ -142,6 +143,7 @@ def test_calibrate_takes_unseen_pictures_step_costs_and_promises(call, trained: 
     for source in (trained / "bundle").iterdir():
         (bundle / source.name).write_bytes(source.read_bytes())
     profile.write_text(json.dumps({"batch_sizes": [1, 32], "measured_s": [[0.001, 0.032]] * 4}))
+    others = shutil.copytree(pictures, tmp_path / "others")
     arguments = [
         "--unseen",
         "--calibration-size",
@@ -152,7 +154,7 @@ def test_calibrate_takes_unseen_pictures_step_costs_and_promises(call, trained: 
         profile,
         "--keep-exits",
     ]
-    text = call("calibrate", bundle, pictures, *arguments, "--device", "cpu")
+    text = call("calibrate", bundle, others, *arguments, "--device", "cpu")
     assert "default threshold" in text
     description = json.loads((bundle / "model.json").read_text())
     assert description["certificate"]["pictures"] == 23

@@ -58,7 +58,7 @@ def test_reasons_say_why_a_picture_left() -> None:
     assert ExitRule.uniform(0.8, 4).reason(4, 0.99) is ExitReason.FINAL
     assert ExitRule.uniform(0.8, 4).reason(4, 0.1) is ExitReason.FINAL
     assert ExitRule.uniform(1.0, 4, max_exit=2).reason(2, 1.0) is ExitReason.MAX_EXIT
-    assert [str(reason) for reason in ExitReason] == ["confident", "final", "max_exit", "deadline"]
+    assert [str(reason) for reason in ExitReason] == ["confident", "final", "max_exit", "deadline", "brownout"]
 
 
 @pytest.mark.parametrize("threshold", [0.1, 0.3, 0.7, 0.9, 0.95])

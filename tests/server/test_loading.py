@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,19 +26,18 @@ def certificate() -> Certificate:
     return found
 
 
-def test_in_integers_nothing_is_certified(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_in_integers_nothing_is_certified(tmp_path: Path, server_log: pytest.LogCaptureFixture) -> None:
     settings = Settings(precision="int8", int8_pictures=tmp_path)
     assert load_served(EMBEDDED, settings).certificate is None
-    assert "certifies nothing in int8" in caplog.text
+    assert "certifies nothing in int8" in server_log.text
     assert load_served(EMBEDDED, Settings()).certificate == certificate()
 
 
-def test_a_brownout_that_has_nowhere_to_go_is_told(uncertified: Path, caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.WARNING):
-        load_served(EMBEDDED, Settings(brownout_wait_s=0.5))
-        assert not caplog.records
-        load_served(uncertified, Settings(brownout_wait_s=0.5))
-    assert "no certified thresholds" in caplog.text
+def test_a_brownout_that_has_nowhere_to_go_is_told(uncertified: Path, server_log: pytest.LogCaptureFixture) -> None:
+    load_served(EMBEDDED, Settings(brownout_wait_s=0.5))
+    assert not server_log.records
+    load_served(uncertified, Settings(brownout_wait_s=0.5))
+    assert "no certified thresholds" in server_log.text
 
 
 def test_brownout_is_off_unless_it_is_turned_on() -> None:

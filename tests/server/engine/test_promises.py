@@ -129,9 +129,9 @@ async def broken(on_alarm: str, contracts: list[Contract]) -> list[int]:
         return [(await engine.submit([picture(99)], each)[0]).exit for each in contracts]
 
 
-async def test_the_log_says_once_that_a_promise_is_broken(caplog):
+async def test_the_log_says_once_that_a_promise_is_broken(server_log):
     await broken("report", [Contract(LOOSE.rule)])
-    [told] = [record.getMessage() for record in caplog.records if "found broken" in record.getMessage()]
+    [told] = [record.getMessage() for record in server_log.records if "found broken" in record.getMessage()]
     assert "at most 10.00% of the answers differ" in told
     assert "on alarm: report" in told
 
