@@ -1,9 +1,9 @@
 """The `offramp` command as a user types it."""
 
 import json
-import shutil
 import os
 import re
+import shutil
 import subprocess
 import sys
 from dataclasses import fields
