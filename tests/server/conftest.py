@@ -228,13 +228,19 @@ def encode():
 
 @pytest.fixture
 def server_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the server's loggers say, whatever a server in this process has made of them."""
-    logger = logging.getLogger("server")
-    before = logger.propagate, logger.level
-    logger.propagate = False
+    """What the server's loggers say, whatever a server or a library in this process has made of them."""
+    logger, every = logging.getLogger("server"), logging.Logger.manager.loggerDict
+    ours = [one for name, one in every.items() if name.split(".")[0] == "server" and isinstance(one, logging.Logger)]
+    before = [(one, one.propagate, one.level, one.disabled) for one in ours]
+    switched_off = logging.root.manager.disable
+    logging.disable(logging.NOTSET)
+    for one in ours:
+        one.propagate, one.disabled = one is not logger, False
+        one.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)
-    logger.setLevel(logging.INFO)
     yield caplog
     logger.removeHandler(caplog.handler)
-    logger.propagate = before[0]
-    logger.setLevel(before[1])
+    for one, propagates, level, disabled in before:
+        one.propagate, one.disabled = propagates, disabled
+        one.setLevel(level)
+    logging.disable(switched_off)
