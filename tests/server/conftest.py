@@ -238,7 +238,10 @@ def server_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFi
         one.propagate, one.disabled = one is not logger, False
         one.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)
+    heard = caplog.handler.level
+    caplog.handler.setLevel(logging.NOTSET)
     yield caplog
+    caplog.handler.setLevel(heard)
     logger.removeHandler(caplog.handler)
     for one, propagates, level, disabled in before:
         one.propagate, one.disabled = propagates, disabled
