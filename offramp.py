@@ -20,7 +20,6 @@ from server.settings import Settings
 from training.options import CalibrateOptions, EvaluateOptions, TrainOptions, recorded_command
 
 app = typer.Typer(
-    help="Multi-exit image classifiers, trained by self-distillation and served so that an easy image leaves early.",
     no_args_is_help=True,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

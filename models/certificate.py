@@ -100,9 +100,14 @@ class Certificate:
         content = json.dumps(self.as_json(), sort_keys=True).encode()
         return f"{self.date}-{hashlib.sha256(content).hexdigest()[:8]}"
 
+    @property
+    def promises(self) -> tuple[float, ...]:
+        """The disagreements that are certified, the strictest first."""
+        return tuple(point.max_disagreement for point in self.points)
+
     def point(self, max_disagreement: float) -> CertifiedPoint | None:
         """The cheapest point that promises at most so much; None where none does."""
-        at = bisect_right([point.max_disagreement for point in self.points], max_disagreement)
+        at = bisect_right(self.promises, max_disagreement)
         return self.points[at - 1] if at else None
 
     def bound(self, threshold: float) -> float:

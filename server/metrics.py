@@ -170,7 +170,7 @@ class Metrics:
         self.model_info.labels(bundle.name, bundle.version, config.architecture, *sizes, device).set(1)
         self._start_requests(bundle.name)
         self.decode_duration.labels(bundle.name)
-        promises = [point.max_disagreement for point in bundle.certificate.points] if bundle.certificate else []
+        promises = bundle.certificate.promises if bundle.certificate else ()
         return ModelObserver(self, bundle.name, bundle.version, cost.sequential_multiply_adds, promises)
 
     def watch(self, model: str, engine: EngineClient) -> None:

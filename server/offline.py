@@ -29,7 +29,7 @@ def certified_thresholds(bundle: Bundle, max_disagreement: float) -> tuple[float
     """Of the cheapest point that is certified for that. Raises ValueError, with what is certified, where none is."""
     point = bundle.certificate.point(max_disagreement) if bundle.certificate else None
     if point is None:
-        certified = [one.max_disagreement for one in bundle.certificate.points] if bundle.certificate else []
+        certified = bundle.certificate.promises if bundle.certificate else ()
         raise ValueError(
             f"max_disagreement {max_disagreement} cannot be certified: {bundle.name} certifies "
             f"{', '.join(map(str, certified)) or 'nothing; run `offramp calibrate`, or give a threshold'}"

@@ -87,7 +87,7 @@ class Predictor:
             try:
                 answers = await answers_while_connected(futures, receive)
             finally:
-                charge.spent = settled(futures, served, worst)
+                charge.spent = cost_of(futures, served, worst)
         return prediction_response(served, terms, answers, decode_s, exchange.started_s, private=self._settings.private)
 
     def _refuse_unless_ready(self) -> None:
@@ -185,7 +185,7 @@ class Predictor:
         return served.engine.submit(pictures, contract)
 
 
-def settled(futures: Sequence[asyncio.Future[Answer]], served: ServedModel, worst: Cost) -> Cost:
+def cost_of(futures: Sequence[asyncio.Future[Answer]], served: ServedModel, worst: Cost) -> Cost:
     """What a request has cost: what its pictures took, the worst for those given up, and nothing where we failed."""
     costs = [
         worst if future.cancelled() else Cost() if future.exception() else served.spent(future.result().exit)

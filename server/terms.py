@@ -50,8 +50,7 @@ def make_terms(parameters: Parameters, served: ServedModel, defaults: Defaults) 
     deadline_ms = parameters.deadline_ms or defaults.deadline_ms or None
     bounds = {"min_exit": parameters.min_exit, "max_exit": parameters.max_exit, "deadline_ms": deadline_ms}
     told |= {**told_looser, **{name: value for name, value in bounds.items() if value is not None}}
-    contract = Contract(contract.rule, None, contract.promise, contract.stricter, looser)
-    return Terms(contract, deadline_ms, parameters.top_k, parameters.detail, told)
+    return Terms(replace(contract, looser=looser), deadline_ms, parameters.top_k, parameters.detail, told)
 
 
 # What shows where pictures leave: bounds that end at an exit, thresholds to compare confidences with, exits themselves.
@@ -161,7 +160,7 @@ def _certificate(served: ServedModel, name: str) -> Certificate:
 def _point(certificate: Certificate, wanted: float, served: ServedModel, name: str) -> CertifiedPoint:
     point = certificate.point(wanted)
     if point is None:
-        certified = [one.max_disagreement for one in certificate.points]
+        certified = list(certificate.promises)
         raise Problem(
             NOT_CERTIFIED,
             f"{name} {wanted} cannot be certified: {served.bundle.name} certifies {', '.join(map(str, certified))}; "

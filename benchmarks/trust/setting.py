@@ -53,7 +53,7 @@ class Setting:
     @property
     def promises(self) -> tuple[float, ...]:
         """Certified ones, the strictest first."""
-        return tuple(point.max_disagreement for point in self.certificate.points)
+        return self.certificate.promises
 
     @property
     def usual(self) -> float:

@@ -50,7 +50,7 @@ def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: f
     audited = [row for row in leaving if samples[row].audited and _leaves_by_choice(samples[row], step, row)]
     states = [*output.keep([*going_on, *audited])]
     decision = Decision()
-    for row, state in zip(going_on, states, strict=False):
+    for row, state in zip(going_on, states[: len(going_on)], strict=True):
         sample = samples[row]
         sample.state, sample.trail = state, (*sample.trail, (step, row))
         decision.survivors.append(sample)
