@@ -4,105 +4,37 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import io
 import os
 import re
 import signal
 import subprocess
 import sys
-from collections.abc import Awaitable, Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
 
 import httpx
-import numpy as np
 import pytest
-from PIL import Image
-from prometheus_client.multiprocess import MultiProcessCollector
-from prometheus_client.parser import text_string_to_metric_families
 
 from models.bundle import save_bundle
 from server.app import create_app
 from server.loading import load_registry
 from server.metrics import Metrics
 from server.settings import Settings
+from tests.server.processes.supervised import (
+    CODE,
+    FRONTENDS,
+    OPTIONS,
+    POLL_S,
+    PROJECT,
+    RUN,
+    Server,
+    encoded_pictures,
+    serving,
+    total,
+    until,
+)
 
 pytestmark = pytest.mark.timeout(600)
-
-PROJECT = Path(__file__).resolve().parents[3]
-OPTIONS: dict[str, Any] = {"device": "cpu", "runner": "torch", "threads": 1, "decode_threads": 1}
-FRONTENDS = ("frontend-0", "frontend-1")
-RUN = "offramp-*"
-POLL_S = 0.02
-
-CODE = """
-import sys
-from pathlib import Path
-from server.processes.supervisor import supervise
-from server.settings import Settings
-
-options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
-sys.exit(supervise(Settings(**options), hung_after_s=6, **eval(sys.argv[3])))
-"""
-
-
-@dataclass
-class Server:
-    """A running server, from outside. folder: where it keeps its temporary files."""
-
-    process: subprocess.Popen[str]
-    address: str
-    folder: Path
-
-    def children(self, module: str = "") -> set[int]:
-        """Process ids of those that run a module: `engine` or `frontend`."""
-        found = set()
-        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for pid in map(int, file.read_text().split()):
-                if f"server.processes.{module}" in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.add(pid)
-        return found
-
-    async def get(self, path: str) -> httpx.Response:
-        """Over a connection of its own."""
-        async with httpx.AsyncClient(base_url=self.address) as client:
-            return await client.get(path)
-
-    async def predict(self, pictures: list[bytes]) -> set[int]:
-        """Ask for all at once, so that each needs a connection of its own; the statuses."""
-        async with httpx.AsyncClient(base_url=self.address, timeout=None) as client:
-            asked = [client.post("/v1/predict?threshold=0", content=picture) for picture in pictures]
-            return {response.status_code for response in await asyncio.gather(*asked)}
-
-    async def samples(self) -> dict[str, float]:
-        """Every sample of every metric, by its name and labels."""
-        return {
-            str((one.name, sorted(one.labels.items()))): one.value
-            for family in text_string_to_metric_families((await self.get("/metrics")).text)
-            for one in family.samples
-        }
-
-    def answered_by(self, frontend: str) -> float:
-        """Requests that one frontend has counted."""
-        [run] = self.folder.glob(RUN)
-        families = MultiProcessCollector.merge([str(run / f"counter_{frontend}.db")])
-        [requests] = [family for family in families if family.name == "offramp_requests"]
-        return sum(sample.value for sample in requests.samples)
-
-    async def every_frontend_answers(self, pictures: list[bytes]) -> bool:
-        """Whether all processes are in their places."""
-        before = [self.answered_by(frontend) for frontend in FRONTENDS]
-        if await self.predict(pictures) != {200}:
-            return False
-        return all(self.answered_by(frontend) > count for frontend, count in zip(FRONTENDS, before, strict=True))
-
-
-async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """The processes have no other way to tell."""
-    while not await condition():  # noqa: ASYNC110
-        await asyncio.sleep(POLL_S)
 
 
 @pytest.fixture(scope="module")
@@ -110,25 +42,6 @@ def tiny(bundle, tmp_path_factory) -> Path:
     path = tmp_path_factory.mktemp("bundle") / "tiny"
     save_bundle(bundle, path, "card")
     return path
-
-
-@contextmanager
-def serving(tiny: Path, folder: Path, **times: Any) -> Iterator[Server]:
-    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
-    command = [sys.executable, "-P", "-c", CODE, str(tiny), repr(OPTIONS), repr(times)]
-    # Started where packages of the same names lie, which are not ours.
-    for name in ("models", "server"):
-        (folder / name).mkdir(exist_ok=True)
-        (folder / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")
-    process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
-    with process:
-        assert process.stderr is not None
-        first = process.stderr.readline()
-        address = re.search(r"http://[\d.:]+", first)
-        assert address is not None, first + process.stderr.read()
-        yield Server(process, address[0], folder)
-        if process.poll() is None:
-            process.send_signal(signal.SIGINT)
 
 
 @pytest.fixture(scope="module")
@@ -139,13 +52,7 @@ def shared(tiny, tmp_path_factory) -> Iterator[Server]:
 
 @pytest.fixture(scope="module")
 def pictures() -> list[bytes]:
-    generator = np.random.default_rng(0)
-    encoded = []
-    for _ in range(6):
-        buffer = io.BytesIO()
-        Image.fromarray(generator.integers(0, 256, (32, 32, 3), dtype=np.uint8)).save(buffer, "PNG")
-        encoded.append(buffer.getvalue())
-    return encoded
+    return encoded_pictures()
 
 
 @pytest.fixture
@@ -196,10 +103,6 @@ async def test_answers_are_those_of_one_process(server, tiny, pictures):
         ]
         # One process's own metrics are the whole server's here, and named alike.
         assert names[0] == names[1]
-
-
-def total(samples: dict[str, float], name: str, label: str = "") -> float:
-    return sum(value for key, value in samples.items() if f"'{name}'" in key and label in key)
 
 
 async def test_counters_are_the_sum_over_all_processes(server, pictures):

@@ -1,0 +1,78 @@
+"""Audits and brownout with the engine in a process of its own: what frontends answer and count of them."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import httpx
+import pytest
+
+from models.bundle import Bundle, save_bundle
+from models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from tests.server.processes.supervised import Server, encoded_pictures, serving, total, until
+
+pytestmark = pytest.mark.timeout(600)
+
+# Every early answer is compared. A wait too short for any load but none.
+TRUST: dict[str, Any] = {"audit_share": 1.0, "audit_false_alarm_every": 100.0, "brownout_wait_s": 0.001}
+
+
+def point(max_disagreement: float, threshold: float) -> CertifiedPoint:
+    return CertifiedPoint(max_disagreement, (threshold,) * 3, 0.0, max_disagreement, 0.0, 0.0, 0.5, (0.25,) * 4)
+
+
+@pytest.fixture(scope="module")
+def server(bundle: Bundle, tmp_path_factory) -> Iterator[Server]:
+    """Serves random weights with a certificate that is true for 1 % (nobody leaves early) and false for 5 %."""
+    points = (point(0.01, 1.0), point(0.05, 0.0))
+    certificate = Certificate(0.05, 100, "noise", "ab" * 32, "2026-05-01", points, (ThresholdBound(0.0, 0.5),))
+    path = tmp_path_factory.mktemp("certified") / "tiny"
+    save_bundle(replace(bundle, certificate=certificate), path, "card")
+    with serving(path, tmp_path_factory.mktemp("run"), TRUST) as running:
+        yield running
+
+
+async def ask(server: Server, number: int, asked: dict[str, str]) -> list[dict[str, Any]]:
+    """The predictions for so many pictures sent at once."""
+    pictures = encoded_pictures()
+    async with httpx.AsyncClient(base_url=server.address, timeout=None) as client:
+        sent = [client.post("/v1/predict", content=pictures[at % len(pictures)], params=asked) for at in range(number)]
+        return [response.json()["predictions"][0] for response in await asyncio.gather(*sent)]
+
+
+async def ready(server: Server) -> bool:
+    return (await server.get("/readyz")).status_code == 200
+
+
+async def test_every_early_answer_is_compared_and_a_false_promise_rings(server: Server) -> None:
+    await until(lambda: ready(server))
+    await ask(server, 30, {"max_disagreement": "0.05"})
+
+    async def all_compared() -> bool:
+        samples = await server.samples()
+        return total(samples, "offramp_audited_samples_total") == total(samples, "offramp_samples_total")
+
+    await until(all_compared)
+    samples = await server.samples()
+    assert total(samples, "offramp_samples_total") == 30
+    # Each went through all four stages in the end, early answer or not.
+    assert total(samples, "offramp_stage_batch_size_sum") == 4 * 30
+    assert total(samples, "offramp_audit_disagreements_total") > 0
+    assert total(samples, "offramp_audit_alarm", "'0.05'") == 1
+    assert total(samples, "offramp_audit_alarm", "'0.01'") == 0
+
+
+async def test_load_lowers_thresholds_as_far_as_requests_allow(server: Server) -> None:
+    await until(lambda: ready(server))
+    given_way: list[dict[str, Any]] = []
+    while not given_way:
+        answers = await ask(server, 40, {"max_disagreement": "0.01", "degrade_to": "0.05"})
+        given_way = [one for one in answers if one["exit_reason"] == "brownout"]
+    assert all(one["in_force"] == {"max_disagreement": 0.05} and one["exit"] == 1 for one in given_way)
+    # No request has come since that would feel that the load is over.
+    assert total(await server.samples(), "offramp_brownout_level") > 0
+    kept = [one for one in await ask(server, 40, {"max_disagreement": "0.01"}) if "in_force" not in one]
+    assert len(kept) == 40
