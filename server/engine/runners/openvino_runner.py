@@ -13,7 +13,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from models.bundle import Bundle
-from server.engine.runners.blocks import Block, BlockPool
+from server.engine.runners.blocks import Block, BlockPool, Memory
 from server.engine.runners.buckets import buckets
 from server.engine.runners.int8 import quantize_stages
 from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
@@ -195,18 +195,20 @@ class _Stage:
     def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
         size, request = len(states), self._request(bucket)
         # What is computed in the rows behind the last sample is not looked at.
-        self._inputs = self._stack(states, bucket) if self._is_first else self._gather(states, bucket)
-        first_type = ov.Type.u8 if self._is_first else self._type
-        request.set_input_tensor(0, ov.Tensor(self._inputs[0], self._inputs[0].shape, first_type))
-        if self._carries:
-            request.set_input_tensor(1, ov.Tensor(self._inputs[1], shared_memory=True))
+        if self._is_first:
+            request.set_input_tensor(0, ov.Tensor(self._stack(states, bucket), shared_memory=True))
+        else:
+            features, accumulated = self._gather(states, bucket)
+            request.set_input_tensor(0, features)
+            if self._carries:
+                request.set_input_tensor(1, accumulated)
         if self.pool is None:
             request.infer()
             return StepOutput(request.get_output_tensor(0).data[:size].copy(), lambda rows: [])
         pool, block = self.pool, self.pool.block(bucket)
-        features_BHWC, accumulated_BC = block.features_BHWC[:bucket], block.accumulated_BC[:bucket]
-        request.set_output_tensor(1, ov.Tensor(accumulated_BC, shared_memory=True))
-        request.set_output_tensor(2, ov.Tensor(features_BHWC, features_BHWC.shape, self._type))
+        features, accumulated = self._tensors(block.memory, bucket)
+        request.set_output_tensor(1, accumulated)
+        request.set_output_tensor(2, features)
         request.infer()
 
         def keep(rows: Sequence[int]) -> list[StageState]:
@@ -224,14 +226,14 @@ class _Stage:
             self.requests[bucket] = self._compile(self.network, bucket).create_infer_request()
         return self.requests[bucket]
 
-    def _stack(self, pictures: Sequence[npt.NDArray[np.uint8]], bucket: int) -> tuple[npt.NDArray[Any], ...]:
+    def _stack(self, pictures: Sequence[npt.NDArray[np.uint8]], bucket: int) -> npt.NDArray[np.uint8]:
         """Pictures (B, H, W, 3)."""
         if len(self._pictures) < bucket:
             self._pictures = np.zeros((bucket, *pictures[0].shape), np.uint8)
         np.stack(pictures, out=self._pictures[: len(pictures)])
-        return (self._pictures[:bucket],)
+        return self._pictures[:bucket]
 
-    def _gather(self, states: Sequence[StageState], bucket: int) -> tuple[npt.NDArray[Any], ...]:
+    def _gather(self, states: Sequence[StageState], bucket: int) -> tuple[ov.Tensor, ov.Tensor]:
         """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
 
         Neighbours of one step are not copied.
@@ -240,11 +242,20 @@ class _Stage:
         together = all(state == (block, start + at) for at, state in enumerate(states))
         if not together or start + bucket > len(block):
             if self._merged is None or len(self._merged) < bucket:
-                features_BHWC, accumulated_BC = (np.zeros((bucket, *one.shape[1:]), one.dtype) for one in block.arrays)
-                self._merged = Block(features_BHWC, accumulated_BC)
+                self._merged = Block(block.memory.like(bucket))
             self._merged.fill(states)
             block, start = self._merged, 0
-        return tuple(one[start : start + bucket] for one in block.arrays)
+        # The samples keep their block until the step is over.
+        return self._tensors(block.memory, bucket, start)
+
+    def _tensors(self, memory: Memory, rows: int, start: int = 0) -> tuple[ov.Tensor, ov.Tensor]:
+        """So many rows of features and of accumulated logits."""
+        tensors: tuple[ov.Tensor, ov.Tensor] | None = memory.views.get((start, rows))
+        if tensors is None:
+            features_BHWC, accumulated_BC = (one[start : start + rows] for one in memory[:2])
+            features = ov.Tensor(features_BHWC, features_BHWC.shape, self._type)
+            tensors = memory.views[start, rows] = features, ov.Tensor(accumulated_BC, shared_memory=True)
+        return tensors
 
 
 def row_shape(output: ov.Output) -> tuple[int, ...]:

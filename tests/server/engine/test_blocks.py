@@ -14,13 +14,13 @@ def pool() -> BlockPool:
 
 
 def address(block: Block) -> int:
-    return block.features_BHWC.ctypes.data
+    return block.memory.features_BHWC.ctypes.data
 
 
 def test_a_block_has_the_shapes_and_types_asked_for(pool):
     block = pool.block(4)
-    assert (block.features_BHWC.shape, block.features_BHWC.dtype) == ((4, 2, 2, 3), np.uint16)
-    assert (block.accumulated_BC.shape, block.accumulated_BC.dtype) == ((4, 5), np.float32)
+    assert (block.memory.features_BHWC.shape, block.memory.features_BHWC.dtype) == ((4, 2, 2, 3), np.uint16)
+    assert (block.memory.accumulated_BC.shape, block.memory.accumulated_BC.dtype) == ((4, 5), np.float32)
     assert len(block) == 4
 
 
@@ -50,18 +50,18 @@ def test_no_more_rows_are_kept_than_asked_for_and_the_latest_are(pool):
     while blocks:
         del blocks[0]
     assert address(pool.block(4)) in addresses[2:]
-    assert sum(len(features) for features, _ in pool._spare) <= 8
+    assert sum(len(memory.features_BHWC) for memory in pool._spare) <= 8
 
 
 def test_rows_of_one_block_and_of_several_are_copied_in_order(pool):
     one, other, into = (pool.block(4) for _ in range(3))
     for block, first in ((one, 0), (other, 10)):
-        block.features_BHWC[:] = np.arange(first, first + 4)[:, None, None, None]
-        block.accumulated_BC[:] = np.arange(first, first + 4)[:, None]
+        block.memory.features_BHWC[:] = np.arange(first, first + 4)[:, None, None, None]
+        block.memory.accumulated_BC[:] = np.arange(first, first + 4)[:, None]
     for rows, expected in (([(one, 2), (one, 0)], [2, 0]), ([(other, 3), (one, 1), (other, 0)], [13, 1, 10])):
         into.fill(rows)
-        assert into.features_BHWC[: len(rows), 0, 0, 0].tolist() == expected
-        assert into.accumulated_BC[: len(rows), 4].tolist() == expected
+        assert into.memory.features_BHWC[: len(rows), 0, 0, 0].tolist() == expected
+        assert into.memory.accumulated_BC[: len(rows), 4].tolist() == expected
 
 
 def test_blocks_may_be_let_go_of_on_another_thread_while_some_are_taken():
@@ -73,7 +73,7 @@ def test_blocks_may_be_let_go_of_on_another_thread_while_some_are_taken():
         while not done.is_set() or handed:
             if handed:
                 number, block = handed.pop(0)
-                if not (block.accumulated_BC == number).all():
+                if not (block.memory.accumulated_BC == number).all():
                     written_over.append(number)
                 del block
 
@@ -81,11 +81,11 @@ def test_blocks_may_be_let_go_of_on_another_thread_while_some_are_taken():
     thread.start()
     for number in range(5000):
         block = pool.block(2)
-        block.accumulated_BC[:] = number
+        block.memory.accumulated_BC[:] = number
         handed.append((number, block))
     done.set()
     del block
     thread.join()
     assert written_over == []
-    spare = [features.ctypes.data for features, _ in pool._spare]
+    spare = [memory.features_BHWC.ctypes.data for memory in pool._spare]
     assert len(spare) == len(set(spare))

@@ -103,12 +103,12 @@ def test_neighbours_of_one_step_go_on_without_a_copy(runner):
     states = runner.run(1, PICTURES[:8]).keep(range(8))
     stage = runner._stages[1]
     for some in (states, states[2:5]):
-        features_BHWC, accumulated_BC = stage._gather(some, len(some))
-        assert np.shares_memory(features_BHWC, states[0].block.features_BHWC)
-        assert np.shares_memory(accumulated_BC, states[0].block.accumulated_BC)
+        features, accumulated = stage._gather(some, len(some))
+        assert np.shares_memory(features.data, states[0].block.memory.features_BHWC)
+        assert np.shares_memory(accumulated.data, states[0].block.memory.accumulated_BC)
     for others in (states[::2], [states[1], states[0]]):
-        features_BHWC, _ = stage._gather(others, len(others))
-        assert not np.shares_memory(features_BHWC, states[0].block.features_BHWC)
+        features, _ = stage._gather(others, len(others))
+        assert not np.shares_memory(features.data, states[0].block.memory.features_BHWC)
 
 
 def test_rows_that_fill_a_batch_up_change_no_bit_of_an_answer(bundle):
@@ -123,13 +123,26 @@ def test_rows_that_fill_a_batch_up_change_no_bit_of_an_answer(bundle):
 def test_memory_between_stages_is_used_again(runner):
     def addresses(count: int) -> set[int]:
         states = runner.run(1, PICTURES[:count]).keep(range(count))
-        return {state.block.features_BHWC.ctypes.data for state in states}
+        return {state.block.memory.features_BHWC.ctypes.data for state in states}
 
     first = addresses(16)
     assert addresses(16) == first
     held = runner.run(1, PICTURES[:16]).keep(range(16))
     assert addresses(16) != first
-    assert {state.block.features_BHWC.ctypes.data for state in held} == first
+    assert {state.block.memory.features_BHWC.ctypes.data for state in held} == first
+
+
+def test_what_openvino_calls_memory_is_made_once(bundle):
+    runner = OpenVinoRunner(bundle, "float32", threads=1)
+
+    def views() -> dict[tuple[int, int], object]:
+        states = runner.run(1, PICTURES[:16]).keep(range(16))
+        runner.run(2, states)
+        return dict(states[0].block.memory.views)
+
+    first = views()
+    assert set(first) == {(0, 16)}
+    assert views()[0, 16] is first[0, 16]
 
 
 def test_answers_stay_what_they_were_when_the_next_step_runs(runner):
