@@ -86,7 +86,7 @@ def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max
     """Pictures and parameters of a body, those of the query string among them.
 
     Raises Problem: 400 for malformed JSON or multipart, 413 for too many pictures, 415 for another media type,
-    422 for a body without a picture, a parameter given twice, or base64 that is none.
+    422 for an empty body, a parameter given twice, or base64 that is none.
     """
     if not body:
         raise Problem(INVALID_IMAGE, "the body is empty: send a picture")
@@ -97,13 +97,17 @@ def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max
         submission = _parse_form(content_type, body, max_images)
     else:
         submission = _parse_raw(media_type, body)
-    if not submission.images:
-        name = submission.body_names[0]
-        raise Problem(INVALID_IMAGE, f"the body has no picture: give at least one as {name!r}")
     if query or submission.names:
         refuse_repeated([*(name for name, _ in query), *submission.names])
         return Submission(submission.images, {**dict(query), **submission.parameters}, (), submission.body_names)
     return submission
+
+
+def refuse_without_pictures(submission: Submission) -> None:
+    """Raises Problem (422). For later than parameters are known: a picture may have come under a wrong name."""
+    if not submission.images:
+        name = submission.body_names[0]
+        raise Problem(INVALID_IMAGE, f"the body has no picture: give at least one as {name!r}")
 
 
 def _parse_raw(media_type: str, body: bytes) -> Submission:

@@ -15,7 +15,7 @@ from starlette.responses import Response
 from starlette.types import Receive
 
 from server.answers import prediction_response
-from server.bodies import Submission, parse_body, parse_query, read_body
+from server.bodies import Submission, parse_body, parse_query, read_body, refuse_without_pictures
 from server.engine.errors import EngineError
 from server.engine.request import Answer
 from server.exchange import Exchange
@@ -65,6 +65,7 @@ class Predictor:
         with self._ledger.place(exchange.client, exchange.started_s):
             submission = await self._receive(request)
             served, terms = self._agree(exchange.model, submission)
+            refuse_without_pictures(submission)
             try:
                 response = await self._answered(submission.images, served, terms, exchange, request.receive)
             except Problem:

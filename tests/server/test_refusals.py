@@ -239,6 +239,7 @@ async def test_malformed_json_is_refused(site, body, word):
     [
         ({}, "invalid-image", ("no picture", "'images'")),
         ({"images": []}, "invalid-image", ("no picture",)),
+        ({"image": "aGFsbG8="}, "invalid-parameter", ("'image' is unknown: did you mean 'images'?",)),
         ({"images": "abc"}, "invalid-parameter", ("images must be a list",)),
         ({"images": ["", "%%%"]}, "invalid-image", ("images[1]", "base64")),
         ({"images": [5]}, "invalid-image", ("images[0]", "not a string")),
