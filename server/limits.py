@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
 # Clients that are remembered before it is seen whose account has come even since.
@@ -33,6 +33,11 @@ class ClientLimits:
     compute_per_s: float = 0.0
     burst_s: float = 10.0
     deep_share: float = 1.0
+
+    @property
+    def any(self) -> bool:
+        """Whether there is a limit at all."""
+        return bool(self.max_inflight or self.compute_per_s or self.deep_share < 1.0)
 
 
 @dataclass(frozen=True)
@@ -85,10 +90,14 @@ class _Client:
 
 
 class ClientLedger:
-    """The accounts of all clients of one process. Whoever has nothing unanswered and owes nothing is forgotten."""
+    """The accounts of all clients of one process. Whoever has nothing unanswered and owes nothing is forgotten.
+
+    Without limits there are none.
+    """
 
     def __init__(self, limits: ClientLimits) -> None:
         self._limits = limits
+        self._counts = limits.any
         self._burst = limits.compute_per_s * limits.burst_s
         self._clients: dict[str, _Client] = {}
         self._all = _Lately()
@@ -120,9 +129,16 @@ class ClientLedger:
             return Refusal("deep_share", 1.0)
         return None
 
-    @contextmanager
-    def place(self, client: str, now_s: float) -> Iterator[None]:
+    def place(self, client: str, now_s: float) -> AbstractContextManager[None]:
         """One unanswered request."""
+        return self._place(client, now_s) if self._counts else nullcontext()
+
+    def charged(self, client: str, worst: Cost, clock: Callable[[], float]) -> AbstractContextManager[Charge]:
+        """Hold `worst` of a client's account; in the end what its Charge says was spent stays away."""
+        return self._charged(client, worst, clock) if self._counts else nullcontext(Charge())
+
+    @contextmanager
+    def _place(self, client: str, now_s: float) -> Iterator[None]:
         account = self._account(client, now_s)
         account.inflight += 1
         try:
@@ -132,8 +148,7 @@ class ClientLedger:
             self._forget(client, now_s)
 
     @contextmanager
-    def charged(self, client: str, worst: Cost, clock: Callable[[], float]) -> Iterator[Charge]:
-        """Hold `worst` of a client's account; in the end what its Charge says was spent stays away."""
+    def _charged(self, client: str, worst: Cost, clock: Callable[[], float]) -> Iterator[Charge]:
         account = self._account(client, clock())
         account.compute -= worst.total
         account.held += 1
@@ -163,7 +178,7 @@ class ClientLedger:
     def _refill(self, account: _Client, now_s: float) -> None:
         earned = max(0.0, now_s - account.refilled_s) * self._limits.compute_per_s
         account.refilled_s = max(account.refilled_s, now_s)
-        # Without a limit nobody owes anything.
+        # Without a limit of compute nobody owes any.
         account.compute = min(self._burst, account.compute + earned) if self._limits.compute_per_s else 0.0
 
     def _takes_too_much(self, account: _Client, now_s: float) -> bool:

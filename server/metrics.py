@@ -9,7 +9,7 @@ import itertools
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from functools import partial
+from functools import cache, partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
@@ -159,6 +159,9 @@ class Metrics:
             *("model", "version", "architecture", "exits", "classes", "input_size", "device"),
         )
         self.build_info = gauge("build_info", "What runs here; always 1.", "version", "python", "torch")
+        # Looked up once: finding a series by its labels takes longer than to count in it.
+        self._of_request = cache(self._find_of_request)
+        self.decode_duration_of = cache(self.decode_duration.labels)
         self._engines = EngineGauges()
         self._collectors.register(self._engines)
         self._start_at_zero()
@@ -181,10 +184,14 @@ class Metrics:
         """A request is over; only predictions are counted, not probes and other paths."""
         if exchange.model is None:
             return
-        self.requests.labels(exchange.model, str(exchange.status)).inc()
-        self.request_duration.labels(exchange.model).observe(duration_s)
+        requests, request_duration = self._of_request(exchange.model, exchange.status)
+        requests.inc()
+        request_duration.observe(duration_s)
         if exchange.rejection is not None:
             self.rejections.labels(exchange.rejection).inc()
+
+    def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
+        return self.requests.labels(model, str(status)), self.request_duration.labels(model)
 
     def expose(self) -> bytes:
         """The text format."""

@@ -174,7 +174,7 @@ class Predictor:
         start_s = time.monotonic()
         pictures = await self._decoder.decode(images, served.bundle.preprocessing)
         decode_s = time.monotonic() - start_s
-        self._metrics.decode_duration.labels(served.bundle.name).observe(decode_s)
+        self._metrics.decode_duration_of(served.bundle.name).observe(decode_s)
         return pictures, decode_s
 
     def _submit(

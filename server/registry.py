@@ -63,9 +63,12 @@ class ServedModel:
     engine: EngineClient
     warm_up: Callable[[], CostProfile | None]
     compute: tuple[float, ...] = field(init=False)
+    _spent: tuple[Cost, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compute", tuple(round(share, 4) for share in self.cost.compute))
+        first, *_ = totals = self.cost.sequential_multiply_adds
+        object.__setattr__(self, "_spent", tuple(Cost(float(total), float(total - first)) for total in totals))
 
     @property
     def num_exits(self) -> int:
@@ -74,8 +77,7 @@ class ServedModel:
 
     def spent(self, exit: int) -> Cost:
         """What a picture costs that leaves at exit 1..K, all heads on the way included."""
-        first, total = self.cost.sequential_multiply_adds[0], self.cost.sequential_multiply_adds[exit - 1]
-        return Cost(float(total), float(total - first))
+        return self._spent[exit - 1]
 
 
 class Registry:
