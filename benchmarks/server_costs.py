@@ -55,7 +55,7 @@ OPEN_LOOP_SHARE = 0.7
 OPEN_LOOP_CONNECTIONS = 512
 MAX_BATCH_SIZE = 32
 # Of memory, for a line through them.
-ENOUGH_SAMPLES = 8
+ENOUGH_SAMPLES = 4
 
 
 @dataclass(frozen=True)
