@@ -11,13 +11,12 @@ from typing import Any
 
 from benchmarks.peers.open_loop import OpenJob, Sent, run_open_loop
 from benchmarks.peers.requests import write_requests
-from benchmarks.processes import Running
 from benchmarks.slowdown import Attack, slowed
 from benchmarks.stats import spread
 from benchmarks.thresholds import interleaved
 from benchmarks.trust.answers import accuracy, answered, ask_each, exit_mix, mean_compute
 from benchmarks.trust.loads import measured_of, outcome
-from benchmarks.trust.setting import Setting, as_png, asks, encoded, say
+from benchmarks.trust.setting import Listening, Setting, as_png, asks, encoded, say
 from benchmarks.wrk import run_wrk
 from models.cost import count_cost
 
@@ -25,9 +24,9 @@ HONEST, ATTACKER = "honest", "attacker"
 # Of what the server answers attacked pictures at: the honest client's load, and the attacker's.
 HONEST_LOAD, ATTACK_LOAD = 0.15, 1.5
 ATTACK_CONNECTIONS, HONEST_CONNECTIONS = 128, 256
-WARMUP_S, OBJECTIVE_S = 1.0, 0.1
-# Of what the server computes at most: each client's. Saved up for no longer than the warm-up.
-COMPUTE_SHARE, BURST_S = 0.3, 1.0
+OBJECTIVE_S = 0.1
+# Of what the server computes at most: each client's.
+COMPUTE_SHARE = 0.3
 DEEP_SHARE = 0.3
 
 
@@ -65,7 +64,8 @@ def attack(setting: Setting) -> dict[str, Any]:
         loops = [run_wrk(open_server.port, folders["attacker"], 64, options.seconds) for _ in range(2)]
         siege = Siege(setting, folders["honest"], folders["attacker"], loops[-1].throughput, gmacs)
         limit = COMPUTE_SHARE * siege.capacity * depth[-1]["compute"] * gmacs
-        compute = ("--client-gmacs-per-s", f"{limit:.3f}", "--client-burst-s", str(BURST_S))
+        # What a client has saved up is gone by the end of the warm-up.
+        compute = ("--client-gmacs-per-s", f"{limit:.3f}", "--client-burst-s", str(options.warmup_seconds))
         servers = {
             "honest alone": open_server,
             "no limit": open_server,
@@ -83,7 +83,7 @@ def attack(setting: Setting) -> dict[str, Any]:
         "attack_load": ATTACK_LOAD,
         "attack_connections": ATTACK_CONNECTIONS,
         "client_gmacs_per_s": limit,
-        "client_burst_s": BURST_S,
+        "client_burst_s": options.warmup_seconds,
         "client_deep_share": DEEP_SHARE,
         "objective_s": OBJECTIVE_S,
         "seconds": options.open_seconds,
@@ -98,7 +98,7 @@ def multiply_adds(setting: Setting) -> float:
     return float(count_cost(setting.bundle.config).sequential_multiply_adds[-1])
 
 
-def depth_row(setting: Setting, server: Running, what: str, query: str, png: Sequence[bytes]) -> dict[str, Any]:
+def depth_row(setting: Setting, server: Listening, what: str, query: str, png: Sequence[bytes]) -> dict[str, Any]:
     """How deep these pictures go."""
     answers = ask_each(server.port, encoded(query, png, HONEST), setting.options.connections)
     found = {
@@ -112,13 +112,13 @@ def depth_row(setting: Setting, server: Running, what: str, query: str, png: Seq
     return found
 
 
-def besieged(siege: Siege, server: Running, way: str, round: int) -> dict[str, Any]:
+def besieged(siege: Siege, server: Listening, way: str, round: int) -> dict[str, Any]:
     """Both clients at once, or the honest one alone."""
-    seconds = siege.setting.options.open_seconds
+    options, seconds = siege.setting.options, siege.setting.options.open_seconds
 
     def client(folder: Path, connections: int, load: float, seed: int) -> list[Sent]:
         job = OpenJob(
-            *(server.port, str(folder), connections, load * siege.capacity, WARMUP_S, seconds, seed),
+            *(server.port, str(folder), connections, load * siege.capacity, options.warmup_seconds, seconds, seed),
             timeout_s=20.0,
             keep_bodies=True,
         )

@@ -13,7 +13,6 @@ from threading import Event
 from typing import Any
 
 from benchmarks.peers.open_loop import OpenJob, run_open_loop
-from benchmarks.processes import Running
 from benchmarks.stats import spread
 from benchmarks.thresholds import interleaved
 from benchmarks.trust.answers import (
@@ -27,7 +26,7 @@ from benchmarks.trust.answers import (
     total,
 )
 from benchmarks.trust.loads import MOST_CONNECTIONS, measured_of, outcome
-from benchmarks.trust.setting import FULL_DEPTH, Setting, metrics_of, say
+from benchmarks.trust.setting import FULL_DEPTH, Listening, Setting, metrics_of, say
 from benchmarks.wrk import run_wrk
 
 STRICT, LOOSE = 0.005, 0.1
@@ -35,10 +34,8 @@ OVERLOAD = 2.0
 MAX_WAIT_S, BROWNOUT_WAIT_S = 0.5, 0.1
 # A little more than the longest wait that the server takes a picture in for.
 OBJECTIVE_S = 0.6
-WARMUP_S = 1.0
 # Of the capacity, once the overload is gone.
 REST = 0.1
-RECOVERY_S = 8.0
 LOOK_EVERY_S = 0.2
 LOAD_PICTURES = 2000
 WAYS = {"without": (), "with": ("--brownout-wait-s", str(BROWNOUT_WAIT_S))}
@@ -63,11 +60,13 @@ class Overload:
     strict: float
     loose: float
 
-    def job(self, server: Running, rate: float, duration_s: float, seed: int) -> OpenJob:
+    def job(self, server: Listening, rate: float, duration_s: float, seed: int) -> OpenJob:
         """Poisson arrivals."""
-        folder = str(self.folder)
+        warmup_s = self.setting.options.warmup_seconds
         return OpenJob(
-            server.port, folder, MOST_CONNECTIONS, rate, WARMUP_S, duration_s, seed, timeout_s=10.0, keep_bodies=True
+            *(server.port, str(self.folder), MOST_CONNECTIONS, rate, warmup_s, duration_s, seed),
+            timeout_s=10.0,
+            keep_bodies=True,
         )
 
 
@@ -99,7 +98,7 @@ def brownout(setting: Setting) -> dict[str, Any]:
     }
 
 
-def prepared_load(setting: Setting, server: Running) -> Overload:
+def prepared_load(setting: Setting, server: Listening) -> Overload:
     """Measures the capacity of the contract asked for, and what full depth answers."""
     promises = setting.promises
     strict = STRICT if STRICT in promises else promises[0]
@@ -119,7 +118,7 @@ def prepared_load(setting: Setting, server: Running) -> Overload:
     )
 
 
-def run_round(load: Overload, server: Running, way: str, round: int) -> dict[str, Any]:
+def run_round(load: Overload, server: Listening, way: str, round: int) -> dict[str, Any]:
     """One overload: speed and answers."""
     job = load.job(server, OVERLOAD * load.capacity, load.setting.options.open_seconds, round)
     sent = measured_of(run_open_loop(job))
@@ -137,14 +136,14 @@ def run_round(load: Overload, server: Running, way: str, round: int) -> dict[str
     return cell
 
 
-def course_of(load: Overload, server: Running) -> dict[str, Any]:
+def course_of(load: Overload, server: Listening) -> dict[str, Any]:
     """The level while the overload lasts, and under light load after it."""
     seconds = load.setting.options.open_seconds
     with watched(lambda: int(total(read_metrics(metrics_of(server)), "offramp_brownout_level"))) as looks:
         start_s = time.perf_counter()
         run_open_loop(load.job(server, OVERLOAD * load.capacity, seconds, seed=0))
         over_s = time.perf_counter() - start_s
-        run_open_loop(load.job(server, REST * load.capacity, RECOVERY_S, seed=1))
+        run_open_loop(load.job(server, REST * load.capacity, load.setting.options.recovery_seconds, seed=1))
     levels = changes([(at_s - start_s, level) for at_s, level in looks])
     return {"over_s": over_s, "levels": [asdict(level) for level in levels], "recovered_s": recovered(levels, over_s)}
 

@@ -28,6 +28,8 @@ class TrustOptions:
     rounds: Annotated[int, typer.Option(min=1, help="How often each load is run, by turns.")] = 3
     seconds: Annotated[int, typer.Option(min=1, help="Measured seconds of each closed loop.")] = 3
     open_seconds: Annotated[int, typer.Option(min=1, help="Measured seconds of each open loop.")] = 5
+    warmup_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of the same load before those.")] = 1.0
+    recovery_seconds: Annotated[int, typer.Option(min=1, help="Seconds of light load after an overload.")] = 8
     audit_share: Annotated[float, typer.Option(min=0.001, max=1, help="Of the pictures that are streamed.")] = 0.5
     stream: Annotated[int, typer.Option(min=1, help="Most pictures of one corrupted stream.")] = 6000
     chunk: Annotated[int, typer.Option(min=1, help="Pictures of a stream between two looks at the alarm.")] = 250

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import io
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -15,7 +16,6 @@ from PIL import Image
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.peers.requests import Ask, write_requests
-from benchmarks.processes import Running
 from benchmarks.serving import Server, own_server
 from benchmarks.trust.options import TrustOptions
 from models.bundle import EMBEDDED, Bundle, load_bundle
@@ -39,9 +39,26 @@ class LabelledPictures:
         return len(self.labels)
 
 
+class Listening(Protocol):
+    """A server on 127.0.0.1, seen from outside."""
+
+    @property
+    def port(self) -> int:
+        """Where it answers."""
+        ...
+
+
+class Start(Protocol):
+    """How a server is started; `own_server`, but in tests."""
+
+    def __call__(self, model: Path | None, *options: str) -> AbstractContextManager[Listening]:
+        """`offramp serve` with these options: ready inside, ended after."""
+        ...
+
+
 @dataclass(frozen=True)
 class Setting:
-    """folder: to write requests into."""
+    """folder: to write requests into. start: a server."""
 
     options: TrustOptions
     bundle: Bundle
@@ -49,6 +66,7 @@ class Setting:
     pictures: LabelledPictures
     folder: Path
     png: list[bytes] = field(repr=False)
+    start: Start = own_server
 
     @property
     def promises(self) -> tuple[float, ...]:
@@ -65,11 +83,9 @@ class Setting:
         """Name and version of what is served, and its calibration."""
         return f"{self.bundle.name} {self.bundle.version}, calibration {self.certificate.version}"
 
-    @contextmanager
-    def serve(self, *flags: str, model: Path | None = None) -> Iterator[Running]:
+    def serve(self, *flags: str, model: Path | None = None) -> AbstractContextManager[Listening]:
         """A server with these options. model: another bundle than that of this setting."""
-        with own_server(model or self.options.model, *flags) as running:
-            yield running
+        return self.start(model or self.options.model, *flags)
 
     def requests(self, query: str, count: int | None = None, key: str = "") -> list[bytes]:
         """For each of the first pictures, one. key: an API key."""
@@ -120,9 +136,9 @@ def encoded(query: str, png: Sequence[bytes], key: str = "") -> list[bytes]:
     return [ask.encoded() for ask in asks(query, png, key)]
 
 
-def metrics_of(running: Running) -> str:
+def metrics_of(server: Listening) -> str:
     """The text of /metrics."""
-    return Server(f"http://127.0.0.1:{running.port}").get("/metrics")
+    return Server(f"http://127.0.0.1:{server.port}").get("/metrics")
 
 
 def say(text: str) -> None:

@@ -6,9 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from benchmarks.corruptions import corrupted
-from benchmarks.processes import Running
 from benchmarks.trust.answers import Answer, ask_each, read_metrics, total
-from benchmarks.trust.setting import FULL_DEPTH, Pixels, Setting, as_png, encoded, metrics_of
+from benchmarks.trust.setting import FULL_DEPTH, Listening, Pixels, Setting, as_png, encoded, metrics_of
 
 # Pictures number `start` to `stop` of an endless stream.
 Source = Callable[[int, int], Pixels]
@@ -38,7 +37,7 @@ class Stream:
     """Pictures from `source` to a server under the contract `promise`."""
 
     setting: Setting
-    server: Running
+    server: Listening
     promise: float
     source: Source
 

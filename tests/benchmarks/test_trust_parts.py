@@ -15,6 +15,7 @@ from benchmarks.trust.answers import (
     Answer,
     accuracy,
     answered,
+    ask_each,
     disagreement,
     exit_mix,
     mean_compute,
@@ -33,6 +34,7 @@ from benchmarks.trust.setting import LabelledPictures, Setting, prepared
 from benchmarks.trust.streams import chunks, clean
 from models.bundle import save_bundle
 from models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from tests.benchmarks.served_here import served_here
 from tests.bundles import tiny_bundle
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
@@ -51,10 +53,10 @@ offramp_audited_samples_total{exit="2"} 4.0
 
 
 def certificate() -> Certificate:
-    """Of nothing: random weights keep no promise, and no test says that they do."""
+    """Of nothing: random weights keep no promise, and no test says that they do. At 0.05, all leave at exit 1."""
     points = tuple(
         CertifiedPoint(promised, (threshold,) * 3, 0.0, promised, 0.0, 0.0, compute, (0.25,) * 4)
-        for promised, threshold, compute in ((0.01, 0.9, 0.9), (0.05, 0.6, 0.7))
+        for promised, threshold, compute in ((0.01, 0.9, 0.9), (0.05, 0.3, 0.7))
     )
     return Certificate(0.05, 100, "noise", "0" * 64, "2026-05-01", points, (ThresholdBound(0.0, 0.5),))
 
@@ -67,6 +69,8 @@ def setting(tmp_path: Path) -> Setting:
         rounds=1,
         seconds=1,
         open_seconds=1,
+        warmup_seconds=0.2,
+        recovery_seconds=1,
         stream=40,
         chunk=20,
         truth=10,
@@ -85,12 +89,22 @@ def setting(tmp_path: Path) -> Setting:
 @needs_wrk
 @pytest.mark.parametrize("name", MEASURE)
 def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setting: Setting, name: str) -> None:
-    part = json.loads(json.dumps(measured(setting, name)))
+    part = json.loads(json.dumps(measured(replace(setting, start=served_here), name)))
     text = TRUST_SECTIONS[part["benchmark"]](part)
     assert f"tiny 1, calibration {certificate().version}" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) > 2
     CHECKS[name](part)
+
+
+def test_a_server_is_the_command_with_the_options_that_a_part_gives(setting: Setting) -> None:
+    query = "max_disagreement=0.01"
+    with setting.serve("--runner", "torch", "--api-keys", "one") as server:
+        with pytest.raises(BenchmarkError, match="20 of 20 requests failed: 401"):
+            ask_each(server.port, setting.requests(query), connections=4)
+        answers = ask_each(server.port, setting.requests(query, key="one"), connections=4)
+    assert [one.picture for one in answers] == [*range(20)]
+    assert {one.class_id for one in answers} <= {0, 1, 2}
 
 
 def check_certified(part: dict[str, Any]) -> None:
