@@ -17,7 +17,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol
@@ -216,17 +216,16 @@ def alone(setting: Setting) -> list[dict[str, Any]]:
 
 def asked(port: int, png: Sequence[bytes], query: str) -> list[float]:
     """Seconds of each request, one after the other."""
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
     times = []
-    for body in png:
-        start_s = time.perf_counter()
-        connection.request("POST", f"/v1/predict?{query}", body, {"Content-Type": "image/png"})
-        answer = connection.getresponse()
-        answer.read()
-        times.append(time.perf_counter() - start_s)
-        if answer.status != 200:
-            raise BenchmarkError(f"the server answered {answer.status} to a request alone")
-    connection.close()
+    with closing(http.client.HTTPConnection("127.0.0.1", port, timeout=30)) as connection:
+        for body in png:
+            start_s = time.perf_counter()
+            connection.request("POST", f"/v1/predict?{query}", body, {"Content-Type": "image/png"})
+            answer = connection.getresponse()
+            answer.read()
+            times.append(time.perf_counter() - start_s)
+            if answer.status != 200:
+                raise BenchmarkError(f"the server answered {answer.status} to a request alone")
     return times
 
 

@@ -16,13 +16,13 @@ import numpy.typing as npt
 class Memory(NamedTuple):
     """Features (B, H, W, C) and accumulated logits (B, classes), of the same rows.
 
-    views: a library's own names for some of the rows, by the first and their number. They are kept with the memory,
-    since a step of one sample notices when they are made anew for it.
+    views: a library's own names for the first so many rows. They are kept with the memory, since a step of one sample
+    notices when they are made anew for it.
     """
 
     features_BHWC: npt.NDArray[Any]
     accumulated_BC: npt.NDArray[np.float32]
-    views: dict[tuple[int, int], Any]
+    views: dict[int, Any]
 
     def like(self, rows: int) -> Memory:
         """More of the kind, filled with 0."""

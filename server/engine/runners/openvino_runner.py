@@ -250,11 +250,14 @@ class _Stage:
 
     def _tensors(self, memory: Memory, rows: int, start: int = 0) -> tuple[ov.Tensor, ov.Tensor]:
         """So many rows of features and of accumulated logits."""
-        tensors: tuple[ov.Tensor, ov.Tensor] | None = memory.views.get((start, rows))
+        # Kept are those from the first row on, as nearly all are: there are no more of them than batch sizes.
+        tensors: tuple[ov.Tensor, ov.Tensor] | None = None if start else memory.views.get(rows)
         if tensors is None:
             features_BHWC, accumulated_BC = (one[start : start + rows] for one in memory[:2])
             features = ov.Tensor(features_BHWC, features_BHWC.shape, self._type)
-            tensors = memory.views[start, rows] = features, ov.Tensor(accumulated_BC, shared_memory=True)
+            tensors = features, ov.Tensor(accumulated_BC, shared_memory=True)
+            if not start:
+                memory.views[rows] = tensors
         return tensors
 
 
