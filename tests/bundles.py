@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 
 from models.bundle import Bundle
+from models.certificate import Certificate, CertifiedPoint, ThresholdBound
 from models.config import ModelConfig
 from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
@@ -33,3 +36,12 @@ def tiny_bundle(exits: tuple[int, ...] = (), calibration: Calibration = FOUR_EXI
         operating_points=({"threshold": 0.5},),
         training={"seed": 7, "recipe": {"epochs": 3}},
     )
+
+
+def certificate_of_nothing(points: Mapping[float, float]) -> Certificate:
+    """By promise, the threshold of all three early exits: random weights keep no promise, and no test says they do."""
+    certified = tuple(
+        CertifiedPoint(promised, (threshold,) * 3, 0.0, promised, 0.0, 0.0, 0.5, (0.25,) * 4)
+        for promised, threshold in points.items()
+    )
+    return Certificate(0.05, 100, "noise", "0" * 64, "2026-05-01", certified, (ThresholdBound(0.0, 0.5),))

@@ -33,9 +33,8 @@ from benchmarks.trust.report import TRUST_SECTIONS
 from benchmarks.trust.setting import LabelledPictures, Setting, prepared
 from benchmarks.trust.streams import chunks, clean
 from models.bundle import save_bundle
-from models.certificate import Certificate, CertifiedPoint, ThresholdBound
 from tests.benchmarks.served_here import served_here
-from tests.bundles import tiny_bundle
+from tests.bundles import certificate_of_nothing, tiny_bundle
 
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
@@ -52,18 +51,13 @@ offramp_audited_samples_total{exit="2"} 4.0
 """
 
 
-def certificate() -> Certificate:
-    """Of nothing: random weights keep no promise, and no test says that they do. At 0.05, all leave at exit 1."""
-    points = tuple(
-        CertifiedPoint(promised, (threshold,) * 3, 0.0, promised, 0.0, 0.0, compute, (0.25,) * 4)
-        for promised, threshold, compute in ((0.01, 0.9, 0.9), (0.05, 0.3, 0.7))
-    )
-    return Certificate(0.05, 100, "noise", "0" * 64, "2026-05-01", points, (ThresholdBound(0.0, 0.5),))
+# At 0.05, all leave at exit 1.
+CERTIFICATE = certificate_of_nothing({0.01: 0.9, 0.05: 0.3})
 
 
 @pytest.fixture
 def setting(tmp_path: Path) -> Setting:
-    save_bundle(replace(tiny_bundle(), certificate=certificate()), tmp_path / "tiny", "A card.")
+    save_bundle(replace(tiny_bundle(), certificate=CERTIFICATE), tmp_path / "tiny", "A card.")
     options = TrustOptions(
         model=tmp_path / "tiny",
         rounds=1,
@@ -91,7 +85,7 @@ def setting(tmp_path: Path) -> Setting:
 def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setting: Setting, name: str) -> None:
     part = json.loads(json.dumps(measured(replace(setting, start=served_here), name)))
     text = TRUST_SECTIONS[part["benchmark"]](part)
-    assert f"tiny 1, calibration {certificate().version}" in text
+    assert f"tiny 1, calibration {CERTIFICATE.version}" in text
     lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len(lines) > 2
     CHECKS[name](part)

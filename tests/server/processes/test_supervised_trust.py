@@ -11,24 +11,20 @@ import httpx
 import pytest
 
 from models.bundle import Bundle, save_bundle
-from models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from tests.bundles import certificate_of_nothing
 from tests.server.processes.supervised import Server, encoded_pictures, serving, total, until
 
 pytestmark = pytest.mark.timeout(600)
 
 # Every early answer is compared. A wait too short for any load but none.
 TRUST: dict[str, Any] = {"audit_share": 1.0, "audit_false_alarm_every": 100.0, "brownout_wait_s": 0.001}
-
-
-def point(max_disagreement: float, threshold: float) -> CertifiedPoint:
-    return CertifiedPoint(max_disagreement, (threshold,) * 3, 0.0, max_disagreement, 0.0, 0.0, 0.5, (0.25,) * 4)
+PICTURES = encoded_pictures()
 
 
 @pytest.fixture(scope="module")
 def server(bundle: Bundle, tmp_path_factory) -> Iterator[Server]:
     """Serves random weights with a certificate that is true for 1 % (nobody leaves early) and false for 5 %."""
-    points = (point(0.01, 1.0), point(0.05, 0.0))
-    certificate = Certificate(0.05, 100, "noise", "ab" * 32, "2026-05-01", points, (ThresholdBound(0.0, 0.5),))
+    certificate = certificate_of_nothing({0.01: 1.0, 0.05: 0.0})
     path = tmp_path_factory.mktemp("certified") / "tiny"
     save_bundle(replace(bundle, certificate=certificate), path, "card")
     with serving(path, tmp_path_factory.mktemp("run"), TRUST) as running:
@@ -37,9 +33,8 @@ def server(bundle: Bundle, tmp_path_factory) -> Iterator[Server]:
 
 async def ask(server: Server, number: int, asked: dict[str, str]) -> list[dict[str, Any]]:
     """The predictions for so many pictures sent at once."""
-    pictures = encoded_pictures()
     async with httpx.AsyncClient(base_url=server.address, timeout=None) as client:
-        sent = [client.post("/v1/predict", content=pictures[at % len(pictures)], params=asked) for at in range(number)]
+        sent = [client.post("/v1/predict", content=PICTURES[at % len(PICTURES)], params=asked) for at in range(number)]
         return [response.json()["predictions"][0] for response in await asyncio.gather(*sent)]
 
 
