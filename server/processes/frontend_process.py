@@ -20,7 +20,7 @@ from models.bundle import EMBEDDED, Bundle
 from models.cost import network_cost
 from models.device import choose_device
 from server.app import create_app
-from server.images import MOST_THREADS
+from server.decoding import MOST_THREADS
 from server.loading import load_served
 from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
