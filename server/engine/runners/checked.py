@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 
@@ -24,6 +24,7 @@ LARGEST_DIFFERENCES = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 TAKE_TORCH = "serve it with --runner torch"
 
 
+@runtime_checkable
 class FastRunner(Runner, Protocol):
     """A runner that computes in a precision of its own."""
 

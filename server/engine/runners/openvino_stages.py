@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from models.bundle import Bundle
 from models.preprocess import normalize
+from server.engine.runners.failures import sentence
 from server.engine.runners.openvino_rewrites import rewrite
 
 
@@ -146,9 +147,7 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.M
             rewrite(network)
             _reshape(network, row_shapes, -1)
         except (RuntimeError, OpConversionFailure) as error:
-            # Where in OpenVINO's own source it was found comes first, what it was last.
-            cause = str(error).strip().splitlines()[-1].lstrip("- ")
             raise ValueError(
-                f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch"
+                f"OpenVINO cannot convert {name}: {sentence(error)}; serve this network with --runner torch"
             ) from error
     return network

@@ -196,7 +196,7 @@ class BrokenNet(torch.nn.Module):
 def broken(kind: str, bundle: Bundle, error: Exception) -> TorchRunner | CudaGraphRunner:
     if kind == "torch":
         runner = TorchRunner(bundle, CPU)
-        runner.net = BrokenNet(error)  # type: ignore[assignment]
+        runner.net = BrokenNet(error)
         return runner
     capture = Replaced()
     graphs = CudaGraphRunner(bundle, CPU, max_samples=4, capture=capture)

@@ -418,15 +418,15 @@ def test_a_capture_that_fails_names_the_first_cause_and_leaves_the_stream_as_it_
     runner = CudaGraphRunner(bundle, torch.device("cpu"), capture=Invalidated(streams))
     run_stage, calls = runner.net.run_stage, 0
 
-    def waits_for_the_device(stage: int, x_BCHW: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    def waits_for_the_device(stage: int, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         nonlocal calls
         calls += 1
         # Three sizes are found, and three times the work warms up.
         if calls > 3 + 3:
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
-        return run_stage(stage, x_BCHW)
+        return run_stage(stage, x)
 
-    runner.net.run_stage = waits_for_the_device  # type: ignore[method-assign]
+    runner.net.run_stage = waits_for_the_device  # type: ignore[assignment]
     with pytest.raises(CaptureFailed, match=r"1 samples: CUDA error: operation not permitted when stream is"):
         runner.warm_up(4)
     assert streams[-1] == "default"

@@ -158,9 +158,9 @@ def test_bfloat16_is_near_and_its_distance_is_told(bundle, reference):
     assert 0.0 < largest_difference(OpenVinoRunner(bundle, "bfloat16"), reference, SIZE) < 0.2
 
 
-def warm(bundle: Bundle, *choice: str, max_batch_size: int = 2) -> Runner:
+def warm(bundle: Bundle, name: str = "auto", max_batch_size: int = 2) -> Runner:
     """The runner that computes in the end."""
-    runner = choose_runner(bundle, CPU, *choice)
+    runner = choose_runner(bundle, CPU, name)
     runner.warm_up(max_batch_size)
     return runner.chosen if isinstance(runner, CheckedRunner) else runner
 

@@ -182,7 +182,7 @@ def test_predict_takes_the_reference_exit(runner, reference, pictures, quantile)
         assert prediction.reason == rule.reason(prediction.exit, prediction.ranking[0][1])
         class_ids, probabilities = zip(*prediction.ranking, strict=True)
         assert class_ids[0] == wanted_C.argmax()
-        assert_near(probabilities, wanted_C[list(class_ids)], runner.device)
+        assert_near(np.array(probabilities), wanted_C[list(class_ids)], runner.device)
         assert list(probabilities) == sorted(probabilities, reverse=True)
 
 
