@@ -378,8 +378,8 @@ class FailsAsCuda(torch.cuda.graph):
 
     def __init__(self, streams: list[str]) -> None:
         self._enable_annotations = False
-        self.cuda_graph = self  # type: ignore[assignment]
-        self.stream_ctx = OnStream(streams)  # type: ignore[assignment]
+        self.cuda_graph = self  # type: ignore[method-assign]
+        self.stream_ctx = OnStream(streams)  # type: ignore[method-assign]
 
     def __enter__(self) -> None:
         self.stream_ctx.__enter__()
@@ -426,7 +426,7 @@ def test_a_capture_that_fails_names_the_first_cause_and_leaves_the_stream_as_it_
             raise RuntimeError("CUDA error: operation not permitted when stream is capturing\nCompile with ...")
         return run_stage(stage, x)
 
-    runner.net.run_stage = waits_for_the_device  # type: ignore[assignment]
+    runner.net.run_stage = waits_for_the_device  # type: ignore[method-assign]
     with pytest.raises(CaptureFailed, match=r"1 samples: CUDA error: operation not permitted when stream is"):
         runner.warm_up(4)
     assert streams[-1] == "default"
