@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from models.bundle import Bundle
 from models.cost import NetworkCost
-from server.engine.errors import Overloaded
+from server.engine.errors import Overloaded, WarmUpFailed
 from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract
 from server.limits import Cost
@@ -151,7 +151,8 @@ class Registry:
             except Exception as error:
                 # Whatever it is: unnoticed, it would leave the server warming up for ever.
                 self.failure = f"warming up {one.bundle.name} version {one.bundle.version} failed: {error}"
-                logger.exception("%s version %s", one.bundle.name, one.bundle.version)
+                if not isinstance(error, WarmUpFailed):
+                    logger.exception("%s version %s", one.bundle.name, one.bundle.version)
                 return
         self._warmed_up = True
 

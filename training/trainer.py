@@ -277,8 +277,9 @@ class Trainer:
 
     def _check_identity(self, identity: dict[str, Any]) -> None:
         # The recipe last: other data change it too (its mean colour), and are the cause to name.
-        for key in reversed({**identity, **self.identity}):
-            ours, theirs = self.identity.get(key), identity.get(key)
+        own, identity = _comparable(self.identity), _comparable(identity)
+        for key in reversed({**identity, **own}):
+            ours, theirs = own.get(key), identity.get(key)
             if theirs == ours:
                 continue
             if isinstance(ours, dict) and isinstance(theirs, dict):
@@ -288,3 +289,9 @@ class Trainer:
                 f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
                 "give the same options to resume, or another --output to start anew"
             )
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a run to continue. Not in how many parts a step is computed: memory decides that."""
+    recipe = {name: value for name, value in identity["recipe"].items() if name != "accumulate"}
+    return {**identity, "recipe": recipe}

@@ -18,6 +18,7 @@ from server.engine.audit import AuditStats
 from server.engine.decide import Decision, agrees, compare, decide
 from server.engine.errors import (
     DeadlineExceeded,
+    DeviceLost,
     EngineError,
     EngineStopped,
     InferenceFailed,
@@ -32,8 +33,12 @@ from server.engine.request import Answer, Contract, Sample
 from server.engine.runners.runner import Runner
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
+from server.engine.step_watch import ENGINE_THREAD, HUNG_AFTER_S, StepWatch
 
 logger = logging.getLogger(__name__)
+
+# Raised while warming up, they say all there is to know: what is wrong and what to do.
+SENTENCES = (ValueError, EngineError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +59,8 @@ class Engine:
 
     All public members belong to the event loop's thread. max_samples: in flight at once. max_wait_s: longest
     predicted wait at which a sample is still taken in. policy: a name in `POLICIES`. keeper: audits and brownout;
-    None for neither. clock: monotonic seconds; deadlines are on it.
+    None for neither. clock: monotonic seconds; deadlines are on it. hung_after_s: longest that a step may take, or
+    20 times the slowest measured where that is more; then the engine ends.
     """
 
     def __init__(
@@ -68,17 +74,20 @@ class Engine:
         policy: str = DEFAULT_POLICY,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
+        hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self.clock = clock
         self._max_samples = max_samples
         self._max_wait_s = max_wait_s
         self._num_stages = runner.num_stages
-        self._thread = threading.Thread(target=self._run_until_stopped, name="offramp-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_until_stopped, name=ENGINE_THREAD, daemon=True)
         self._make_policy = POLICIES[policy]
         # The engine thread's own.
         self._runner = runner
         self._scheduler: Scheduler[Sample] = Scheduler(runner.num_stages, max_batch_size)
         self._unreported: list[StepStats] = []
+        # Shared, without a lock: each number has one writer.
+        self._watch = StepWatch(hung_after_s)
         # Shared, under `_wake`.
         self._wake = threading.Condition()
         self._inbox: deque[Sample] = deque()
@@ -105,6 +114,7 @@ class Engine:
         """
         self._loop, self._warm_up, self._warm = loop, warm_up, loop.create_future()
         self._thread.start()
+        self._next_look = loop.call_later(self._watch.look_s, self._look)
         return self._warm
 
     @property
@@ -155,7 +165,7 @@ class Engine:
         if len(pictures) > self._max_samples:
             raise ValueError(
                 f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
-                "send fewer, or raise max_samples"
+                "send fewer, or raise --max-queue"
             )
         contract.check_depth(self._num_stages)
         if self._draining or not self.alive:
@@ -186,11 +196,28 @@ class Engine:
         if self._inflight:
             self._emptied.clear()
             await self._emptied.wait()
+        self._stop()
+        if self._thread.ident is not None:
+            self._next_look.cancel()
+            # One that hangs never ends.
+            if not self._watch.hangs:
+                await asyncio.to_thread(self._thread.join)
+
+    def _stop(self) -> None:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+
+    def _look(self) -> None:
+        """End where a step hangs: nobody waits for an answer that does not come."""
+        if not self.alive:
+            return
+        if self._watch.look():
+            logger.critical("the engine died: a step has not ended for %g s", self._watch.hung_after_s)
+            self._stop()
+            self._fail_all(DeviceLost("a step does not end"))
+        else:
+            self._next_look = self._loop.call_later(self._watch.look_s, self._look)
 
     def _feel(self, wait_s: float) -> None:
         """Give way or recover. Felt by whoever asks for room: once thresholds are lower, there may be some."""
@@ -266,6 +293,8 @@ class Engine:
     def _on_warm(self, profile: CostProfile | None) -> None:
         if profile:
             self._observer.profile(profile)
+            stages = range(1, profile.num_stages + 1)
+            self._watch.allow(max(profile.seconds(stage, profile.max_batch_size) for stage in stages))
         if not self._warm.done():
             self._warm.set_result(None)
 
@@ -273,7 +302,8 @@ class Engine:
         self._dead = True
         if not self._warm.done():
             # Not the cause itself: some exceptions would end the event loop instead of a wait.
-            self._warm.set_exception(WarmUpFailed(f"{type(cause).__name__}: {cause}"))
+            said = str(cause) if isinstance(cause, SENTENCES) else f"{type(cause).__name__}: {cause}"
+            self._warm.set_exception(WarmUpFailed(said))
         failures: list[tuple[Sample, EngineError]] = [
             (sample, InferenceFailed("the engine died; the server's log says why")) for sample in self._inflight
         ]
@@ -282,17 +312,22 @@ class Engine:
     # ---- the engine thread's side --------------------------------------------------------------
 
     def _run_until_stopped(self) -> None:
+        warm = False
         try:
             profile = self._warm_up() if self._warm_up else None
             if profile:
                 self._scheduler.policy = self._make_policy(profile)
                 self._scheduler.step_s = profile.seconds
             self._loop.call_soon_threadsafe(self._on_warm, profile)
+            warm = True
             while self._take_in():
                 self.step()
         except BaseException as cause:
-            # A bug, not a bad sample: nobody may be left waiting for a thread that is gone.
-            logger.critical("the engine died", exc_info=True)
+            # Not a bad sample: nobody may be left waiting for a thread that is gone.
+            if isinstance(cause, DeviceLost):
+                logger.critical("the engine died: %s", cause)
+            elif warm or not isinstance(cause, SENTENCES):
+                logger.critical("the engine died", exc_info=True)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._fail_all, cause)
 
@@ -320,7 +355,11 @@ class Engine:
         if batch.spare:
             self._audit(batch, start_s)
             return
-        decision = self._run(batch) if batch.samples else Decision()
+        decision = Decision()
+        if batch.samples:
+            self._watch.begin()
+            decision = self._run(batch)
+            self._watch.end()
         end_s = self.clock()
         if decision.survivors:
             self._scheduler.enqueue(batch.stage + 1, decision.survivors)
@@ -335,7 +374,9 @@ class Engine:
 
     def _audit(self, batch: Batch[Sample], start_s: float) -> None:
         """One step of samples that were answered long ago; where it fails, each alone, as for those who wait."""
+        self._watch.begin()
         compared = self._compare(batch.stage, batch.samples)
+        self._watch.end()
         self._unreported.append(StepStats(batch.stage, len(batch.samples), self.clock() - start_s))
         if compared:
             delivery = Delivery(Decision(), [], self._unreported, compared)
@@ -346,8 +387,12 @@ class Engine:
         try:
             output = self._runner.run(stage, [sample.state for sample in samples])
             compared = compare(stage, samples, output)
+            self._watch.succeeded()
+        except DeviceLost:
+            raise
         except Exception:
-            logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
+            if self._watch.is_news(self.clock()):
+                logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
             if len(samples) == 1:
                 return [agrees(self._num_stages, samples[0])]
             return [stats for sample in samples for stats in self._compare(stage, [sample])]
@@ -359,8 +404,11 @@ class Engine:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""
         try:
             return self._run_together(batch.stage, batch.samples)
+        except DeviceLost:
+            raise
         except Exception:
-            logger.exception("a step of stage %d over %d samples failed", batch.stage, len(batch.samples))
+            if self._watch.is_news(self.clock()):
+                logger.exception("a step of stage %d over %d samples failed", batch.stage, len(batch.samples))
         if len(batch.samples) == 1:
             failure = InferenceFailed(f"stage {batch.stage} failed for this picture")
             return Decision(failures=[(batch.samples[0], failure)])
@@ -370,4 +418,6 @@ class Engine:
     def _run_together(self, stage: int, samples: list[Sample]) -> Decision:
         start_s = self.clock()
         output = self._runner.run(stage, [sample.state for sample in samples])
-        return decide(stage, samples, output, start_s, self.clock())
+        decision = decide(stage, samples, output, start_s, self.clock())
+        self._watch.succeeded()
+        return decision

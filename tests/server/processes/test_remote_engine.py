@@ -373,3 +373,25 @@ async def test_whoever_was_let_go_before_it_was_started_does_not_wait(process):
     for engine in link.engines:
         await asyncio.wait_for(engine.start(loop, lambda: None), 10)
         await engine.drain()
+
+
+async def test_pictures_that_fail_are_no_progress(process):
+    def fails(stage: int, names: list[int]) -> None:
+        if 7 in names:
+            raise RuntimeError("no memory")
+
+    process.runner.gated, process.runner.faults = True, fails
+    async with connected(process) as [remote, _]:
+        [failing] = remote.submit([picture(7)], contract(0.0))
+        await process.runner.entered()
+        [waiting] = remote.submit([picture(1)], contract(0.0))
+        assert not process.host.note_progress()
+        process.runner.let(1)
+        with pytest.raises(InferenceFailed):
+            await failing
+        await process.runner.entered()
+        assert process.host.failed == 1
+        assert not process.host.note_progress()
+        process.runner.let_all()
+        assert (await waiting).exit == 1
+        assert process.host.note_progress()
