@@ -65,7 +65,7 @@ class Predictor:
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
         self._refuse_unless_ready()
-        self._refuse_while_overloaded(exchange.model)
+        self._refuse_while_overloaded(exchange.model, exchange.client)
         self._refuse_beyond(self._ledger.too_many(exchange.client))
         # Who cannot even pay for one picture at exit 1 need not upload it.
         least = found.spent(1)
@@ -105,7 +105,7 @@ class Predictor:
                 # The encoded pictures are of no more use, and their memory is for others.
                 images.clear()
                 self._release(upload)
-                futures = served.engine.submit(pictures, contract)
+                futures = served.engine.submit(pictures, contract, exchange.client)
                 try:
                     answers = await answers_to(futures)
                 finally:
@@ -118,10 +118,11 @@ class Predictor:
             kind = DRAINING if self._registry.draining else NOT_READY
             raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
 
-    def _refuse_while_overloaded(self, model: str) -> None:
+    def _refuse_while_overloaded(self, model: str, client: str) -> None:
         """Before the upload, so that no client waits for its refusal; the body may yet name any version."""
         engines = [served.engine for served in self._registry.versions(model).values()]
-        overloads = [overload for engine in engines if (overload := engine.overload(1 + self._decoder.pending))]
+        pictures = 1 + self._decoder.pending
+        overloads = [overload for engine in engines if (overload := engine.overload(pictures, client))]
         if len(overloads) == len(engines):
             raise min(overloads, key=lambda overload: overload.retry_after_s)
 
@@ -204,7 +205,7 @@ class Predictor:
     ) -> tuple[list[Picture], float]:
         """The decoded pictures, and the seconds that took. Raises DeadlineExceeded where the deadline comes first."""
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
-        if overload := served.engine.overload(len(images) + self._decoder.pending):
+        if overload := served.engine.overload(len(images) + self._decoder.pending, client):
             raise overload
         start_s = time.monotonic()
         left_s = None if deadline_s is None else deadline_s - start_s

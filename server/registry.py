@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from models.bundle import Bundle
 from models.cost import NetworkCost
+from server.engine.admission import Load
 from server.engine.errors import Overloaded, WarmUpFailed
 from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract
@@ -42,9 +43,14 @@ class EngineClient(Protocol):
 
     def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], CostProfile | None]) -> Awaitable[None]: ...
 
-    def overload(self, num_pictures: int) -> Overloaded | None: ...
+    @property
+    def load(self) -> Load: ...
 
-    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]: ...
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None: ...
+
+    def submit(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract, client: str = ""
+    ) -> list[asyncio.Future[Answer]]: ...
 
     async def drain(self) -> None: ...
 

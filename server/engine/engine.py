@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.exit_policy import ExitReason
+from server.engine.admission import Admission, Load
 from server.engine.audit import AuditStats
 from server.engine.decide import Decision, agrees, compare, decide
 from server.engine.errors import (
@@ -25,6 +26,7 @@ from server.engine.errors import (
     Overloaded,
     WarmUpFailed,
 )
+from server.engine.fair_queue import FairQueue
 from server.engine.keeper import Keeper
 from server.engine.pace import Pace
 from server.engine.policies import DEFAULT_POLICY, POLICIES, Policy
@@ -36,6 +38,11 @@ from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
 from server.engine.step_watch import ENGINE_THREAD, HUNG_AFTER_S, StepWatch
 
 logger = logging.getLogger(__name__)
+
+# Full batches of new samples that the scheduler sees; the others wait for their client's turn.
+BATCHES_AHEAD = 2
+# A loaded machine runs full batches so many times slower than was measured at the start, at most.
+SLOWDOWN = 2.0
 
 # Raised while warming up, they say all there is to know: what is wrong and what to do.
 SENTENCES = (ValueError, EngineError)
@@ -77,14 +84,15 @@ class Engine:
         hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self.clock = clock
-        self._max_samples = max_samples
-        self._max_wait_s = max_wait_s
+        self._admission = Admission(max_samples, max_wait_s)
         self._num_stages = runner.num_stages
         self._thread = threading.Thread(target=self._run_until_stopped, name=ENGINE_THREAD, daemon=True)
         self._make_policy = POLICIES[policy]
         # The engine thread's own.
         self._runner = runner
         self._scheduler: Scheduler[Sample] = Scheduler(runner.num_stages, max_batch_size)
+        # In front of the scheduler, which gets as many as its first batches need.
+        self._arrived: FairQueue[Sample] = FairQueue()
         self._unreported: list[StepStats] = []
         # Shared, without a lock: each number has one writer.
         self._watch = StepWatch(hung_after_s)
@@ -95,6 +103,7 @@ class Engine:
         # The event loop's own.
         self._observer = observer
         self._inflight: dict[Sample, asyncio.TimerHandle | None] = {}
+        self._by_client: Counter[str] = Counter()
         self._draining = False
         self._dead = False
         self._emptied = asyncio.Event()
@@ -131,7 +140,7 @@ class Engine:
     def queue_depths(self) -> tuple[int, ...]:
         """Samples waiting in front of each stage, those not yet seen by the engine thread included."""
         first, *deeper = self._scheduler.depths
-        return (len(self._inbox) + first, *deeper)
+        return (len(self._inbox) + len(self._arrived) + first, *deeper)
 
     @property
     def policy(self) -> Policy:
@@ -143,34 +152,38 @@ class Engine:
         """What a new sample would wait for those before it, at the present pace."""
         return self._pace.wait_s(len(self._inflight))
 
-    def overload(self, num_pictures: int) -> Overloaded | None:
-        """How `submit` would refuse so many pictures now; None where it has room for them.
+    @property
+    def load(self) -> Load:
+        """What the engine has in hand."""
+        return Load(len(self._inflight), len(self._by_client), self._pace.sample_s)
+
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
+        """How `submit` would refuse so many pictures of a client now; None where it has room for them.
 
         For callers who have work to do before they can submit, and would rather refuse than do it in vain.
         """
-        wait_s = self.predicted_wait_s
-        self._feel(wait_s)
-        full = len(self._inflight) + num_pictures > self._max_samples
-        if full or wait_s > self._max_wait_s:
-            return Overloaded(retry_after_s=max(1.0, wait_s))
-        return None
+        self._feel(self.predicted_wait_s)
+        return self._admission.refusal(num_pictures, self._by_client.get(client, 0), self.load)
 
-    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
+    def submit(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract, client: str = ""
+    ) -> list[asyncio.Future[Answer]]:
         """Take in uint8 (H, W, 3) pictures under one contract, all or none; one future each, in order.
 
         The futures deliver an Answer, DeadlineExceeded or InferenceFailed. Cancelling one drops its sample at
         the next stage boundary. Raises Overloaded or EngineStopped at once, and ValueError for what could never
         be taken in: more pictures than max_samples, a rule for a network of another depth.
         """
-        if len(pictures) > self._max_samples:
+        max_samples = self._admission.max_samples
+        if len(pictures) > max_samples:
             raise ValueError(
-                f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
+                f"{len(pictures)} pictures at once are out of range: this engine holds at most {max_samples}; "
                 "send fewer, or raise --max-queue"
             )
         contract.check_depth(self._num_stages)
         if self._draining or not self.alive:
             raise EngineStopped(draining=self._draining)
-        if overload := self.overload(len(pictures)):
+        if overload := self.overload(len(pictures), client):
             raise overload
         now_s = self.clock()
         rung, asked = self._keeper.in_force(contract), contract.rule
@@ -178,13 +191,15 @@ class Engine:
             rule, promise = contract.rung(rung)
             contract = replace(contract, rule=rule, promise=promise)
         samples = [
-            Sample(picture, contract, self._loop.create_future(), now_s, rung=rung, asked=asked) for picture in pictures
+            Sample(picture, contract, self._loop.create_future(), now_s, client, rung=rung, asked=asked)
+            for picture in pictures
         ]
         for sample in samples:
             # What a bound on depth cuts short is no answer that full depth could confirm.
             if contract.rule.max_exit == self._num_stages:
                 sample.audited = self._keeper.pick()
             self._inflight[sample] = self._deadline_timer(sample, now_s)
+        self._by_client[client] += len(samples)
         with self._wake:
             self._inbox.extend(samples)
             self._wake.notify()
@@ -286,15 +301,22 @@ class Engine:
         return SampleStats(outcome.exit, outcome.reason, outcome.confidence, outcome.queue_s, outcome.latency_s)
 
     def _forget(self, sample: Sample) -> None:
-        timer = self._inflight.pop(sample, None)
+        if sample not in self._inflight:
+            return
+        timer = self._inflight.pop(sample)
         if timer is not None:
             timer.cancel()
+        self._by_client[sample.client] -= 1
+        if not self._by_client[sample.client]:
+            del self._by_client[sample.client]
 
     def _on_warm(self, profile: CostProfile | None) -> None:
         if profile:
             self._observer.profile(profile)
             stages = range(1, profile.num_stages + 1)
-            self._watch.allow(max(profile.seconds(stage, profile.max_batch_size) for stage in stages))
+            full_s = [profile.seconds(stage, profile.max_batch_size) for stage in stages]
+            self._watch.allow(max(full_s))
+            self._pace.most_s = SLOWDOWN * sum(full_s) / profile.max_batch_size
         if not self._warm.done():
             self._warm.set_result(None)
 
@@ -333,13 +355,16 @@ class Engine:
 
     def _take_in(self) -> bool:
         """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
+        scheduler, arrived = self._scheduler, self._arrived
         with self._wake:
-            while not (self._inbox or self._stopping or any(self._scheduler.depths) or self._scheduler.num_spare):
+            while not (self._inbox or self._stopping or arrived or any(scheduler.depths) or scheduler.num_spare):
                 self._wake.wait()
-            arrived = list(self._inbox)
+            for sample in self._inbox:
+                arrived.append(sample.client, sample)
             self._inbox.clear()
             stopping = self._stopping
-        self._scheduler.enqueue(1, arrived)
+        room = BATCHES_AHEAD * scheduler.max_batch_size - scheduler.depths[0]
+        scheduler.enqueue(1, [arrived.popleft() for _ in range(min(room, len(arrived)))])
         return not stopping
 
     def step(self) -> None:

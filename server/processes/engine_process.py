@@ -143,7 +143,8 @@ class FrontendConnection(asyncio.Protocol):
         pictures_NHWC = self._pictures[model]
         engine = self._host.engines[model]
         try:
-            futures = engine.submit([pictures_NHWC[slot] for slot in slots], submission.contract)
+            pictures = [pictures_NHWC[slot] for slot in slots]
+            futures = engine.submit(pictures, submission.contract, submission.client)
         except EngineError as refusal:
             for slot in slots:
                 self._record(slot, refusal)
@@ -179,12 +180,13 @@ class FrontendConnection(asyncio.Protocol):
     def _news(self) -> list[bytes]:
         news = []
         for model, engine in enumerate(self._host.engines):
-            refusal = engine.overload(1)
+            load = engine.load
             state = wire.State(
                 model,
                 self._host.alive(model),
-                max(0, engine.inflight_samples - self._inflight_by_model[model]),
-                refusal.retry_after_s if refusal else 0.0,
+                max(0, load.inflight - self._inflight_by_model[model]),
+                load.num_clients,
+                load.pace_s,
                 engine.queue_depths,
             )
             if state != self._told[model]:
