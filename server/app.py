@@ -16,6 +16,7 @@ from starlette.types import Scope
 from server import openapi
 from server.exchange import ApiKeys, ExchangeMiddleware
 from server.express import ExpressMiddleware
+from server.hosts import HostMiddleware
 from server.images import Decoder
 from server.metrics import NO_MODEL, Metrics
 from server.predict import Predictor
@@ -53,6 +54,8 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
     )
     predictor = Predictor(registry, settings, metrics, decoder)
     app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())
+    if settings.allowed_hosts:
+        app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(
         ExchangeMiddleware, keys=keys, refuse=_refuse, record=metrics.record, access_log=settings.access_log
     )

@@ -109,10 +109,14 @@ class ExchangeMiddleware:
                 _log(scope, exchange, duration_s)
 
 
+def new_request_id() -> str:
+    """Unique, not secret: random numbers of the process's own, where a UUID would ask the system for each."""
+    return f"{random.getrandbits(128):032x}"
+
+
 def _request_id(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
-    # Unique, not secret: random numbers of the process's own, where a UUID would ask the system for each.
-    return given.decode("ascii") if SANE_REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    return given.decode("ascii") if SANE_REQUEST_ID.fullmatch(given) else new_request_id()
 
 
 def _address(scope: Scope) -> str:

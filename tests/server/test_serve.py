@@ -13,10 +13,9 @@ from pathlib import Path
 
 import httpx
 import pytest
-import uvicorn
 
 from models.bundle import save_bundle
-from server.serve import Server, listen, run, url
+from server.serve import Server, http_config, listen, run, url
 from server.settings import Settings
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -24,9 +23,11 @@ MIB = 2**20
 
 
 @asynccontextmanager
-async def listening(site, until, said: list[str], drain_delay_s: float = 0.0):
+async def listening(site, until, said: list[str], drain_delay_s: float = 0.0, settings: Settings | None = None):
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(site.app, lifespan="off", ws="none", log_config=None, access_log=False)
+    config = http_config(site.app, settings or Settings())
+    # The application's is the fixture's.
+    config.lifespan = "off"
     server = Server(config, site.registry, drain_delay_s, url(listener), said.append)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started)
