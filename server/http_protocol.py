@@ -265,6 +265,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _close(self) -> None:
         """After an answer with Connection: close."""
+        self._pipeline.stop()
         newest = self._pipeline.newest
         if (self._kept or (newest is not None and newest.more_body)) and not self._ended:
             self._linger()
@@ -291,7 +292,6 @@ class HttpProtocol(asyncio.Protocol):
 
     def _linger(self) -> None:
         self._deaf, self._kept = True, b""
-        self._pipeline.stop()
         self._since_s = self._all.now_s
         self._flow.release()
         if self._transport.can_write_eof():
