@@ -17,6 +17,8 @@ from server import openapi
 from server.decoding import DecodeLimits, Decoder
 from server.exchange import ApiKeys, ExchangeMiddleware
 from server.express import ExpressMiddleware
+from server.gate import Gate
+from server.hosts import HostMiddleware
 from server.metrics import NO_MODEL, Metrics
 from server.predict import Predictor
 from server.problems import FORBIDDEN, UNAUTHENTICATED, Problem, exception_handlers, problem_response
@@ -54,7 +56,11 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
         with_keys=keys.needed,
     )
     predictor = Predictor(registry, settings, metrics, decoder)
+    # For the HTTP server, which asks it before the application is called.
+    app.state.gate = Gate(predictor, keys, metrics.record)
     app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())
+    if settings.allowed_hosts:
+        app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
     app.add_middleware(
         ExchangeMiddleware, keys=keys, refuse=_refuse, record=metrics.record, access_log=settings.access_log
     )

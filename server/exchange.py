@@ -8,8 +8,9 @@ import logging
 import random
 import re
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
@@ -81,7 +82,8 @@ class ExchangeMiddleware:
             await self.app(scope, receive, send)
             return
         headers = dict(scope["headers"])
-        exchange = Exchange(_request_id(headers), time.monotonic(), _address(scope))
+        client = client_of(headers, scope, self._keys)
+        exchange = Exchange(request_id_of(headers), time.monotonic(), client or _address(scope))
         scope["offramp.exchange"] = exchange
         id_header = (b"x-request-id", exchange.request_id.encode())
 
@@ -92,12 +94,8 @@ class ExchangeMiddleware:
             await send(message)
 
         app = self.app
-        if self._keys.needed and scope["path"].startswith(PROTECTED):
-            key = _key(headers)
-            if key is None or not self._keys.accept(key):
-                app = self._refuse(scope, key)
-            else:
-                exchange.client = _digest(key).hex()
+        if client is None and scope["path"].startswith(PROTECTED):
+            app = self._refuse(scope, _key(headers))
         try:
             await app(scope, receive, send_with_id)
         finally:
@@ -109,13 +107,25 @@ class ExchangeMiddleware:
                 _log(scope, exchange, duration_s)
 
 
-def _request_id(headers: dict[bytes, bytes]) -> str:
+def new_request_id() -> str:
+    """Unique, not secret: random numbers of the process's own, where a UUID would ask the system for each."""
+    return f"{random.getrandbits(128):032x}"
+
+
+def client_of(headers: dict[bytes, bytes], scope: Mapping[str, Any], keys: ApiKeys) -> str | None:
+    """Who asks: the digest of its key where keys are needed, else its address. None without an accepted key."""
+    if not keys.needed:
+        return _address(scope)
+    key = _key(headers)
+    return _digest(key).hex() if key is not None and keys.accept(key) else None
+
+
+def request_id_of(headers: dict[bytes, bytes]) -> str:
     given = headers.get(b"x-request-id", b"")
-    # Unique, not secret: random numbers of the process's own, where a UUID would ask the system for each.
-    return given.decode("ascii") if SANE_REQUEST_ID.fullmatch(given) else f"{random.getrandbits(128):032x}"
+    return given.decode("ascii") if SANE_REQUEST_ID.fullmatch(given) else new_request_id()
 
 
-def _address(scope: Scope) -> str:
+def _address(scope: Mapping[str, Any]) -> str:
     client = scope.get("client")
     return client[0] if client else ""
 

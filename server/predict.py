@@ -19,7 +19,7 @@ from starlette.types import Receive
 from server.answers import prediction_response
 from server.bodies import FORM, JSON, Submission, parse_body, parse_query, read_body, refuse_without_pictures
 from server.decoding import Decoder
-from server.engine.errors import DeadlineExceeded, EngineError
+from server.engine.errors import DeadlineExceeded, EngineError, Overloaded
 from server.engine.request import Answer
 from server.exchange import Exchange
 from server.images import Picture
@@ -65,7 +65,8 @@ class Predictor:
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
         self._refuse_unless_ready()
-        self._refuse_while_overloaded(exchange.model, exchange.client)
+        if found_overload := self.overload(exchange.model, exchange.client):
+            raise found_overload[1]
         self._refuse_beyond(self._ledger.too_many(exchange.client))
         # Who cannot even pay for one picture at exit 1 need not upload it.
         least = found.spent(1)
@@ -118,13 +119,20 @@ class Predictor:
             kind = DRAINING if self._registry.draining else NOT_READY
             raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
 
-    def _refuse_while_overloaded(self, model: str, client: str) -> None:
-        """Before the upload, so that no client waits for its refusal; the body may yet name any version."""
-        engines = [served.engine for served in self._registry.versions(model).values()]
+    def overload(self, model: str, client: str) -> tuple[str, Overloaded] | None:
+        """The name of the model and its refusal of one more picture of this client; None where it has room.
+
+        Asked before the upload, so that no client waits for its refusal; the body may yet name any version.
+        """
+        name = model or self._registry.default_name
+        if name not in self._registry.names or self._registry.why_not_ready() is not None:
+            return None
+        engines = [served.engine for served in self._registry.versions(name).values()]
         pictures = 1 + self._decoder.pending
         overloads = [overload for engine in engines if (overload := engine.overload(pictures, client))]
-        if len(overloads) == len(engines):
-            raise min(overloads, key=lambda overload: overload.retry_after_s)
+        if len(overloads) < len(engines):
+            return None
+        return name, min(overloads, key=lambda overload: overload.retry_after_s)
 
     def _refuse_beyond(self, refusal: Refusal | None) -> None:
         if refusal is not None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -24,7 +24,7 @@ from starlette.responses import Response
 from starlette.types import ExceptionHandler
 
 from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
-from server.exchange import Exchange
+from server.exchange import Exchange, new_request_id
 from server.registry import UnknownModel
 
 logger = logging.getLogger(__name__)
@@ -46,24 +46,33 @@ class Kind:
 
 
 MALFORMED_BODY = Kind("malformed-body", 400, "The body cannot be read")
+MALFORMED_REQUEST = Kind("malformed-request", 400, "The request is not valid HTTP/1.1")
+UNKNOWN_HOST = Kind("unknown-host", 400, "The server does not answer to this host")
 UNAUTHENTICATED = Kind("unauthenticated", 401, "An API key is needed")
 FORBIDDEN = Kind("forbidden", 403, "The API key is not accepted")
 NOT_FOUND = Kind("not-found", 404, "There is nothing at this path")
 UNKNOWN_MODEL = Kind("unknown-model", 404, "No such model or version is served")
 METHOD_NOT_ALLOWED = Kind("method-not-allowed", 405, "The path does not take this method")
+REQUEST_TIMEOUT = Kind("request-timeout", 408, "The request took too long to arrive")
 BODY_TOO_LARGE = Kind("body-too-large", 413, "The body is too large")
 TOO_MANY_IMAGES = Kind("too-many-images", 413, "The request has too many pictures")
 TOO_MANY_PIXELS = Kind("too-many-pixels", 413, "The picture has too many pixels")
+URL_TOO_LONG = Kind("url-too-long", 414, "The URL is too long")
 UNSUPPORTED_MEDIA_TYPE = Kind("unsupported-media-type", 415, "The media type or picture format is not supported")
 INVALID_PARAMETER = Kind("invalid-parameter", 422, "A parameter is wrong")
 INVALID_IMAGE = Kind("invalid-image", 422, "A picture is missing, truncated or corrupt")
 NOT_CERTIFIED = Kind("not-certified", 422, "The contract cannot be certified")
 CLIENT_LIMIT = Kind("client-limit", 429, "This client has reached its limit", "client_limit")
+HEADERS_TOO_LARGE = Kind("headers-too-large", 431, "The headers are too many or too large")
 INTERNAL = Kind("internal-error", 500, "The server failed")
 OVERLOADED = Kind("overloaded", 503, "The server is overloaded", "overloaded")
 DRAINING = Kind("draining", 503, "The server is shutting down", "draining")
 NOT_READY = Kind("not-ready", 503, "The server is not ready", "not_ready")
 DEADLINE_EXCEEDED = Kind("deadline-exceeded", 504, "The deadline passed before the first exit")
+HTTP_VERSION = Kind("http-version", 505, "The HTTP version is not supported")
+
+# After these the client is better served by a new connection: perhaps by another replica.
+LAST_ON_THEIR_CONNECTION = (INTERNAL, DRAINING)
 
 KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isinstance(kind, Kind))
 REJECTIONS: tuple[str, ...] = tuple(kind.rejection for kind in KINDS if kind.rejection)
@@ -103,16 +112,42 @@ def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
     """problem+json, with the request's path as instance; notes a refusal for the metrics."""
     exchange: Exchange = scope["offramp.exchange"]
     exchange.rejection = problem.kind.rejection
+    content = _content(problem, scope["path"], exchange.request_id)
+    response = Response(content, problem.kind.status, problem.headers, MEDIA_TYPE)
+    if problem.kind in LAST_ON_THEIR_CONNECTION:
+        response.headers["Connection"] = "close"
+    return response
+
+
+def raw_response(
+    problem: Problem, headers: Iterable[tuple[bytes, bytes]] = (), path: str = "", request_id: str = ""
+) -> bytes:
+    """A whole HTTP/1.1 response, the last on its connection, for what ends before there is a request to answer.
+
+    headers: beside the problem's own. path, request_id: of the request, where they are known.
+    """
+    request_id = request_id or new_request_id()
+    body = _content(problem, path, request_id).encode()
+    status = problem.kind.status
+    lines = [f"HTTP/1.1 {status} {HTTPStatus(status).phrase}".encode()]
+    lines += [name + b": " + value for name, value in headers]
+    lines += [f"{name.lower()}: {value}".encode() for name, value in problem.headers.items()]
+    lines += [f"content-type: {MEDIA_TYPE}".encode(), b"content-length: %d" % len(body)]
+    lines += [f"x-request-id: {request_id}".encode(), b"connection: close", b"", body]
+    return b"\r\n".join(lines)
+
+
+def _content(problem: Problem, path: str, request_id: str) -> str:
     content = {
         "type": f"urn:offramp:problem:{problem.kind.slug}",
         "title": problem.kind.title,
         "status": problem.kind.status,
         "detail": problem.detail,
-        "instance": scope["path"],
-        "request_id": exchange.request_id,
+        "instance": path,
+        "request_id": request_id,
         **problem.fields,
     }
-    return Response(json.dumps(content), problem.kind.status, problem.headers, MEDIA_TYPE)
+    return json.dumps(content)
 
 
 def exception_handlers() -> dict[int | type[Exception], ExceptionHandler]:

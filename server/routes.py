@@ -64,11 +64,13 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
     """For probes and Prometheus; never behind a key."""
     router = APIRouter(tags=["operation"])
 
+    @router.head("/livez", include_in_schema=False)
     @router.get("/livez", responses={200: {"model": Status}})
     async def livez() -> Response:
         """The process answers."""
         return json_response({"status": "alive"})
 
+    @router.head("/readyz", include_in_schema=False)
     @router.get("/readyz", responses={200: {"model": Status}, **problem_responses(503)})
     async def readyz() -> Response:
         """Every model is loaded and warmed up, every engine alive, and the server is not shutting down."""
@@ -77,6 +79,7 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
             raise Problem(DRAINING if registry.draining else NOT_READY, reason, retry_after(1))
         return json_response({"status": "ready"})
 
+    @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", responses={200: {"content": {"text/plain": {}}, "description": "Text format"}})
     async def prometheus() -> Response:
         """Metrics for Prometheus; docs/metrics.md tells what each is for."""

@@ -7,6 +7,7 @@ import logging.config
 import os
 import signal
 import socket
+import stat
 import sys
 import threading
 import time
@@ -24,12 +25,14 @@ from server.settings import Settings
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from server.http_config import HttpConfig
     from server.registry import Registry
+
+logger = logging.getLogger(__name__)
 
 BACKLOG = 2048
 
-# Longer than the 60 s of common load balancers: who closes an idle connection first should be they, not we.
-KEEP_ALIVE_S = 75
+TICKS_PER_SWEEP = 10
 
 
 class Server(uvicorn.Server):
@@ -43,13 +46,14 @@ class Server(uvicorn.Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        config: HttpConfig,
         registry: Registry,
         drain_delay_s: float,
         address: str,
         announce: Callable[[str], None],
     ) -> None:
         super().__init__(config)
+        self._connections = config.connections
         self._registry = registry
         self._drain_delay_s = drain_delay_s
         self._address = address
@@ -67,6 +71,8 @@ class Server(uvicorn.Server):
 
     async def on_tick(self, counter: int) -> bool:
         """Ten times a second: announce readiness, end when it is time or nothing can become ready."""
+        if counter % TICKS_PER_SWEEP == 0:
+            self._connections.sweep()
         if not self._announced and self._registry.why_not_ready() is None:
             self._announced = True
             self.on_ready()
@@ -75,6 +81,11 @@ class Server(uvicorn.Server):
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
         return await super().on_tick(counter)
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        """As uvicorn's; a connection that is just being accepted is closed too."""
+        self._connections.closed = True
+        await super().shutdown(sockets)
 
     def on_ready(self) -> None:
         """Called once, when the server can answer."""
@@ -91,24 +102,33 @@ class Server(uvicorn.Server):
         ]
 
 
-def run(settings: Settings, configure_logging: Callable[[dict[str, Any]], None] = logging.config.dictConfig) -> int:
+def configure_logging(config: dict[str, Any]) -> None:
+    """Log as `log_config` says, the warnings of libraries too; it holds for the whole process."""
+    logging.config.dictConfig(config)
+    logging.captureWarnings(True)
+
+
+def run(settings: Settings, configure_logging: Callable[[dict[str, Any]], None] = configure_logging) -> int:
     """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise.
 
-    configure_logging: given `log_config`; it holds for the whole process.
+    configure_logging: given `log_config`.
     """
     if settings.frontends:
         from server.processes.supervisor import supervise
 
         return supervise(settings)
     configure_logging(log_config(settings.log_level))
+    warn_of_readable_keys(settings)
     return _run_in_one_process(settings)
 
 
 def _run_in_one_process(settings: Settings) -> int:
     from server.app import create_app
+    from server.http_limits import raise_descriptor_limit
     from server.loading import load_registry
     from server.metrics import Metrics
 
+    raise_descriptor_limit()
     metrics = Metrics()
     try:
         registry = load_registry(settings, metrics)
@@ -154,20 +174,32 @@ def url(listener: socket.socket) -> str:
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
-def http_config(app: FastAPI, settings: Settings) -> uvicorn.Config:
+def http_config(app: FastAPI, settings: Settings) -> HttpConfig:
     """How uvicorn runs the application."""
-    return uvicorn.Config(
+    from server.connections import Connections
+    from server.http_config import HttpConfig
+    from server.proxies import TrustedProxies
+
+    return HttpConfig(
         app,
+        Connections(settings.http_limits, TrustedProxies(settings.trusted_proxies)),
+        app.state.gate,
         loop="uvloop",
-        http="httptools",
         ws="none",
         lifespan="on",
         log_config=None,
         access_log=False,
         server_header=False,
-        timeout_keep_alive=KEEP_ALIVE_S,
+        headers=[("X-Content-Type-Options", "nosniff")],
         timeout_graceful_shutdown=settings.drain_timeout_s,
     )
+
+
+def warn_of_readable_keys(settings: Settings) -> None:
+    """Say so where others on this machine can read the keys."""
+    file = settings.api_keys_file
+    if file is not None and file.exists() and (mode := stat.S_IMODE(file.stat().st_mode)) & stat.S_IRWXO:
+        logger.warning("api_keys_file %s is open to every user of this machine (mode %o): chmod 600 it", file, mode)
 
 
 def log_config(level: str) -> dict[str, Any]:
@@ -184,6 +216,7 @@ def log_config(level: str) -> dict[str, Any]:
             # Said whatever the level is, and a closed pipe behind it ends nothing.
             "server.announcement": {"level": "INFO", "handlers": ["plain"], "propagate": False},
             "server": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
+            "py.warnings": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
             "uvicorn": {"level": "INFO" if level == "debug" else "WARNING", "handlers": ["stderr"], "propagate": False},
         },
     }

@@ -12,7 +12,9 @@ from typing import Annotated, get_args, get_type_hints
 
 import typer
 
+from server.http_limits import HttpLimits, connections_of_one_process
 from server.limits import ClientLimits
+from server.proxies import TrustedProxies
 
 RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
@@ -166,6 +168,42 @@ class Settings:
     drain_timeout_s: Annotated[
         int, typer.Option(min=1, max=3600, help="Then: most seconds for requests in flight to be answered.")
     ] = 30
+    max_connections: Annotated[
+        int,
+        typer.Option(min=0, max=1_000_000, help="Most open connections; 0: 10000, or what the system's limit allows."),
+    ] = 0
+    client_max_connections: Annotated[
+        int, typer.Option(min=0, max=1_000_000, help="Most open connections of one address; 0: no limit.")
+    ] = 0
+    max_header_kib: Annotated[
+        float, typer.Option(min=4, max=1024, help="Largest head of a request, or trailers, in KiB; beyond it, 431.")
+    ] = 32.0
+    max_headers: Annotated[int, typer.Option(min=10, max=10_000, help="Most headers of a request; beyond it, 431.")] = (
+        100
+    )
+    max_url_kib: Annotated[float, typer.Option(min=0.25, max=1024, help="Longest URL, in KiB; beyond it, 414.")] = 8.0
+    header_timeout_s: Annotated[
+        float,
+        typer.Option(min=0.1, max=3600, help="Seconds for a request's headers, and for the first byte of the first."),
+    ] = 10.0
+    body_timeout_s: Annotated[
+        float, typer.Option(min=0.1, max=86_400, help="Seconds for a request's body, after its headers.")
+    ] = 60.0
+    keep_alive_s: Annotated[
+        float,
+        typer.Option(min=0, max=86_400, help="Seconds that a connection may wait for its next request."),
+    ] = 75.0
+    write_timeout_s: Annotated[
+        float, typer.Option(min=0.1, max=3600, help="Seconds for a client to read what has been written to it.")
+    ] = 30.0
+    trusted_proxies: Annotated[
+        str,
+        typer.Option(help="Addresses or networks, with commas between, whose X-Forwarded-For and -Proto are believed."),
+    ] = ""
+    allowed_hosts: Annotated[
+        str,
+        typer.Option(help="Names, with commas between, that Host may have; *.example.com: all below it. Default: any."),
+    ] = ""
     log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info"
     access_log: Annotated[bool, typer.Option(help="Log one line for each request.")] = False
 
@@ -215,6 +253,7 @@ class Settings:
                 f"max_uploads_mib {self.max_uploads_mib} is below six times max_body_mib {self.max_body_mib}: one "
                 "client holds half of it, and JSON takes three times its size; raise the one or lower the other"
             )
+        TrustedProxies(self.trusted_proxies)
         if self.max_queue < self.max_images:
             raise ValueError(
                 f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "
@@ -226,6 +265,21 @@ class Settings:
         """Of each client."""
         return ClientLimits(
             self.client_max_inflight, self.client_gmacs_per_s * 1e9, self.client_burst_s, self.client_deep_share
+        )
+
+    @property
+    def http_limits(self) -> HttpLimits:
+        """Of the connections of one process that serves HTTP."""
+        return HttpLimits(
+            url_bytes=round(self.max_url_kib * 1024),
+            head_bytes=round(self.max_header_kib * 1024),
+            num_headers=self.max_headers,
+            head_s=self.header_timeout_s,
+            body_s=self.body_timeout_s,
+            keep_alive_s=self.keep_alive_s,
+            write_s=self.write_timeout_s,
+            connections=connections_of_one_process(self.max_connections, self.frontends or 1),
+            client_connections=self.client_max_connections,
         )
 
     @property

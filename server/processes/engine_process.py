@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import logging.config
 import shutil
 import signal
 import socket
@@ -25,7 +24,7 @@ from server.processes import wire
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
 from server.processes.shared_pictures import Layout, Segment
 from server.registry import EngineClient, Registry
-from server.serve import end_process, log_config
+from server.serve import configure_logging, end_process, log_config
 
 logger = logging.getLogger(__name__)
 
@@ -240,7 +239,7 @@ async def _wait(event: asyncio.Event, timeout_s: float) -> None:
 def run_engine(assignment: Assignment) -> int:
     """The whole life of an engine process; its exit status."""
     settings, lifeline = assignment.settings, Lifeline(assignment.lifeline)
-    logging.config.dictConfig(log_config(settings.log_level))
+    configure_logging(log_config(settings.log_level))
     share_counters(assignment.folder, assignment.name)
     try:
         registry = load_registry(settings, Metrics(shared=assignment.folder))

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import logging
-import logging.config
 import os
 import signal
 import socket
@@ -13,7 +12,6 @@ from dataclasses import replace
 from types import FrameType
 
 import torch
-import uvicorn
 
 from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, Bundle
@@ -22,6 +20,8 @@ from models.device import choose_device
 from server.app import create_app
 from server.decoding import MOST_THREADS
 from server.engine.admission import Admission
+from server.http_config import HttpConfig
+from server.http_limits import raise_descriptor_limit
 from server.loading import load_served
 from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
@@ -29,7 +29,7 @@ from server.processes.acceptor import Acceptor, OpenConnections
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
 from server.processes.remote_engine import EngineLink
 from server.registry import Registry, ServedModel
-from server.serve import Server, http_config, log_config
+from server.serve import Server, configure_logging, http_config, log_config
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ class FrontendServer(Server):
 
     def __init__(
         self,
-        config: uvicorn.Config,
+        config: HttpConfig,
         registry: Registry,
         drain_delay_s: float,
         address: str,
@@ -137,7 +137,8 @@ def _warmed_up_elsewhere() -> None:
 def run_frontend(assignment: Assignment) -> int:
     """The whole life of a frontend process; its exit status."""
     settings, lifeline = assignment.settings, Lifeline(assignment.lifeline)
-    logging.config.dictConfig(log_config(settings.log_level))
+    configure_logging(log_config(settings.log_level))
+    raise_descriptor_limit()
     share_counters(assignment.folder, assignment.name)
     # The network is only measured here, never run.
     torch.set_num_threads(1)

@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import json
 import logging
-import logging.config
 import os
 import pickle
 import shutil
@@ -27,7 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.processes.lifeline import BEAT_S, Assignment
-from server.serve import listen, log_config, url
+from server.serve import configure_logging, listen, log_config, url, warn_of_readable_keys
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
@@ -294,7 +293,8 @@ def supervise(
     settings: Settings, hung_after_s: float = HUNG_AFTER_S, restart_delays_s: Sequence[float] = RESTART_DELAYS_S
 ) -> int:
     """Serve over several processes until a signal; the exit status, as `server.serve.run`'s."""
-    logging.config.dictConfig(log_config(settings.log_level))
+    configure_logging(log_config(settings.log_level))
+    warn_of_readable_keys(settings)
     say = logging.getLogger("server.announcement").info
     try:
         listener = listen(settings.host, settings.port)

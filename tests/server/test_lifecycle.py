@@ -20,6 +20,14 @@ async def test_a_ready_server_says_so(site):
     assert (await site.client.get("/readyz")).json() == {"status": "ready"}
 
 
+@pytest.mark.parametrize("path", ["/livez", "/readyz", "/metrics"])
+async def test_probes_may_ask_for_the_headers_alone(site, path):
+    got, head = await site.client.get(path), await site.client.head(path)
+    assert head.status_code == 200
+    assert head.headers["Content-Type"] == got.headers["Content-Type"]
+    assert (await site.client.post(path)).headers["Allow"] == "GET"
+
+
 async def test_a_draining_server_is_alive_but_takes_nothing_new(site, encode):
     site.registry.draining = True
     assert (await site.client.get("/livez")).status_code == 200
@@ -28,6 +36,8 @@ async def test_a_draining_server_is_alive_but_takes_nothing_new(site, encode):
     response = await site.client.post("/v1/predict", content=encode())
     assert (response.status_code, response.json()["type"]) == (503, "urn:offramp:problem:draining")
     assert response.headers["Retry-After"] == "1"
+    # Its next request belongs to another replica.
+    assert response.headers["Connection"] == "close"
     # A probe is no refused request.
     assert site.metric("offramp_rejections_total", reason="draining") == 1
     site.registry.draining = False

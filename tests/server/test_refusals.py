@@ -454,6 +454,7 @@ async def test_a_failed_inference_is_a_500_without_its_inside(serve, encode):
     async with serve(failures={7: InferenceFailed("secret inside")}) as site:
         response = await site.client.post("/v1/predict", content=encode(7))
         assert_problem(response, 500, "internal-error")
+        assert response.headers["Connection"] == "close"
         assert "secret" not in response.text
         assert (await site.client.post("/v1/predict", content=encode(8))).status_code == 200
 
@@ -463,6 +464,7 @@ async def test_a_bug_is_a_500_with_a_request_id_and_no_traceback(serve, encode, 
         response = await site.client.post("/v1/predict", content=encode(7), headers={"X-Request-Id": "find-me"})
         assert_problem(response, 500, "internal-error")
         assert response.headers["X-Request-Id"] == "find-me"
+        assert response.headers["Connection"] == "close"
         assert "secret" not in response.text
         assert "Traceback" not in response.text
         assert "find-me" in caplog.text

@@ -15,7 +15,6 @@ from pathlib import Path
 import httpx
 import numpy as np
 import pytest
-import uvicorn
 from fastapi import FastAPI
 
 from models.backbones.plugins import load_backbones
@@ -30,7 +29,7 @@ from server.engine.errors import InferenceFailed
 from server.engine.step_watch import ENGINE_THREAD
 from server.metrics import Metrics
 from server.registry import Registry, ServedModel
-from server.serve import Server, listen, run, url
+from server.serve import Server, http_config, listen, run, url, warn_of_readable_keys
 from server.settings import Settings
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
@@ -39,9 +38,11 @@ MIB = 2**20
 
 
 @asynccontextmanager
-async def listening(site, until, said: list[str], drain_delay_s: float = 0.0):
+async def listening(site, until, said: list[str], drain_delay_s: float = 0.0, settings: Settings | None = None):
     listener = listen("127.0.0.1", 0)
-    config = uvicorn.Config(site.app, lifespan="off", ws="none", log_config=None, access_log=False)
+    config = http_config(site.app, settings or Settings())
+    # The application's is the fixture's.
+    config.lifespan = "off"
     server = Server(config, site.registry, drain_delay_s, url(listener), said.append)
     serving = asyncio.create_task(server.serve(sockets=[listener]))
     await until(lambda: server.started)
@@ -339,3 +340,51 @@ def test_a_network_that_the_runner_cannot_run_is_one_sentence_and_exit_code_1(bu
     [line] = capsys.readouterr().err.splitlines()
     assert line.startswith("offramp: OpenVINO cannot convert stage 2: ")
     assert line.endswith("serve this network with --runner torch")
+
+
+async def test_answers_are_not_to_be_taken_for_another_type(site, on_a_socket):
+    async with on_a_socket(site) as (_, _, client):
+        for path in ("/livez", "/nothing", "/" + "a" * 10_000):
+            assert (await client.get(path)).headers["X-Content-Type-Options"] == "nosniff"
+
+
+async def test_silent_connections_are_closed_by_the_servers_own_ticks(site, on_a_socket):
+    settings = Settings(header_timeout_s=0.1)
+    async with on_a_socket(site, settings=settings) as (_, _, client):
+        reader, writer = await asyncio.open_connection(client.base_url.host, client.base_url.port)
+        async with asyncio.timeout(60):
+            assert await reader.read() == b""
+        writer.close()
+
+
+CODE_OF_LOGGING = """
+import logging, warnings
+from server.serve import configure_logging, log_config
+configure_logging(log_config("info"))
+warnings.warn("pixels were odd")
+"""
+
+
+def test_warnings_of_libraries_are_lines_of_the_log():
+    command = [sys.executable, "-c", CODE_OF_LOGGING]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stderr
+    assert re.match(r"\d{4}-\d\d-\d\d \d\d:\d\d:\d\d,\d+ WARNING py.warnings: .*pixels were odd", said)
+
+
+@pytest.mark.parametrize(("mode", "warned"), [(0o600, False), (0o640, False), (0o644, True), (0o602, True)])
+def test_keys_that_everybody_can_read_are_warned_about(tmp_path, server_log, mode, warned):
+    file = tmp_path / "keys"
+    file.write_text("key")
+    file.chmod(mode)
+    warn_of_readable_keys(Settings(api_keys_file=file))
+    warn_of_readable_keys(Settings(api_keys="key"))
+    assert [record.levelname for record in server_log.records] == ["WARNING"] * warned
+    assert (f"{file} is open to every user" in server_log.text) is warned
+
+
+def test_a_process_may_open_as_many_descriptors_as_the_system_allows():
+    code = "import resource; from server.http_limits import raise_descriptor_limit; raise_descriptor_limit(); "
+    code += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    command = ["bash", "-c", 'ulimit -Sn 100; exec "$0" -c "$1"', sys.executable, code]
+    said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
+    assert said[0] == said[1] != "100"

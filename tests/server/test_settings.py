@@ -68,6 +68,13 @@ def test_sizes_are_given_in_mib_and_megapixels():
     assert (settings.max_body_bytes, settings.max_pixels) == (524_288, 250_000)
 
 
+def test_limits_of_http_are_options():
+    limits = Settings(max_url_kib=1, max_header_kib=4, max_headers=10, body_timeout_s=5, max_connections=7).http_limits
+    assert (limits.url_bytes, limits.head_bytes, limits.num_headers) == (1024, 4096, 10)
+    assert (limits.body_s, limits.connections) == (5, 7)
+    assert Settings(frontends=4, max_connections=8).http_limits.connections == 2
+
+
 def test_keys_come_from_the_option_and_the_file(tmp_path):
     file = tmp_path / "keys"
     file.write_text("# the partners\n  first \n\nsecond\n")

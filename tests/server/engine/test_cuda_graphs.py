@@ -218,7 +218,7 @@ def test_interleaved_stages_random_survivors_and_drops_never_mix_samples_up(make
 
 async def test_in_the_engine_with_mixed_contracts_and_clients_that_leave(make_runner, reference_KNC, pictures, device):
     runner = make_runner(16)
-    engine = Engine(runner, Recorder(), max_batch_size=16, max_samples=128, max_wait_s=3600.0, clock=time.monotonic)
+    engine = Engine(runner, Recorder(), max_batch_size=16, max_samples=160, max_wait_s=3600.0, clock=time.monotonic)
     engine.start(asyncio.get_running_loop())
     rules = [ExitRule.uniform(clear_threshold(reference_KNC, quantile), EXITS) for quantile in QUANTILES]
 

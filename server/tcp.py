@@ -1,0 +1,55 @@
+"""What the kernel knows of a TCP connection and asyncio does not tell. Linux only."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+import struct
+
+# Of struct tcp_info in linux/tcp.h: the state is the first byte, tcpi_bytes_acked a 64-bit number at byte 120.
+CLOSED_STATE = 7
+ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
+
+
+def is_reset(transport: asyncio.Transport) -> bool:
+    """Whether the client has answered with a reset, which nothing reports while nothing is read or written."""
+    return _tcp_info(transport, 1) == bytes([CLOSED_STATE])
+
+
+def acknowledged_bytes(transport: asyncio.Transport) -> int:
+    """Bytes that the client's side has taken since the connection began; 0 where that is not known."""
+    info = _tcp_info(transport, ACKNOWLEDGED_AT + ACKNOWLEDGED.size)
+    return ACKNOWLEDGED.unpack_from(info, ACKNOWLEDGED_AT)[0] if len(info) > ACKNOWLEDGED_AT else 0
+
+
+def _tcp_info(transport: asyncio.Transport, size_bytes: int) -> bytes:
+    connection = transport.get_extra_info("socket")
+    if connection is None or connection.family not in (socket.AF_INET, socket.AF_INET6):
+        return b""
+    try:
+        info: bytes = connection.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, size_bytes)
+    except OSError:
+        # The descriptor has been closed.
+        return b""
+    return info
+
+
+class Unread:
+    """Notices a client that does not read its answers. limit_s: to read what waits for it at some moment."""
+
+    __slots__ = ("_goal_bytes", "_limit_s", "_since_s")
+
+    def __init__(self, limit_s: float) -> None:
+        self._limit_s = limit_s
+        self._goal_bytes = self._since_s = 0.0
+
+    def is_overdue(self, transport: asyncio.Transport, now_s: float) -> bool:
+        """To be asked about once a second."""
+        waiting_bytes = transport.get_write_buffer_size()
+        if not waiting_bytes:
+            self._goal_bytes = 0
+            return False
+        read_bytes = acknowledged_bytes(transport)
+        if not self._goal_bytes or read_bytes >= self._goal_bytes:
+            self._goal_bytes, self._since_s = read_bytes + waiting_bytes, now_s
+        return now_s - self._since_s > self._limit_s

@@ -1,0 +1,126 @@
+"""How many connections there may be, and which of them give way."""
+
+from __future__ import annotations
+
+import pytest
+
+from server.connections import Connections
+from server.http_limits import HttpLimits, connections_of_one_process
+from server.proxies import TrustedProxies
+from tests.server.http_wire import Clock
+
+
+class Client:
+    """A connection that is idle since some moment, or busy (None)."""
+
+    def __init__(self, everyone: Connections, address: str, idle_since_s: float | None) -> None:
+        self.everyone = everyone
+        self.address = address
+        self.idle_since_s = idle_since_s
+        self.ended = False
+        self.checked: list[float] = []
+
+    def check(self, now_s: float) -> None:
+        self.checked.append(now_s)
+
+    def end(self) -> None:
+        self.ended = True
+        self.everyone.leave(self)
+
+
+def of(limit: int, of_one: int = 0, proxies: str = "") -> Connections:
+    limits = HttpLimits(connections=limit, client_connections=of_one)
+    return Connections(limits, TrustedProxies(proxies), Clock())
+
+
+def enter(everyone: Connections, *clients: tuple[str, float | None]) -> list[Client]:
+    made = [Client(everyone, address, idle_since_s) for address, idle_since_s in clients]
+    assert [everyone.enter(client) for client in made] == [None] * len(made)
+    return made
+
+
+def test_silent_connections_never_shut_others_out():
+    everyone = of(10)
+    silent = enter(everyone, *(("a", float(i)) for i in range(10)))
+    other = enter(everyone, ("b", 0.0), ("c", None), ("b", 0.0))
+    assert [client.ended for client in silent] == [True] * 3 + [False] * 7
+    assert not any(client.ended for client in other)
+    assert len(everyone) == 10
+
+
+def test_the_address_with_most_connections_gives_way_and_what_is_in_use_stays():
+    everyone = of(5)
+    one, *many = enter(everyone, ("light", 1.0), ("heavy", None), ("heavy", 3.0), ("heavy", 2.0), ("heavy", None))
+    enter(everyone, ("new", 4.0))
+    assert [client.ended for client in (one, *many)] == [False, False, False, True, False]
+
+
+def test_where_everything_is_in_use_the_newcomer_is_refused():
+    everyone = of(3)
+    busy = enter(everyone, ("a", None), ("a", None), ("b", None))
+    refusal = everyone.enter(Client(everyone, "c", 0.0))
+    assert refusal is not None
+    assert (refusal.kind.status, refusal.headers) == (503, {"Retry-After": "1"})
+    assert not any(client.ended for client in busy)
+
+
+def test_nobody_is_closed_for_an_address_that_has_more_itself():
+    everyone = of(4)
+    clients = enter(everyone, ("greedy", None), ("greedy", None), ("greedy", None), ("light", 1.0))
+    assert everyone.enter(Client(everyone, "greedy", 0.0)) is not None
+    assert not any(client.ended for client in clients)
+
+
+def test_a_refused_connection_counts_until_it_leaves():
+    everyone = of(1)
+    [one] = enter(everyone, ("a", None))
+    refused = Client(everyone, "b", 0.0)
+    assert everyone.enter(refused) is not None
+    assert len(everyone) == 2
+    for client in (refused, refused, one):
+        everyone.leave(client)
+    assert len(everyone) == 0
+
+
+@pytest.mark.parametrize("proxies", ["", "192.0.2.0/24"])
+def test_one_address_has_a_limit_of_its_own_unless_it_is_a_trusted_proxy(proxies):
+    everyone = of(100, of_one=2, proxies=proxies)
+    enter(everyone, ("192.0.2.1", None), ("192.0.2.1", None), ("192.0.2.2", None))
+    refusal = everyone.enter(Client(everyone, "192.0.2.1", 0.0))
+    if proxies:
+        assert refusal is None
+    else:
+        assert refusal is not None
+        assert (refusal.kind.status, refusal.fields["limit"]) == (429, "max_connections")
+
+
+def test_an_address_at_its_limit_makes_room_by_its_own_idle_connections():
+    everyone = of(100, of_one=2)
+    old, new = enter(everyone, ("a", 1.0), ("a", 2.0))
+    enter(everyone, ("a", 3.0))
+    assert (old.ended, new.ended) == (True, False)
+
+
+def test_all_are_looked_at_once_a_sweep():
+    clock = Clock()
+    everyone = Connections(clock=clock)
+    [client] = enter(everyone, ("a", 0.0))
+    for seconds in (1.0, 1.5, 1000.0):
+        clock.now_s += seconds
+        everyone.sweep()
+    assert client.checked == [1.0, 2.5, 4.5]
+
+
+@pytest.mark.parametrize(
+    ("wanted", "processes", "descriptors", "each"),
+    [
+        (0, 1, 10**6, 10_000),
+        (0, 1, 1024, 896),
+        (0, 4, 1024, 896),
+        (0, 1, 64, 32),
+        (500, 1, 1024, 500),
+        (500, 3, 1024, 167),
+    ],
+)
+def test_connections_leave_descriptors_for_everything_else(wanted, processes, descriptors, each):
+    assert connections_of_one_process(wanted, processes, descriptors) == each
