@@ -17,7 +17,7 @@ from uvicorn.server import ServerState
 from server.http_cycles import Cycles, Flow
 from server.pipeline import Pipeline
 from server.problems import REQUEST_TIMEOUT, Problem, raw_response
-from server.request_parser import Expects, Head, RequestParser
+from server.request_parser import BODY, REQUEST, SLICE_BYTES, Expects, Head, RequestParser
 from server.tcp import Unread, is_reset
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class HttpProtocol(asyncio.Protocol):
         self._pipeline = Pipeline(self._cycles.start)
         self._unread = Unread(self._limits.write_s)
         self._since_s = self._all.now_s
-        self._expected = Expects.REQUEST
+        self._expected: Expects = REQUEST
         self._kept = b""
         self._last_answer: bytes | None = None
         # deaf: what comes is thrown away. ended: the client has ended its side.
@@ -133,7 +133,7 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def idle_since_s(self) -> float | None:
         """See connections.Connection; those that have had their last answer give way first."""
-        if self._pipeline.running is not None or self._parser.expects is Expects.BODY:
+        if self._pipeline.running is not None or self._parser.expects is BODY:
             return None
         return -1.0 if self._deaf else self._since_s
 
@@ -158,19 +158,16 @@ class HttpProtocol(asyncio.Protocol):
     def _allowed_s(self) -> float:
         if self._deaf:
             return LINGER_S
-        match self._expected:
-            case Expects.REQUEST:
-                return self._limits.head_s if self._pipeline.newest is None else self._limits.keep_alive_s
-            case Expects.HEAD:
-                return self._limits.head_s
-            case Expects.BODY:
-                return self._limits.body_s
+        if self._expected is BODY:
+            return self._limits.body_s
+        between = self._expected is REQUEST and self._pipeline.newest is not None
+        return self._limits.keep_alive_s if between else self._limits.head_s
 
     def _give_up(self, allowed_s: float) -> None:
-        if self._deaf or self._expected is Expects.REQUEST:
+        if self._deaf or self._expected is REQUEST:
             self._transport.close()
             return
-        what = "headers were" if self._expected is Expects.HEAD else "body was"
+        what = "body was" if self._expected is BODY else "headers were"
         detail = f"the request's {what} not whole after {allowed_s:g} s: send it faster, or less"
         self._reject(Problem(REQUEST_TIMEOUT, detail))
 
@@ -190,10 +187,12 @@ class HttpProtocol(asyncio.Protocol):
 
     def _parse(self, data: bytes) -> None:
         """Parse as far as the next whole request, or a few more; keep the rest."""
-        done, size = 0, len(data)
+        size = len(data)
         try:
+            # Mostly all at once.
+            done = self._parser.feed(data if size <= SLICE_BYTES else data[: self._parser.slice_bytes()])
             while done < size and not self._deaf:
-                if done and self._pipeline.is_answering:
+                if self._pipeline.is_answering:
                     self._keep(data[done:])
                     break
                 done += self._parser.feed(data[done : done + self._parser.slice_bytes()])
