@@ -17,6 +17,7 @@ from models.bundle import Bundle, save_bundle
 from models.preprocess import Preprocessing
 from server.engine.engine import Engine
 from server.engine.runners.agreement import probabilities, trial_pictures
+from server.engine.runners.checked import CheckedRunner
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.torch_runner import TorchRunner
@@ -43,9 +44,10 @@ def bundle() -> Bundle:
 
 @pytest.fixture(scope="module")
 def runner(bundle) -> OpenVinoRunner:
-    runner = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=PICTURES[:40])
-    assert runner.precision == "int8"
-    return runner
+    checked = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=PICTURES[:40])
+    assert isinstance(checked, CheckedRunner)
+    assert isinstance(checked.chosen, OpenVinoRunner)
+    return checked.chosen
 
 
 def test_every_stage_computes_its_convolutions_in_integers(runner):
@@ -105,8 +107,8 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
     settings = Settings(model=[tmp_path / "bundle"], precision="int8", int8_pictures=tmp_path)
     [served] = load_registry(settings, Metrics()).served
     assert isinstance(served.engine, Engine)
-    assert served.engine._runner.precision == "int8"
-    assert served.engine._runner.precision == "int8"
+    assert isinstance(served.engine._runner, CheckedRunner)
+    assert isinstance(served.engine._runner.chosen, OpenVinoRunner)
 
 
 @pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])
