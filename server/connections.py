@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
+from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
@@ -36,10 +38,37 @@ class Connection(Protocol):
         """Close at once, whatever is in progress, and leave."""
 
 
+class Turns:
+    """One thing in each turn of the event loop, for what may as well be done later.
+
+    A hundred clients that send a thousand requests each without waiting for answers are so served one by one, between
+    the requests of those that wait.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[Callable[[], None]] = deque()
+
+    def wait(self, act: Callable[[], None]) -> None:
+        """Do it when it is its turn."""
+        self._due.append(act)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        act = self._due[0]
+        try:
+            act()
+        finally:
+            self._due.popleft()
+            if self._due:
+                asyncio.get_running_loop().call_soon(self._next)
+
+
 class Connections:
     """The connections of this process, by the address of the client.
 
-    now_s: seconds that this process has been serving, as of the last sweep. closed: whether the server ends.
+    turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
+    serving, as of the last sweep. closed: whether the server ends.
     """
 
     def __init__(
@@ -50,6 +79,7 @@ class Connections:
     ) -> None:
         self.limits = limits or HttpLimits()
         self.proxies = proxies or TrustedProxies()
+        self.turns = Turns()
         self.now_s = 0.0
         self.closed = False
         self._clock = clock

@@ -14,7 +14,7 @@ RESERVED_DESCRIPTORS = 128
 
 @dataclass(frozen=True)
 class HttpLimits:
-    """Sizes in bytes, times in seconds.
+    """Sizes in bytes, times in seconds, kept to about one.
 
     url_bytes: of the request line's target. head_bytes: of request line and headers; of trailers and chunk extensions
     too. head_s: from the first byte of a request, or from the connection's start, to the end of its headers. body_s:

@@ -18,7 +18,7 @@ from server.http_cycles import Cycles, Flow
 from server.pipeline import Pipeline
 from server.problems import REQUEST_TIMEOUT, Problem, raw_response
 from server.request_parser import BODY, REQUEST, SLICE_BYTES, Expects, Head, RequestParser
-from server.tcp import Unread, is_reset
+from server.tcp import Unread, is_reset, reset
 
 if TYPE_CHECKING:
     from server.http_config import HttpConfig
@@ -133,14 +133,15 @@ class HttpProtocol(asyncio.Protocol):
     @property
     def idle_since_s(self) -> float | None:
         """See connections.Connection; those that have had their last answer give way first."""
-        if self._pipeline.running is not None or self._parser.expects is BODY:
+        if not self._pipeline.is_empty or self._parser.expects is BODY:
             return None
         return -1.0 if self._deaf else self._since_s
 
     def check(self, now_s: float) -> None:
         """See connections.Connection."""
         if self._unread.is_overdue(self._transport, now_s):
-            self.end()
+            reset(self._transport)
+            self._all.leave(self)
         elif self._pipeline.is_answering:
             if (self._ended or self._flow.read_paused) and is_reset(self._transport):
                 self.end()
@@ -207,7 +208,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See request_parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        if self._refuse is not None and self._pipeline.running is None:
+        if self._refuse is not None and self._pipeline.is_empty:
             answer = self._refuse(scope)
             if answer is not None:
                 raise Refused(answer)
@@ -240,24 +241,26 @@ class HttpProtocol(asyncio.Protocol):
         self._since_s = self._all.now_s
         if self._transport.is_closing():
             return
-        if self._kept and not self._pipeline.is_answering:
-            # Not within the application, which may be handling an exception of its own.
-            self._loop.call_soon(self._parse_kept)
+        if self._kept or not self._pipeline.is_empty:
+            self._all.turns.wait(self._go_on)
         else:
             self._settle()
 
-    def _parse_kept(self) -> None:
-        if self._deaf or self._transport.is_closing():
+    def _go_on(self) -> None:
+        """The next request of those that came together."""
+        if self._transport.is_closing():
             return
-        kept, self._kept = self._kept, b""
-        self._parse(kept)
+        self._pipeline.go_on()
+        if self._kept and not self._pipeline.is_answering:
+            kept, self._kept = self._kept, b""
+            self._parse(kept)
         self._settle()
 
     def _settle(self) -> None:
         """Read on, or end where nothing is left to answer."""
         if not self._kept:
             self._flow.release()
-        if self._pipeline.running is None and self._last_answer is not None:
+        if self._pipeline.is_empty and self._last_answer is not None:
             self._say(self._last_answer)
         elif self._ended and not self._pipeline.is_answering:
             self._transport.close()
@@ -280,13 +283,12 @@ class HttpProtocol(asyncio.Protocol):
             answer = b""
         self._deaf, self._kept = True, b""
         self._last_answer = answer
-        if self._pipeline.running is None:
+        if self._pipeline.is_empty:
             self._say(answer)
 
     def _say(self, answer: bytes) -> None:
         self._last_answer = None
-        if answer:
-            self._transport.write(answer)
+        self._transport.write(answer)
         self._linger()
 
     def _linger(self) -> None:

@@ -9,7 +9,7 @@ from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 
 class Pipeline:
-    """Starts each request when the one before it has been answered.
+    """The first request starts at once, every other when it is told to, after the answer to the one before it.
 
     running: the one that the application works on. newest: the one that came last; perhaps not yet whole.
     """
@@ -22,13 +22,18 @@ class Pipeline:
 
     @property
     def is_answering(self) -> bool:
-        """Whether a whole request is in progress, so that nothing is due from the client."""
-        return self.running is not None and not self.running.more_body
+        """Whether a whole request is in progress or waits, so that nothing is due from the client."""
+        return bool(self._waiting) or (self.running is not None and not self.running.more_body)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing is in progress and nothing waits."""
+        return self.running is None and not self._waiting
 
     def add(self, cycle: RequestResponseCycle) -> None:
         """A request has begun."""
         self.newest = cycle
-        if self.running is None:
+        if self.is_empty:
             self.running = cycle
             self._start(cycle)
         else:
@@ -37,7 +42,10 @@ class Pipeline:
     def answered(self) -> None:
         """The running request has its answer."""
         self.running = None
-        if self._waiting:
+
+    def go_on(self) -> None:
+        """Start the next, if one waits."""
+        if self.running is None and self._waiting:
             self.running = self._waiting.popleft()
             self._start(self.running)
 

@@ -20,6 +20,7 @@ import uvicorn
 from server.engine.step_watch import ENGINE_THREAD
 from server.memory import freeze_heap
 from server.settings import Settings
+from server.tcp import limit_unsent
 
 # Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
 if TYPE_CHECKING:
@@ -160,11 +161,13 @@ def listen(host: str, port: int) -> socket.socket:
     """A listening socket. Raises ValueError when the address cannot be had."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
-        return socket.create_server((host, port), family=family, backlog=BACKLOG)
+        listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
     except OSError as error:
         raise ValueError(
             f"cannot listen on {host} port {port}: {error.strerror}; end what runs there or choose another --port"
         ) from error
+    limit_unsent(listener)
+    return listener
 
 
 def url(listener: socket.socket) -> str:

@@ -10,6 +10,9 @@ import struct
 CLOSED_STATE = 7
 ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
 
+# Beyond what is on its way: enough to keep a fast network busy between two turns of the event loop.
+UNSENT_BYTES = 128 * 1024
+
 
 def is_reset(transport: asyncio.Transport) -> bool:
     """Whether the client has answered with a reset, which nothing reports while nothing is read or written."""
@@ -20,6 +23,22 @@ def acknowledged_bytes(transport: asyncio.Transport) -> int:
     """Bytes that the client's side has taken since the connection began; 0 where that is not known."""
     info = _tcp_info(transport, ACKNOWLEDGED_AT + ACKNOWLEDGED.size)
     return ACKNOWLEDGED.unpack_from(info, ACKNOWLEDGED_AT)[0] if len(info) > ACKNOWLEDGED_AT else 0
+
+
+def limit_unsent(listener: socket.socket) -> None:
+    """Let the kernel hold little for clients that do not read; it would take up to 4 MB for each connection.
+
+    Connections inherit it from the socket that they are accepted from.
+    """
+    listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
+
+
+def reset(transport: asyncio.Transport) -> None:
+    """Close at once, and have the kernel throw away what the client has not read, which it would keep for minutes."""
+    connection = transport.get_extra_info("socket")
+    if connection is not None and not transport.is_closing():
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    transport.abort()
 
 
 def _tcp_info(transport: asyncio.Transport, size_bytes: int) -> bytes:

@@ -26,6 +26,9 @@ class Address:
     def getpeername(self) -> tuple[str, int]:
         return self._peer, 5
 
+    def setsockopt(self, *options: Any) -> None:
+        """Nothing to set."""
+
     def getsockname(self) -> tuple[str, int]:
         return "192.0.2.9", 80
 

@@ -15,6 +15,7 @@ import uvloop
 
 from server.http_limits import HttpLimits
 from server.http_protocol import HttpProtocol
+from server.serve import listen
 from tests.server.http_wire import Site
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -24,7 +25,8 @@ CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 @asynccontextmanager
 async def listening(site: Site) -> AsyncIterator[tuple[str, int]]:
     loop = asyncio.get_running_loop()
-    server = await loop.create_server(partial(HttpProtocol, site.config, site.state, {}), "127.0.0.1", 0)
+    make_protocol = partial(HttpProtocol, site.config, site.state, {})
+    server = await loop.create_server(make_protocol, sock=listen("127.0.0.1", 0))
     yield server.sockets[0].getsockname()
     server.close()
     for connection in list(site.state.connections):
@@ -48,6 +50,11 @@ def run(request) -> Callable[[Awaitable[None]], None]:
 async def read_all(reader: asyncio.StreamReader) -> bytes:
     async with asyncio.timeout(60):
         return await reader.read()
+
+
+def read_to_the_end(client: socket.socket) -> None:
+    while client.recv(2**20):
+        pass
 
 
 def test_a_half_closed_client_gets_its_answer(run):
@@ -158,8 +165,12 @@ def test_who_never_reads_is_cut_off_in_the_end(run):
                 [connection] = site.state.connections
                 assert isinstance(connection, HttpProtocol)
                 await site.until(lambda: connection._flow.write_paused)
+                # The kernels of both sides take some answers, of a million bytes each.
+                assert site.state.total_requests < 10
                 site.wait(40)
                 await site.until(lambda: not site.state.connections and not site.state.tasks)
+                with pytest.raises(ConnectionResetError):
+                    read_to_the_end(client)
 
     run(check())
 
