@@ -1,5 +1,0 @@
-"""stub"""
-
-
-def jpeg_scans(data: bytes) -> int:
-    return data.count(b"\xff\xda")
