@@ -2,42 +2,54 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from dataclasses import dataclass
-from math import isfinite
+from io import BytesIO
+from math import ceil, floor, isfinite
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from PIL import Image, ImageOps
-from torch import Tensor
+from PIL import Image
+from PIL.BmpImagePlugin import BmpImageFile
+from PIL.JpegImagePlugin import JpegImageFile
+from PIL.PngImagePlugin import PngImageFile
+
+from models.orientation import orientation
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
 CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 
 Channels = tuple[float, float, float]
+Box = tuple[float, float, float, float]
 
-# Suffixes of the files that are taken for pictures, in lower case; the content decides how they are decoded.
-EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"})
+# Pixels converted at once: converting then takes little memory beside the picture itself.
+BAND_PIXELS = 1 << 16
 
-# What Pillow raises on bytes that are no whole picture, while opening, decoding or converting them.
-DECODE_ERRORS = (
-    OSError,
-    SyntaxError,
-    ValueError,
-    TypeError,
-    LookupError,
-    ArithmeticError,
-    AttributeError,
-    EOFError,
-    RuntimeError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-    # Of a damaged EXIF block Pillow only warns; whoever runs this may have made warnings errors.
-    Warning,
-)
+# Bytes a pixel takes while it is decoded, by mode; four in all others.
+MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
+# libwebp's two canvases, their copy for Pillow, and Pillow's own picture.
+WEBP_BYTES = 16
+# Pillow's BMP run-length decoder collects the indices, and copies them.
+RUN_LENGTH_BYTES = 3
+# A coefficient of libjpeg, of which a progressive picture keeps all.
+COEFFICIENT_BYTES = 2
+# Of the rows in work: of a band in the modes that it passes through, and of decoders beside the picture.
+BAND_BYTES, ROW_BYTES = 24, 128
+
+# What makes a picture upright, by its orientation; and which of them exchange or mirror the axes.
+TURNS = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+SIDEWAYS, MIRRORED_X, MIRRORED_Y = (5, 6, 7, 8), (2, 3, 7, 8), (3, 4, 6, 7)
 
 
 @dataclass(frozen=True)
@@ -65,37 +77,116 @@ class Preprocessing:
         if min(self.std) <= 0.0:
             raise ValueError(f"std {self.std} is out of range: give numbers above 0")
 
-    def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """Turn `image` itself the right way up, to RGB, resize the shorter side, cut the centre: uint8 (size, size, 3).
+    def draft(self, image: Image.Image) -> None:
+        """Have a JPEG far larger than needed decoded at a half, a quarter or an eighth of its size.
 
-        Raises OSError or SyntaxError, as Pillow does, when the picture is truncated or corrupt.
+        Twice the pixels that are needed stay, so that the input hardly differs. Pictures of other formats stay as
+        they are.
         """
-        ImageOps.exif_transpose(image, in_place=True)
-        picture = to_rgb(image)
-        shorter = round(self.size / self.crop_fraction)
-        width, height = picture.size
-        scale = shorter / min(width, height)
+        if image.format == "JPEG":
+            enough = 2 * self._shorter
+            image.draft(None, (enough, enough))
+
+    def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
+        """The picture upright, in RGB, its shorter side resized, its centre cut: uint8 (size, size, 3).
+
+        Raises one of DECODE_ERRORS, as Pillow does, when the picture is truncated or corrupt.
+        """
+        self.draft(image)
+        low = _low_bytes(image)
+        image.load()
+        turn = orientation(image.info)
+        part = resized_part(image, low, self._box(image.size, turn), self.size)
+        return np.asarray(part.transpose(TURNS[turn]) if turn in TURNS else part, dtype=np.uint8)
+
+    @property
+    def _shorter(self) -> int:
+        return round(self.size / self.crop_fraction)
+
+    def _box(self, stored: tuple[int, int], turn: int) -> Box:
+        """The part (left, top, right, bottom) of a picture as it is stored that becomes the input."""
+        width, height = stored[::-1] if turn in SIDEWAYS else stored
+        scale = self._shorter / min(width, height)
         resized = (max(self.size, round(width * scale)), max(self.size, round(height * scale)))
         left, top = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
-        if resized != (self.size, self.size) or picture.size != resized:
-            # One resampling of just the box that is kept: a long panorama costs no more than a square.
-            box = (
-                left * width / resized[0],
-                top * height / resized[1],
-                (left + self.size) * width / resized[0],
-                (top + self.size) * height / resized[1],
-            )
-            picture = picture.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(picture, dtype=np.uint8)
+        x0, x1 = left * width / resized[0], (left + self.size) * width / resized[0]
+        y0, y1 = top * height / resized[1], (top + self.size) * height / resized[1]
+        if turn in SIDEWAYS:
+            x0, y0, x1, y1 = y0, x0, y1, x1
+        if turn in MIRRORED_X:
+            x0, x1 = stored[0] - x1, stored[0] - x0
+        if turn in MIRRORED_Y:
+            y0, y1 = stored[1] - y1, stored[1] - y0
+        return x0, y0, x1, y1
 
 
-def to_rgb(image: Image.Image) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette, grey converted."""
+def decoded_bytes(image: Image.Image, size: int = 256) -> int:
+    """Memory that decoding and converting an opened picture takes at most, beside the file that it came in.
+
+    In bytes, by format, mode and size; call `draft` first for what it spares. size: side of the network's input.
+    """
+    width, height = image.size
+    pixels = width * height
+    a_pixel: float = MODE_BYTES.get(image.mode, 4)
+    if image.format == "WEBP":
+        a_pixel = WEBP_BYTES
+    elif isinstance(image, BmpImageFile) and image.tile and image.tile[0].codec_name == "bmp_rle":
+        a_pixel = RUN_LENGTH_BYTES
+    elif image.format not in ("JPEG", "PNG", "GIF", "BMP") or _names_16_bit_colour(image):
+        a_pixel *= 2
+    if isinstance(image, JpegImageFile) and "progressive" in image.info:
+        scale = image.decoderconfig[0] if image.decoderconfig else 1
+        a_pixel += scale**2 * _coefficients(image) * COEFFICIENT_BYTES
+    # The file once more, without its metadata or as the decoder keeps it.
+    file = getattr(image, "fp", None)
+    copied = file.getbuffer().nbytes if isinstance(file, BytesIO) else 0
+    resizing = 4 * (size + 2) * (max(width, height) + size)
+    return int(pixels * a_pixel) + copied + resizing + BAND_BYTES * BAND_PIXELS + ROW_BYTES * (width + 64)
+
+
+def resized_part(image: Image.Image, low: Image.Image | None, box: Box, size: int) -> Image.Image:
+    """`box` (left, top, right, bottom) of a decoded picture as (size, size) pixels of RGB.
+
+    One resampling of just the part that is kept: a long panorama costs no more than a square. A picture that has to be
+    converted is resampled in width band by band and then in height, so that the whole is never there in RGB. Pillow
+    makes the same two passes, in this order or the other: the result is the same up to rounding, and to the bit where
+    nothing is resized. low: as in `to_rgb`.
+    """
+    if image.mode in ("L", "RGB") and low is None and not image.has_transparency_data:
+        # Grey resized is grey: equal channels stay equal.
+        return image.resize((size, size), Image.Resampling.BILINEAR, box=box).convert("RGB")
+    left, right = _needed(box[0], box[2], size, image.width)
+    top, bottom = _needed(box[1], box[3], size, image.height)
+    narrow = Image.new("RGB", (size, bottom - top))
+    rows = max(1, BAND_PIXELS // (right - left))
+    for y in range(top, bottom, rows):
+        place = (left, y, right, min(y + rows, bottom))
+        band = to_rgb(image.crop(place), low and low.crop(place))
+        part = (box[0] - left, 0, box[2] - left, band.height)
+        narrow.paste(band.resize((size, band.height), Image.Resampling.BILINEAR, box=part), (0, y - top))
+    return narrow.resize((size, size), Image.Resampling.BILINEAR, box=(0, box[1] - top, size, box[3] - top))
+
+
+def to_rgb(image: Image.Image, low: Image.Image | None = None) -> Image.Image:
+    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette, grey converted.
+
+    low: the lower bytes of a picture of 16 bits a channel with a transparent colour, which is compared in full.
+    """
+    transparent = image.info.get("transparency")
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
-        grey = np.asarray(image, dtype=np.int64)
-        return Image.fromarray((grey.clip(0, 65535) >> 8).astype(np.uint8)).convert("RGB")
+        grey = np.asarray(image)
+        light = (grey.clip(0, 65535) >> 8).astype(np.uint8)
+        if transparent is not None:
+            light[grey == transparent] = 255
+        return Image.fromarray(light).convert("RGB")
     if image.mode == "F":
         return Image.fromarray(np.nan_to_num(np.asarray(image)).clip(0, 255).astype(np.uint8)).convert("RGB")
+    if low is not None:
+        pixels = np.array(image)
+        colour = np.array(transparent)
+        is_transparent = ((pixels == colour >> 8) & (np.asarray(low) == colour & 255)).all(axis=2)
+        pixels[is_transparent] = 255
+        return Image.fromarray(pixels)
     if image.has_transparency_data:
         rgba = image.convert("RGBA")
         return Image.alpha_composite(Image.new("RGBA", rgba.size, "white"), rgba).convert("RGB")
@@ -104,6 +195,42 @@ def to_rgb(image: Image.Image) -> Image.Image:
 
 def normalize(images_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), channels-last in memory, zero mean and unit variance a channel."""
+    import torch
+
     mean = torch.tensor(preprocessing.mean, device=images_BHWC.device) * 255.0
     std = torch.tensor(preprocessing.std, device=images_BHWC.device) * 255.0
     return ((images_BHWC.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def _needed(start: float, end: float, size: int, whole: int) -> tuple[int, int]:
+    """The pixels that a bilinear resampling of start..end to `size` pixels looks at, along one axis."""
+    reach = max(1.0, (end - start) / size) + 1.0
+    return max(0, floor(start - reach)), min(whole, ceil(end + reach))
+
+
+def _low_bytes(image: Image.Image) -> Image.Image | None:
+    """The lower bytes of a PNG of 16 bits a channel that names a transparent colour, before it is loaded.
+
+    Pillow keeps the upper bytes alone; read as little-endian, the same pixels give the lower ones.
+    """
+    if not _names_16_bit_colour(image):
+        return None
+    assert isinstance(image, PngImageFile)
+    assert image.fp is not None
+    image.fp.seek(0)
+    low = PngImageFile(image.fp)
+    low.tile = [low.tile[0]._replace(args="RGB;16L")]
+    low.load()
+    return low
+
+
+def _names_16_bit_colour(image: Image.Image) -> bool:
+    if not isinstance(image, PngImageFile) or "transparency" not in image.info or image.fp is None:
+        return False
+    return [tile.args for tile in image.tile] == ["RGB;16B"]
+
+
+def _coefficients(image: JpegImageFile) -> float:
+    """Of libjpeg, a pixel: one for each channel at full resolution, less where it is stored smaller."""
+    shares = [across * down for _, down, across, _ in image.layer]
+    return sum(shares) / max(shares) if max(shares, default=0) else float(len(shares))

@@ -132,7 +132,9 @@ class Decoder:
         image = open_picture(data, index, self._limits.max_pixels, as_file)
         assert isinstance(image, ImageFile), "Pillow opens files"
         image.decodermaxblock = SLICE_BYTES
-        seconds, memory_bytes = decode_s(image, data), decoded_bytes(image)
+        seconds = decode_s(image, data)
+        request.preprocessing.draft(image)
+        memory_bytes = decoded_bytes(image, request.preprocessing.size)
         if seconds > MOST_S or memory_bytes > self._limits.memory_bytes:
             raise _too_dear(image, index, self._limits.max_pixels)
         decoding = partial(decode, image, index, request.preprocessing)
@@ -173,11 +175,11 @@ class _Source(BytesIO):
 
 
 def decode_s(image: Image.Image, data: bytes) -> float:
-    """Predicted seconds of decoding an opened picture, from its size, its bytes and its scans."""
+    """Predicted seconds of decoding an opened picture, from its whole size, its bytes and its scans."""
     pixels = image.width * image.height
     if image.format != "JPEG":
         return (len(data) * PER_BYTE_NS + pixels * PER_PIXEL_NS) * 1e-9
-    scans = jpeg_scans(data) if image.info.get("progressive") or image.info.get("progression") else 1
+    scans = jpeg_scans(data) if "progressive" in image.info else 1
     return (len(data) * PER_BYTE_NS + pixels * (PER_JPEG_PIXEL_NS + (scans - 1) * PER_SCAN_PIXEL_NS)) * 1e-9
 
 

@@ -7,9 +7,10 @@ from io import BytesIO
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 
-from models.preprocess import DECODE_ERRORS, Preprocessing
+from models.picture import DECODE_ERRORS, UnsupportedPicture, open_image
+from models.preprocess import Preprocessing
 from server.problems import INVALID_IMAGE, TOO_MANY_PIXELS, UNSUPPORTED_MEDIA_TYPE, Problem
 
 Picture = npt.NDArray[np.uint8]
@@ -47,7 +48,8 @@ def open_picture(
     """One encoded picture, its header read and its pixels not yet decoded.
 
     index: its place in the request, for messages. as_file: gives Pillow the bytes. Raises Problem: 415 for what is no
-    picture of a supported format, 413 for more than `max_pixels`, 422 for no data or a header that makes no sense.
+    picture of a supported format or variant, 413 for more than `max_pixels`, 422 for no data or a header that makes no
+    sense.
     """
     if not data:
         raise Problem(INVALID_IMAGE, f"image {index} is empty: send the picture's bytes", image=index)
@@ -56,12 +58,13 @@ def open_picture(
         detail = f"image {index} is not a JPEG, PNG, WebP, BMP or GIF picture: convert it to one of these"
         raise Problem(UNSUPPORTED_MEDIA_TYPE, detail, image=index, accepted=list(MEDIA_TYPES))
     try:
-        image = Image.open(as_file(data), formats=(kind,))
+        image = open_image(data, (kind,), as_file)
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Raised by Pillow before it tells the size; a warning only where the operator made warnings errors.
         raise _too_many_pixels(index, max_pixels) from error
-    except UnidentifiedImageError as error:
-        raise _corrupt(index, kind, "its header makes no sense") from error
+    except UnsupportedPicture as error:
+        detail = f"image {index} is a {kind} picture of {error}; convert it to a usual one"
+        raise Problem(UNSUPPORTED_MEDIA_TYPE, detail, image=index, accepted=list(MEDIA_TYPES)) from error
     except DECODE_ERRORS as error:
         raise _corrupt(index, kind, error) from error
     width, height = image.size

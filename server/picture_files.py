@@ -6,9 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from models.preprocess import DECODE_ERRORS, EXTENSIONS, Preprocessing
+from models.picture import DECODE_ERRORS, EXTENSIONS, open_image
+from models.preprocess import Preprocessing
 
 Picture = npt.NDArray[np.uint8]
 
@@ -28,7 +28,7 @@ def read_pictures(folder: Path, preprocessing: Preprocessing, most: int = 300) -
 def read_picture(path: Path, preprocessing: Preprocessing) -> Picture:
     """A picture file as the network's uint8 (size, size, 3) input. Raises ValueError naming a file that is none."""
     try:
-        with Image.open(path) as image:
+        with open_image(path.read_bytes()) as image:
             return preprocessing.apply(image)
     except DECODE_ERRORS as error:
         raise ValueError(f"{path}: cannot be read as a picture ({error})") from error

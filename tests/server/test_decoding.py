@@ -110,7 +110,7 @@ async def test_a_jpeg_of_too_many_scans_is_refused_before_it_is_decoded(decoder)
 
 
 async def test_a_picture_that_takes_more_than_the_memory_is_refused():
-    decoder = Decoder(DecodeLimits(threads=1, memory_bytes=2**20))
+    decoder = Decoder(DecodeLimits(threads=1, memory_bytes=8 * 2**20))
     with pytest.raises(Problem) as caught:
         await decoder.decode([encoded((32, 32)), blank(2000)], PREPROCESSING)
     decoder.close()

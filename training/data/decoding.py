@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from io import BytesIO
 from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image
 
-from models.preprocess import DECODE_ERRORS, Preprocessing
+from models.picture import DECODE_ERRORS, open_image
+from models.preprocess import Preprocessing
 from training.data.errors import DataError
 
 
@@ -18,7 +17,11 @@ def decode_picture(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.u
 
     Raises DataError naming the file when it is missing, corrupt, truncated or no picture.
     """
-    return _decode(path, str(path), preprocessing)
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}); bring the file back or remove its name") from error
+    return decode_bytes(content, str(path), preprocessing)
 
 
 def decode_bytes(content: bytes, name: str, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
@@ -26,12 +29,8 @@ def decode_bytes(content: bytes, name: str, preprocessing: Preprocessing) -> npt
 
     name: where it came from, for the message. Raises DataError when it is corrupt, truncated or no picture.
     """
-    return _decode(BytesIO(content), name, preprocessing)
-
-
-def _decode(source: Path | BytesIO, name: str, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:
     try:
-        with Image.open(source) as image:
+        with open_image(content) as image:
             return preprocessing.apply(image)
     except DECODE_ERRORS as error:
         raise DataError(

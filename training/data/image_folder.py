@@ -9,7 +9,8 @@ from pathlib import Path
 
 import numpy as np
 
-from models.preprocess import EXTENSIONS, Preprocessing
+from models.picture import EXTENSIONS
+from models.preprocess import Preprocessing
 from training.data.errors import DataError
 from training.data.image_set import FolderSet, ImageSet
 from training.data.parts import Parts, check_class_sizes, hold_out_test

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.preprocess import DECODE_ERRORS
+from models.picture import DECODE_ERRORS
 from training.data.errors import DataError
 from training.data.image_set import ImageSet
 

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from models.preprocess import EXTENSIONS
+from models.picture import EXTENSIONS
 from training.data.errors import DataError
 from training.data.image_set import Int64Array
 from training.data.names import Names
