@@ -56,7 +56,7 @@ class DecodeLimits:
 
     threads: int = 0
     max_pixels: int = 25_000_000
-    memory_bytes: int = 384 * 2**20
+    memory_bytes: int = 400 * 2**20
     max_wait_s: float = 0.5
 
 

@@ -126,7 +126,7 @@ class Settings:
         typer.Option(
             min=1, max=1_000_000, help="Memory for decoding large pictures, in MiB; one that needs more, 413."
         ),
-    ] = 384.0
+    ] = 400.0
     api_keys: Annotated[str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")] = ""
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File of accepted API keys, one a line; lines with # are comments.")
