@@ -36,6 +36,8 @@ FORM, JSON, ANY = "multipart/form-data", "application/json", "application/octet-
 SAID_NOTHING = ("", "application/x-www-form-urlencoded")
 
 MOST_PARAMETERS = 64
+# In a JSON body beside its pictures. Far more than any parameters have: what is wrong with fewer is named more exactly.
+MOST_JSON_VALUES = 2**17
 
 
 @dataclass(frozen=True)
@@ -134,6 +136,11 @@ def _parse_raw(media_type: str, body: bytes) -> Submission:
 
 
 def _parse_json(body: bytes, max_images: int) -> Submission:
+    # Before anything is built of it: base64 has none of these characters, and a value takes up to 60 times its bytes.
+    values = sum(map(body.count, (b",", b"{", b"[")))
+    if values > max_images + MOST_JSON_VALUES:
+        detail = f"the JSON body has {values} values, the limit is {max_images} pictures and {MOST_JSON_VALUES} others"
+        raise Problem(TOO_MANY_IMAGES, detail, limit_images=max_images)
     try:
         content = json.loads(body, object_pairs_hook=_Pairs)
     except (ValueError, RecursionError) as error:

@@ -3,6 +3,7 @@
 import base64
 import json
 import struct
+import tracemalloc
 import zlib
 from dataclasses import replace
 
@@ -470,3 +471,16 @@ async def test_a_bug_is_a_500_with_a_request_id_and_no_traceback(serve, encode, 
         assert "find-me" in caplog.text
         assert site.metric("offramp_requests_total", model="tiny", code="500") == 1
         assert (await site.client.post("/v1/predict", content=encode(8))).status_code == 200
+
+
+async def test_json_of_very_many_values_is_refused_before_it_is_built(site):
+    body = b'{"images": [' + b"{}," * 1_000_000 + b"{}]}"
+    tracemalloc.start()
+    try:
+        response = await site.client.post("/v1/predict", content=body, headers={"Content-Type": "application/json"})
+        peak_bytes = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert_problem(response, 413, "too-many-images", "values", "64 pictures")
+    # Objects of Python would take some 64 bytes each, and a list 8 more.
+    assert peak_bytes < 10 * len(body)
