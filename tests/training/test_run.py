@@ -53,7 +53,7 @@ def test_a_seed_gives_the_same_weights_every_time(tree_options: TrainOptions) ->
 
 
 def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: TrainOptions) -> None:
-    options = replace(tree_options, epochs=3)
+    options = replace(tree_options, epochs=3, checkpoint_minutes=0.0)
 
     def stop_in_the_third(progress: Progress) -> None:
         if progress.epoch == 3:
