@@ -137,7 +137,7 @@ def evaluate(options: EvaluateOptions) -> None:
     from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle
     from models.cost import count_cost
-    from models.device import choose_device
+    from models.device import choose_device, device_errors
     from training.build import check_labels
     from training.data import Batches, load_splits
     from training.evaluate import collect_logits
@@ -152,7 +152,8 @@ def evaluate(options: EvaluateOptions) -> None:
     check_labels(bundle.labels, splits.class_names)
     batches = Batches(splits.test, options.batch_size, device, shuffle=False, drop_last=False, workers=options.workers)
     dtype = resolve_precision(options.precision, device)
-    outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
+    with device_errors("lower --batch-size"):
+        outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
     evaluation = judge(outputs, bundle.calibration, count_cost(bundle.config))
     show_evaluation(evaluation)
     if options.output:
@@ -167,7 +168,7 @@ def calibrate(options: CalibrateOptions) -> None:
     """
     from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle, save_bundle
-    from models.device import choose_device
+    from models.device import choose_device, device_errors
     from training.build import check_labels
     from training.data import Batches, load_splits
     from training.finish import recalibrated, today
@@ -198,7 +199,8 @@ def calibrate(options: CalibrateOptions) -> None:
     )
     held_out, test = batches(splits.calibration), batches(splits.test)
     source = f"{splits.source}; none of them trained it, as its operator says" if options.unseen else splits.source
-    made = recalibrated(bundle, held_out, test, wishes, source, costs)
+    with device_errors("lower --batch-size"):
+        made = recalibrated(bundle, held_out, test, wishes, source, costs)
     if made.verdict.num_dropped:
         typer.echo(f"the bundle with all its exits is kept as {keep_whole(options.bundle)}")
     bundle = made.bundle
@@ -224,9 +226,9 @@ def serve(settings: Settings) -> None:
 
     curl --data-binary @cat.jpg -H 'Content-Type: image/jpeg' 'http://127.0.0.1:8000/v1/predict?threshold=0.8'
     """
-    from server.serve import run
+    from server.serve import end_process, run
 
-    raise typer.Exit(run(settings))
+    end_process(run(settings))
 
 
 @command(PredictOptions)
@@ -238,9 +240,9 @@ def predict(options: PredictOptions) -> None:
     from models.backbones.plugins import load_backbones
     from models.bundle import EMBEDDED, load_bundle
     from models.cost import count_cost
-    from models.device import choose_device
+    from models.device import choose_device, device_errors
     from models.exit_policy import ExitRule
-    from server.engine.errors import InferenceFailed
+    from server.engine.errors import EngineError
     from server.engine.runners.torch_runner import TorchRunner
     from server.offline import certified_thresholds
     from server.offline import predict as run
@@ -249,7 +251,8 @@ def predict(options: PredictOptions) -> None:
     load_backbones(options.backbones)
     bundle = load_bundle(options.model or EMBEDDED)
     cost = count_cost(bundle.config)
-    runner = TorchRunner(bundle, choose_device(options.device))
+    with device_errors("give --device cpu"):
+        runner = TorchRunner(bundle, choose_device(options.device))
     if options.max_disagreement is None:
         threshold = bundle.threshold if options.threshold is None else options.threshold
         rule = ExitRule.uniform(threshold, runner.num_stages)
@@ -258,7 +261,7 @@ def predict(options: PredictOptions) -> None:
     for path in options.images:
         try:
             answer = run(runner, read_picture(path, bundle.preprocessing), rule)
-        except InferenceFailed as error:
+        except EngineError as error:
             raise ValueError(f"{path}: {error}") from error
         top = [(bundle.labels[class_id], probability) for class_id, probability in answer.ranking[: options.top_k]]
         compute = cost.compute[answer.exit - 1]

@@ -37,9 +37,8 @@ from server.engine.engine import Engine
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.request import Contract
 from server.engine.runners.agreement import probabilities
+from server.engine.runners.checked import CheckedRunner, FastRunner
 from server.engine.runners.choice import choose_runner
-from server.engine.runners.openvino_runner import OpenVinoRunner
-from server.engine.runners.openvino_stages import convert_whole
 from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
 from server.engine.runners.walk import stage_seconds
@@ -114,6 +113,7 @@ def run(options: EngineBenchOptions) -> int:
         bundle, device, options.runner, options.precision, options.threads, len(pictures), learnt_from
     )
     runner.warm_up(options.max_batch_size)
+    runner = runner.chosen if isinstance(runner, CheckedRunner) else runner
     thresholds = parse_thresholds(options.thresholds)
     agreement, exits = compare(
         runner, TorchRunner(bundle, device), pictures, labels_N, thresholds, options.max_batch_size
@@ -126,7 +126,7 @@ def run(options: EngineBenchOptions) -> int:
         "benchmark": "engine",
         "options": {name: str(value) for name, value in asdict(options).items() if name not in ("data_root", "output")},
         "model": {"name": bundle.name, "version": bundle.version},
-        "runner": {"kind": type(runner).__name__, "precision": str(getattr(runner, "precision", "float32"))},
+        "runner": described(runner),
         "agreement": agreement,
         "profile": profile.to_dict(),
         "variants": rows,
@@ -137,6 +137,12 @@ def run(options: EngineBenchOptions) -> int:
         typer.echo(json.dumps({key: value for key, value in row.items() if key != "sample_ms"}))
     typer.echo(f"written to {options.output}")
     return 0
+
+
+def described(runner: Runner) -> dict[str, str]:
+    """Which runner, and the type that it computes in."""
+    assert isinstance(runner, FastRunner), "every runner names its precision"
+    return {"kind": type(runner).__name__, "precision": runner.precision}
 
 
 def read_test(bundle: Bundle, options: EngineBenchOptions) -> tuple[list[Picture], npt.NDArray[np.int64]]:
@@ -207,8 +213,7 @@ def measure(
     size, batch_size = bundle.preprocessing.size, options.max_batch_size
     profile = measure_profile(runner, size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
     bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: probabilities(runner, pictures, batch_size))}
-    if isinstance(runner, OpenVinoRunner) and runner.precision != "int8":
-        whole = runner.compile(convert_whole(bundle), batch_size)
+    if (whole := whole_graph(bundle, runner, batch_size)) is not None:
         batches = [
             np.stack(pictures[at : at + batch_size]) for at in range(0, len(pictures) - batch_size + 1, batch_size)
         ]
@@ -245,6 +250,21 @@ def measure(
             }
         )
     return profile, rows
+
+
+def whole_graph(bundle: Bundle, runner: Runner, batch_size: int) -> Callable[[npt.NDArray[np.uint8]], object] | None:
+    """All stages as one OpenVINO network, for a runner that computes stages so."""
+    if described(runner)["kind"] != "OpenVinoRunner":
+        return None
+    # On a machine with a GPU it need not be installed.
+    from server.engine.runners.openvino_runner import OpenVinoRunner
+    from server.engine.runners.openvino_stages import convert_whole
+
+    assert isinstance(runner, OpenVinoRunner)
+    if runner.precision == "int8":
+        return None
+    compiled: Callable[[npt.NDArray[np.uint8]], object] = runner.compile(convert_whole(bundle), batch_size)
+    return compiled
 
 
 def full_batches_ms(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> list[float]:

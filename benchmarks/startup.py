@@ -42,11 +42,11 @@ def phases(model: Path | None, max_batch_size: int = 32) -> dict[str, float]:
     network_cost(bundle.net)
     done("count its multiply-adds")
     runner = choose_runner(bundle, device)
-    done("convert the stages, compare them with the reference")
+    done("convert the stages")
     freeze_heap()
     done("collect and freeze the heap")
     runner.warm_up(max_batch_size)
-    done("compile for all batch sizes, warm up")
+    done("compile for all batch sizes, warm up, compare with the reference")
     measure_profile(runner, bundle.preprocessing.size, max_batch_size, time.monotonic)
     done("measure what steps cost")
     return times

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import platform
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -28,9 +30,44 @@ def choose_device(name: str) -> torch.device:
             raise ValueError(
                 f"device {name!r} is not there: torch finds {torch.cuda.device_count()} GPUs; give auto or cpu"
             )
+        check_usable(device)
         torch.backends.cudnn.allow_tf32 = False
         torch.backends.cuda.matmul.allow_tf32 = False
     return device
+
+
+def has_bfloat16(device: torch.device) -> bool:
+    """Whether a GPU computes in bfloat16 itself; older ones emulate it, which torch calls supported as well."""
+    return computes_bfloat16(torch.cuda.get_device_capability(device))
+
+
+def computes_bfloat16(capability: tuple[int, int]) -> bool:
+    """Whether GPUs of a compute capability do: from Ampere on, 8.0."""
+    return capability >= (8, 0)
+
+
+def check_usable(device: torch.device) -> None:
+    """Compute one number on the device. Raises ValueError where that fails: no kernels for it, or another has it."""
+    try:
+        torch.ones(1, device=device).item()
+    except RuntimeError as error:
+        raise ValueError(f"device {str(device)!r} cannot be used: {_first_line(error)}; give --device cpu") from error
+
+
+@contextmanager
+def device_errors(when_full: str, when_lost: str = "start the command again") -> Iterator[None]:
+    """Errors of a GPU become ValueError, with a way out where its memory is full, and where it computes no more."""
+    try:
+        yield
+    except torch.OutOfMemoryError as error:
+        raise ValueError(f"{_first_line(error)}; {when_full}") from error
+    except torch.AcceleratorError as error:
+        raise ValueError(f"{_first_line(error)}; {when_lost}") from error
+
+
+def _first_line(error: RuntimeError) -> str:
+    """What happened. CUDA's advice comes behind it."""
+    return str(error).strip().splitlines()[0].rstrip(".")
 
 
 def hardware(device: torch.device) -> str:

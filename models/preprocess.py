@@ -107,3 +107,8 @@ def normalize(images_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     mean = torch.tensor(preprocessing.mean, device=images_BHWC.device) * 255.0
     std = torch.tensor(preprocessing.std, device=images_BHWC.device) * 255.0
     return ((images_BHWC.float() - mean) / std).permute(0, 3, 1, 2)
+
+
+def decoded_bytes(image: Image.Image) -> int:
+    """stub"""
+    return image.width * image.height * 16

@@ -14,9 +14,9 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from server import openapi
+from server.decoding import DecodeLimits, Decoder
 from server.exchange import ApiKeys, ExchangeMiddleware
 from server.express import ExpressMiddleware
-from server.images import Decoder
 from server.metrics import NO_MODEL, Metrics
 from server.predict import Predictor
 from server.problems import FORBIDDEN, UNAUTHENTICATED, Problem, exception_handlers, problem_response
@@ -30,7 +30,9 @@ DESCRIPTION = "Early-exit image classification: an easy picture leaves at a shal
 def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> FastAPI:
     """The application. Its lifespan starts the engines, and drains them at the end."""
     keys = ApiKeys(settings.read_api_keys())
-    decoder = Decoder(settings.decode_threads, settings.max_pixels)
+    decoder = Decoder(
+        DecodeLimits(settings.decode_threads, settings.max_pixels, settings.decode_memory_bytes, settings.max_wait_s)
+    )
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:

@@ -22,10 +22,13 @@ from server.problems import (
     INVALID_IMAGE,
     INVALID_PARAMETER,
     MALFORMED_BODY,
+    OVERLOADED,
     TOO_MANY_IMAGES,
     UNSUPPORTED_MEDIA_TYPE,
     Problem,
+    retry_after,
 )
+from server.uploads import Upload
 
 FORM, JSON, ANY = "multipart/form-data", "application/json", "application/octet-stream"
 
@@ -42,21 +45,26 @@ class Submission:
     names: every parameter as often as it was given. body_names: what else this form of body takes.
     """
 
-    images: Sequence[bytes]
+    images: list[bytes]
     parameters: dict[str, Any]
     names: Sequence[str] = ()
     body_names: Sequence[str] = ()
 
 
-async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> bytes:
-    """The whole body. Raises Problem (413) as soon as it is known to be too large, ClientDisconnect when cut off."""
+async def read_body(headers: Headers, receive: Receive, limit_bytes: int, upload: Upload) -> bytes:
+    """The whole body. Raises ClientDisconnect when it is cut off.
+
+    Raises Problem as soon as it is known: 413 for a body that is too large, 503 where there is no memory for it.
+    """
     encoding = headers.get("content-encoding", "identity")
     if encoding.lower() != "identity":
         detail = f"the body is encoded as {encoding[:40]!r}: send it without Content-Encoding"
         raise Problem(UNSUPPORTED_MEDIA_TYPE, detail)
     announced = headers.get("content-length", "")
-    if announced.isdecimal() and int(announced) > limit_bytes:
-        raise _too_large(limit_bytes)
+    if announced.isdecimal():
+        if int(announced) > limit_bytes:
+            raise _too_large(limit_bytes)
+        _make_room(upload, int(announced))
     chunks, size_bytes, more = [], 0, True
     while more:
         message = await receive()
@@ -67,6 +75,7 @@ async def read_body(headers: Headers, receive: Receive, limit_bytes: int) -> byt
         size_bytes += len(chunk)
         if size_bytes > limit_bytes:
             raise _too_large(limit_bytes)
+        _make_room(upload, size_bytes)
         chunks.append(chunk)
     return chunks[0] if len(chunks) == 1 else b"".join(chunks)
 
@@ -180,6 +189,12 @@ def _check_count(count: int, max_images: int) -> None:
     if count > max_images:
         detail = f"the request has {count} pictures, the limit is {max_images}: send them in several requests"
         raise Problem(TOO_MANY_IMAGES, detail, limit_images=max_images)
+
+
+def _make_room(upload: Upload, size_bytes: int) -> None:
+    if not upload.grow(size_bytes):
+        detail = "the server holds as many uploads as its memory allows; try again, or send smaller pictures"
+        raise Problem(OVERLOADED, detail, retry_after(1))
 
 
 def _too_large(limit_bytes: int) -> Problem:

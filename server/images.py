@@ -1,11 +1,8 @@
-"""Pictures from strangers: recognised by their first bytes, measured by their header, decoded off the event loop."""
+"""Pictures from strangers: recognised by their first bytes, measured by their header, decoded."""
 
 from __future__ import annotations
 
-import asyncio
-import os
-from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable
 from io import BytesIO
 
 import numpy as np
@@ -28,12 +25,6 @@ MEDIA_TYPES = {
 # Sizes of the headers that may follow a BMP file's own: "BM" alone also begins many a text.
 BMP_HEADER_SIZES = (12, 16, 40, 52, 56, 64, 108, 124)
 
-MOST_THREADS = 8
-
-# Below these, decoding takes less than handing the picture to another thread and back.
-INLINE_BYTES = 16 * 1024
-INLINE_PIXELS = 128 * 128
-
 
 def image_format(data: bytes) -> str | None:
     """JPEG, PNG, WEBP, BMP or GIF by the first bytes; None for anything else."""
@@ -50,11 +41,13 @@ def image_format(data: bytes) -> str | None:
     return None
 
 
-def open_picture(data: bytes, index: int, max_pixels: int) -> Image.Image:
+def open_picture(
+    data: bytes, index: int, max_pixels: int, as_file: Callable[[bytes], BytesIO] = BytesIO
+) -> Image.Image:
     """One encoded picture, its header read and its pixels not yet decoded.
 
-    index: its place in the request, for messages. Raises Problem: 415 for what is no picture of a supported
-    format, 413 for more than `max_pixels`, 422 for no data or a header that makes no sense.
+    index: its place in the request, for messages. as_file: gives Pillow the bytes. Raises Problem: 415 for what is no
+    picture of a supported format, 413 for more than `max_pixels`, 422 for no data or a header that makes no sense.
     """
     if not data:
         raise Problem(INVALID_IMAGE, f"image {index} is empty: send the picture's bytes", image=index)
@@ -63,7 +56,7 @@ def open_picture(data: bytes, index: int, max_pixels: int) -> Image.Image:
         detail = f"image {index} is not a JPEG, PNG, WebP, BMP or GIF picture: convert it to one of these"
         raise Problem(UNSUPPORTED_MEDIA_TYPE, detail, image=index, accepted=list(MEDIA_TYPES))
     try:
-        image = Image.open(BytesIO(data), formats=(kind,))
+        image = Image.open(as_file(data), formats=(kind,))
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         # Raised by Pillow before it tells the size; a warning only where the operator made warnings errors.
         raise _too_many_pixels(index, max_pixels) from error
@@ -84,49 +77,6 @@ def decode(image: Image.Image, index: int, preprocessing: Preprocessing) -> Pict
             return preprocessing.apply(image)
     except DECODE_ERRORS as error:
         raise _corrupt(index, image.format, error) from error
-
-
-class Decoder:
-    """A pool of threads that decode; Pillow lets go of the interpreter's lock while it does.
-
-    Sets Pillow's own limit on pixels, which holds for the whole process, to `max_pixels`.
-    """
-
-    def __init__(self, threads: int, max_pixels: int) -> None:
-        self.pool = ThreadPoolExecutor(threads or min(MOST_THREADS, os.cpu_count() or 1), "offramp-decode")
-        self.pending = 0
-        self._max_pixels = max_pixels
-        Image.MAX_IMAGE_PIXELS = max_pixels
-
-    async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing) -> list[Picture]:
-        """All pictures of a request, in order. Raises the Problem of the first that cannot be decoded."""
-        if len(images) == 1 and len(images[0]) <= INLINE_BYTES:
-            image = open_picture(images[0], 0, self._max_pixels)
-            if image.width * image.height <= INLINE_PIXELS:
-                return [decode(image, 0, preprocessing)]
-        loop = asyncio.get_running_loop()
-        self.pending += len(images)
-        jobs = [
-            loop.run_in_executor(self.pool, self._decode_one, data, index, preprocessing)
-            for index, data in enumerate(images)
-        ]
-        try:
-            decoded = await asyncio.gather(*jobs, return_exceptions=True)
-        finally:
-            self.pending -= len(images)
-        pictures = []
-        for result in decoded:
-            if isinstance(result, BaseException):
-                raise result
-            pictures.append(result)
-        return pictures
-
-    def close(self) -> None:
-        """End the threads."""
-        self.pool.shutdown(wait=True, cancel_futures=True)
-
-    def _decode_one(self, data: bytes, index: int, preprocessing: Preprocessing) -> Picture:
-        return decode(open_picture(data, index, self._max_pixels), index, preprocessing)
 
 
 def _too_many_pixels(index: int, max_pixels: int, width: int = 0, height: int = 0) -> Problem:

@@ -18,6 +18,7 @@ from server.engine.engine import Engine
 from server.engine.keeper import AuditPlan, Keeper
 from server.engine.profile import CostProfile, measure_profile
 from server.engine.runners.choice import choose_runner
+from server.engine.runners.failures import as_sentence
 from server.metrics import Metrics
 from server.picture_files import read_pictures
 from server.registry import Registry, ServedModel
@@ -73,8 +74,9 @@ def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics
     )
 
     def warm_up() -> CostProfile:
-        runner.warm_up(settings.max_batch_size)
-        return measure_profile(runner, bundle.preprocessing.size, settings.max_batch_size, time.monotonic)
+        with as_sentence(f"runner {settings.runner!r}", "give another --runner or --device"):
+            runner.warm_up(settings.max_batch_size)
+            return measure_profile(runner, bundle.preprocessing.size, settings.max_batch_size, time.monotonic)
 
     engine = Engine(
         runner,

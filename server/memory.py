@@ -1,7 +1,8 @@
-"""What a process of the server does about memory once, before it serves."""
+"""What a process of the server does about its memory."""
 
 from __future__ import annotations
 
+import ctypes
 import gc
 
 
@@ -13,3 +14,14 @@ def freeze_heap() -> None:
     """
     gc.collect()
     gc.freeze()
+
+
+def return_free_memory() -> None:
+    """Return free memory of the C library to the system.
+
+    glibc keeps what was freed, for each thread apart: after large pictures that is most of a process. Other C
+    libraries have no such call, and return memory by themselves.
+    """
+    malloc_trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
+    if malloc_trim is not None:
+        malloc_trim(0)

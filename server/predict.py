@@ -5,21 +5,24 @@ from __future__ import annotations
 import asyncio
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import replace
 from functools import lru_cache
 from typing import Any
 
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
 from server.answers import prediction_response
-from server.bodies import Submission, parse_body, parse_query, read_body, refuse_without_pictures
-from server.engine.errors import EngineError
+from server.bodies import FORM, JSON, Submission, parse_body, parse_query, read_body, refuse_without_pictures
+from server.decoding import Decoder
+from server.engine.errors import DeadlineExceeded, EngineError
 from server.engine.request import Answer
 from server.exchange import Exchange
-from server.images import Decoder, Picture
+from server.images import Picture
 from server.limits import ClientLedger, Cost, Refusal
 from server.metrics import NO_MODEL, UPLOADING, Metrics
 from server.parameters import parse_parameters
@@ -27,9 +30,13 @@ from server.problems import CLIENT_LIMIT, DRAINING, NOT_READY, Problem, from_eng
 from server.registry import Registry, ServedModel
 from server.settings import Settings
 from server.terms import Defaults, Terms, in_private, make_terms
+from server.uploads import Upload, UploadBudget
 
-# Larger JSON and multipart bodies are taken apart by the decode pool, so that nobody else waits for it.
+# Larger JSON and multipart bodies are parsed on a thread, so that other requests do not wait.
 INLINE_BODY_BYTES = 64 * 1024
+
+# The memory of larger bodies is returned to the system when they are gone.
+LARGE_BODY_BYTES = 2**20
 
 # Whether the client hangs up is watched by a task of its own, which most answers come too early to be worth.
 UNWATCHED_S = 0.05
@@ -46,6 +53,7 @@ class Predictor:
         self._settings = settings
         self._metrics = metrics
         self._decoder = decoder
+        self._uploads = UploadBudget(settings.max_uploads_bytes)
         self._ledger = ClientLedger(settings.client_limits)
         self._defaults = Defaults(settings.deadline_ms, settings.brownout_to)
         self._known_terms = lru_cache(MOST_KNOWN_TERMS)(self._work_out)
@@ -57,17 +65,18 @@ class Predictor:
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
         self._refuse_unless_ready()
-        self._refuse_while_overloaded(exchange.model)
+        self._refuse_while_overloaded(exchange.model, exchange.client)
         self._refuse_beyond(self._ledger.too_many(exchange.client))
         # Who cannot even pay for one picture at exit 1 need not upload it.
         least = found.spent(1)
         self._refuse_beyond(self._ledger.too_much(exchange.client, least, exchange.started_s, contended=False))
-        with self._ledger.place(exchange.client, exchange.started_s):
-            submission = await self._receive(request)
+        upload = Upload(self._uploads, exchange.client, upload_weight(request.headers))
+        with self._ledger.place(exchange.client, exchange.started_s), self._closing(upload):
+            submission = await self._receive(request, upload)
             served, terms = self._agree(exchange.model, submission)
             refuse_without_pictures(submission)
             try:
-                response = await self._answered(submission.images, served, terms, exchange, request.receive)
+                response = await self._answered(submission.images, upload, served, terms, exchange, request.receive)
             except Problem:
                 await self._until_next_step(exchange.started_s)
                 raise
@@ -75,20 +84,32 @@ class Predictor:
         return response
 
     async def _answered(
-        self, images: Sequence[bytes], served: ServedModel, terms: Terms, exchange: Exchange, receive: Receive
+        self,
+        images: list[bytes],
+        upload: Upload,
+        served: ServedModel,
+        terms: Terms,
+        exchange: Exchange,
+        receive: Receive,
     ) -> Response:
         """What was agreed on, paid for by the client as far as it was needed."""
         worst = served.spent(terms.contract.rule.max_exit)
         most = Cost(worst.total * len(images), worst.deep * len(images))
         busy = served.engine.inflight_samples > self._settings.max_batch_size
         self._refuse_beyond(self._ledger.too_much(exchange.client, most, time.monotonic(), contended=busy))
+        deadline_s = None if terms.deadline_ms is None else exchange.started_s + terms.deadline_ms / 1000
+        contract = replace(terms.contract, deadline_s=deadline_s)
         with self._ledger.charged(exchange.client, most, time.monotonic) as charge:
-            pictures, decode_s = await self._decode(images, served)
-            futures = self._submit(pictures, served, terms, exchange)
-            try:
-                answers = await answers_while_connected(futures, receive)
-            finally:
-                charge.spent = cost_of(futures, served, worst)
+            async with while_connected(receive):
+                pictures, decode_s = await self._decode(images, served, exchange.client, deadline_s)
+                # The encoded pictures are of no more use, and their memory is for others.
+                images.clear()
+                self._release(upload)
+                futures = served.engine.submit(pictures, contract, exchange.client)
+                try:
+                    answers = await answers_to(futures)
+                finally:
+                    charge.spent = cost_of(futures, served, worst)
         return prediction_response(served, terms, answers, decode_s, exchange.started_s, private=self._settings.private)
 
     def _refuse_unless_ready(self) -> None:
@@ -97,10 +118,11 @@ class Predictor:
             kind = DRAINING if self._registry.draining else NOT_READY
             raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
 
-    def _refuse_while_overloaded(self, model: str) -> None:
+    def _refuse_while_overloaded(self, model: str, client: str) -> None:
         """Before the upload, so that no client waits for its refusal; the body may yet name any version."""
         engines = [served.engine for served in self._registry.versions(model).values()]
-        overloads = [overload for engine in engines if (overload := engine.overload(1 + self._decoder.pending))]
+        pictures = 1 + self._decoder.pending
+        overloads = [overload for engine in engines if (overload := engine.overload(pictures, client))]
         if len(overloads) == len(engines):
             raise min(overloads, key=lambda overload: overload.retry_after_s)
 
@@ -136,18 +158,29 @@ class Predictor:
         if step_s:
             await asyncio.sleep(-(time.monotonic() - started_s) % step_s)
 
-    async def _receive(self, request: Request) -> Submission:
+    @contextmanager
+    def _closing(self, upload: Upload) -> Iterator[None]:
+        try:
+            yield
+        finally:
+            self._release(upload)
+
+    def _release(self, upload: Upload) -> None:
+        if upload.size_bytes > LARGE_BODY_BYTES:
+            self._decoder.return_memory()
+        upload.release()
+
+    async def _receive(self, request: Request, upload: Upload) -> Submission:
         query = parse_query(request.scope["query_string"])
         try:
-            body = await read_body(request.headers, request.receive, self._settings.max_body_bytes)
+            body = await read_body(request.headers, request.receive, self._settings.max_body_bytes, upload)
         except ClientDisconnect:
             self._metrics.cancelled.labels(UPLOADING).inc()
             raise
         content_type, max_images = request.headers.get("content-type", ""), self._settings.max_images
         if len(body) <= INLINE_BODY_BYTES:
             return parse_body(content_type, body, query, max_images)
-        loop = asyncio.get_running_loop()
-        return await loop.run_in_executor(self._decoder.pool, parse_body, content_type, body, query, max_images)
+        return await self._decoder.run(upload.client, parse_body, content_type, body, query, max_images)
 
     def _agree(self, model: str, submission: Submission) -> tuple[ServedModel, Terms]:
         """Who answers, on what terms. With a raw picture come short texts alone, mostly the same as many times before.
@@ -167,23 +200,23 @@ class Predictor:
         terms = make_terms(parameters, served, self._defaults)
         return served, in_private(terms, parameters) if self._settings.private else terms
 
-    async def _decode(self, images: Sequence[bytes], served: ServedModel) -> tuple[list[Picture], float]:
+    async def _decode(
+        self, images: Sequence[bytes], served: ServedModel, client: str, deadline_s: float | None
+    ) -> tuple[list[Picture], float]:
+        """The decoded pictures, and the seconds that took. Raises DeadlineExceeded where the deadline comes first."""
         # Pictures that wait for the decoder will want a place in the engine: refuse now, not after their wait.
-        if overload := served.engine.overload(len(images) + self._decoder.pending):
+        if overload := served.engine.overload(len(images) + self._decoder.pending, client):
             raise overload
         start_s = time.monotonic()
-        pictures = await self._decoder.decode(images, served.bundle.preprocessing)
+        left_s = None if deadline_s is None else deadline_s - start_s
+        try:
+            async with asyncio.timeout(left_s):
+                pictures = await self._decoder.decode(images, served.bundle.preprocessing, client)
+        except TimeoutError:
+            raise DeadlineExceeded("the deadline passed before the pictures were decoded") from None
         decode_s = time.monotonic() - start_s
         self._metrics.decode_duration_of(served.bundle.name).observe(decode_s)
         return pictures, decode_s
-
-    def _submit(
-        self, pictures: list[Picture], served: ServedModel, terms: Terms, exchange: Exchange
-    ) -> list[asyncio.Future[Answer]]:
-        contract = terms.contract
-        if terms.deadline_ms is not None:
-            contract = replace(contract, deadline_s=exchange.started_s + terms.deadline_ms / 1000)
-        return served.engine.submit(pictures, contract)
 
 
 def cost_of(futures: Sequence[asyncio.Future[Answer]], served: ServedModel, worst: Cost) -> Cost:
@@ -195,20 +228,36 @@ def cost_of(futures: Sequence[asyncio.Future[Answer]], served: ServedModel, wors
     return Cost(sum(cost.total for cost in costs), sum(cost.deep for cost in costs))
 
 
-async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> list[Answer]:
-    """All answers, in order; when the client hangs up or one picture fails, the others are cancelled.
+@asynccontextmanager
+async def while_connected(receive: Receive) -> AsyncIterator[None]:
+    """Cancels what runs inside when the client hangs up. Raises ClientDisconnect then."""
+    loop, task, gone, watches = asyncio.get_running_loop(), asyncio.current_task(), False, list[asyncio.Task[None]]()
+    assert task is not None, "requests run in tasks"
 
-    Raises ClientDisconnect, or the Problem of the first picture that failed.
-    """
-    loop = asyncio.get_running_loop()
-    watch: list[asyncio.Task[None]] = []
-    timer = loop.call_later(UNWATCHED_S, lambda: watch.append(loop.create_task(_cancel_when_gone(futures, receive))))
+    async def watch() -> None:
+        nonlocal gone
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        gone = task.cancel()
+
+    timer = loop.call_later(UNWATCHED_S, lambda: watches.append(loop.create_task(watch())))
+    try:
+        yield
+    except asyncio.CancelledError:
+        if gone and not task.uncancel():
+            raise ClientDisconnect from None
+        raise
+    finally:
+        timer.cancel()
+        for one in watches:
+            one.cancel()
+
+
+async def answers_to(futures: Sequence[asyncio.Future[Answer]]) -> list[Answer]:
+    """All answers, in order. Raises the Problem of the first picture that failed; the others are cancelled then."""
     try:
         await _settled(futures)
     finally:
-        timer.cancel()
-        for task in watch:
-            task.cancel()
         for future in futures:
             future.cancel()
     errors = [None if future.cancelled() else future.exception() for future in futures]
@@ -217,13 +266,11 @@ async def answers_while_connected(futures: Sequence[asyncio.Future[Answer]], rec
             raise from_engine(error, image=index) from error
         if error is not None:
             raise error
-    if any(future.cancelled() for future in futures):
-        raise ClientDisconnect
     return [future.result() for future in futures]
 
 
 async def _settled(futures: Sequence[asyncio.Future[Answer]]) -> None:
-    """Until all are done, or one has failed or was cancelled; which of these, they are asked themselves."""
+    """Until all are done, or one has failed; which of these, they are asked themselves."""
     if len(futures) > 1:
         await asyncio.wait(futures, return_when=asyncio.FIRST_EXCEPTION)
         return
@@ -233,8 +280,7 @@ async def _settled(futures: Sequence[asyncio.Future[Answer]]) -> None:
     await settled.wait()
 
 
-async def _cancel_when_gone(futures: Sequence[asyncio.Future[Answer]], receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
-    for future in futures:
-        future.cancel()
+def upload_weight(headers: Headers) -> int:
+    """Bytes in memory at once for a byte of the body: a form is copied into its parts, JSON into texts and bytes."""
+    media_type = headers.get("content-type", "").partition(";")[0].strip().lower()
+    return {FORM: 2, JSON: 3}.get(media_type, 1)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from models.bundle import Bundle
 from models.cost import NetworkCost
-from server.engine.errors import Overloaded
+from server.engine.admission import Load
+from server.engine.errors import Overloaded, WarmUpFailed
 from server.engine.profile import CostProfile
 from server.engine.request import Answer, Contract
 from server.limits import Cost
@@ -42,9 +43,14 @@ class EngineClient(Protocol):
 
     def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], CostProfile | None]) -> Awaitable[None]: ...
 
-    def overload(self, num_pictures: int) -> Overloaded | None: ...
+    @property
+    def load(self) -> Load: ...
 
-    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]: ...
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None: ...
+
+    def submit(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract, client: str = ""
+    ) -> list[asyncio.Future[Answer]]: ...
 
     async def drain(self) -> None: ...
 
@@ -151,7 +157,8 @@ class Registry:
             except Exception as error:
                 # Whatever it is: unnoticed, it would leave the server warming up for ever.
                 self.failure = f"warming up {one.bundle.name} version {one.bundle.version} failed: {error}"
-                logger.exception("%s version %s", one.bundle.name, one.bundle.version)
+                if not isinstance(error, WarmUpFailed):
+                    logger.exception("%s version %s", one.bundle.name, one.bundle.version)
                 return
         self._warmed_up = True
 

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import logging
 import logging.config
+import os
 import signal
 import socket
 import sys
+import threading
 import time
 from collections.abc import Callable
 from types import FrameType
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
+from server.engine.step_watch import ENGINE_THREAD
 from server.memory import freeze_heap
 from server.settings import Settings
 
@@ -122,6 +125,15 @@ def _run_in_one_process(settings: Settings) -> int:
         print(f"offramp: {registry.failure}", file=sys.stderr)
         return 1
     return 0
+
+
+def end_process(status: int) -> NoReturn:
+    """End this process, at once where a step hangs: a device's driver would wait for it for ever on the way out."""
+    if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
+        logging.shutdown()
+        sys.stderr.flush()
+        os._exit(status)
+    sys.exit(status)
 
 
 def listen(host: str, port: int) -> socket.socket:

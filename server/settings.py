@@ -73,7 +73,7 @@ class Settings:
     ] = 1024
     max_wait_s: Annotated[
         float, typer.Option(min=0.001, max=3600, help="Longest predicted wait in seconds; beyond it, 503.")
-    ] = 5.0
+    ] = 0.5
     deadline_ms: Annotated[
         float, typer.Option(min=0, max=3_600_000, help="Deadline of requests that name none, in ms; 0: none.")
     ] = 0.0
@@ -107,12 +107,24 @@ class Settings:
     ] = 0.0
     max_body_mib: Annotated[float, typer.Option(min=0.001, max=4096, help="Largest request body, in MiB.")] = 16.0
     max_images: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one request.")] = 64
+    max_uploads_mib: Annotated[
+        float,
+        typer.Option(
+            min=0.01, max=1_000_000, help="Memory for request bodies, in MiB; beyond it, 503. One client: half."
+        ),
+    ] = 192.0
     max_pixels_mp: Annotated[
         float, typer.Option(min=0.001, max=1000, help="Largest picture, in megapixels; checked before decoding.")
-    ] = 50.0
+    ] = 25.0
     decode_threads: Annotated[
         int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one a core, 8 at most.")
     ] = 0
+    decode_memory_mib: Annotated[
+        float,
+        typer.Option(
+            min=1, max=1_000_000, help="Memory for decoding large pictures, in MiB; one that needs more, 413."
+        ),
+    ] = 384.0
     api_keys: Annotated[str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")] = ""
     api_keys_file: Annotated[
         Path | None, typer.Option(help="File of accepted API keys, one a line; lines with # are comments.")
@@ -198,6 +210,11 @@ class Settings:
                 f"brownout_wait_s {self.brownout_wait_s} is not below max_wait_s {self.max_wait_s}: requests would be "
                 "refused before thresholds are lowered; lower the one or raise the other"
             )
+        if self.max_uploads_mib < 6 * self.max_body_mib:
+            raise ValueError(
+                f"max_uploads_mib {self.max_uploads_mib} is below six times max_body_mib {self.max_body_mib}: one "
+                "client holds half of it, and JSON takes three times its size; raise the one or lower the other"
+            )
         if self.max_queue < self.max_images:
             raise ValueError(
                 f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "
@@ -215,6 +232,16 @@ class Settings:
     def max_body_bytes(self) -> int:
         """Largest request body."""
         return round(self.max_body_mib * 2**20)
+
+    @property
+    def max_uploads_bytes(self) -> int:
+        """Memory for request bodies."""
+        return round(self.max_uploads_mib * 2**20)
+
+    @property
+    def decode_memory_bytes(self) -> int:
+        """Memory for decoding large pictures."""
+        return round(self.decode_memory_mib * 2**20)
 
     @property
     def max_pixels(self) -> int:

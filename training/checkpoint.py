@@ -58,6 +58,7 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
 def check_identity(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
     """Raises CheckpointError where the checkpoint at `path` is of another run, naming a field that differs."""
     # The recipe last: other data change it too (its mean colour), and are the cause to name.
+    ours, theirs = _comparable(ours), _comparable(theirs)
     for key in reversed({**theirs, **ours}):
         here, there = ours.get(key), theirs.get(key)
         if there == here:
@@ -69,3 +70,9 @@ def check_identity(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> 
             f"{path}: was trained with {key} {there}, not {here}; "
             "give the same options to resume, or another --output to start anew"
         )
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a run to continue. Not in how many parts a step is computed: memory decides that."""
+    recipe = {name: value for name, value in identity["recipe"].items() if name != "accumulate"}
+    return {**identity, "recipe": recipe}

@@ -9,7 +9,7 @@ import numpy as np
 
 from models.bundle import Bundle, load_bundle, rounded, save_bundle
 from models.cost import count_cost
-from models.device import hardware
+from models.device import device_errors, hardware
 from models.exit_policy import Calibration
 from training.answers import Answers, Outcome, outcomes
 from training.build import bundle_name
@@ -56,6 +56,7 @@ def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False)
     return made.bundle, made.evaluation
 
 
+@device_errors("--resume continues behind the last epoch", "--resume continues behind the last epoch")
 def finished(run: Run, command: str, keep_exits: bool, timed: bool) -> Finished:
     """Calibrate, certify, evaluate and write `output/bundle`.
 

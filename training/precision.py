@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import torch
 
+from models.device import has_bfloat16
+
 PRECISIONS = ("auto", "fp32", "bf16")
 
 
@@ -17,6 +19,6 @@ def resolve_precision(name: str, device: torch.device) -> torch.dtype:
     if name != "auto":
         return torch.float32 if name == "fp32" else torch.bfloat16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float32
+        return torch.bfloat16 if has_bfloat16(device) else torch.float32
     capabilities: dict[str, bool] = getattr(torch.cpu, "get_capabilities", dict)()
     return torch.bfloat16 if capabilities.get("avx512_bf16") else torch.float32

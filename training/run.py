@@ -9,7 +9,7 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from models.device import choose_device
+from models.device import choose_device, device_errors
 from models.preprocess import Channels, Preprocessing
 from training.build import (
     build_method,
@@ -32,6 +32,9 @@ from training.trainer import ALONE, Trainer
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
+
+# For a GPU that is full.
+MEMORY = "give --accumulate a larger number, with --resume to continue; or lower --batch-size and start anew"
 
 
 def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> tuple[Channels, Channels]:
@@ -62,6 +65,7 @@ class Run:
     trainer: Trainer
 
 
+@device_errors("give a smaller --width or --device cpu")
 def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | None = None) -> Run:
     """Load the data, build network and trainer, take up the checkpoint where `resume` asks for it.
 
@@ -151,6 +155,7 @@ def _batches(
     return train, calibration
 
 
+@device_errors(MEMORY, "--resume continues from the last checkpoint")
 def train(
     run: Run,
     on_epoch: Callable[[EpochReport], None] = lambda report: None,

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import threading
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
@@ -14,16 +14,19 @@ import numpy as np
 import numpy.typing as npt
 
 from models.exit_policy import ExitReason
+from server.engine.admission import Admission, Load
 from server.engine.audit import AuditStats
 from server.engine.decide import Decision, agrees, compare, decide
 from server.engine.errors import (
     DeadlineExceeded,
+    DeviceLost,
     EngineError,
     EngineStopped,
     InferenceFailed,
     Overloaded,
     WarmUpFailed,
 )
+from server.engine.fair_queue import FairQueue
 from server.engine.keeper import Keeper
 from server.engine.pace import Pace
 from server.engine.policies import DEFAULT_POLICY, POLICIES, Policy
@@ -32,8 +35,17 @@ from server.engine.request import Answer, Contract, Sample
 from server.engine.runners.runner import Runner
 from server.engine.scheduler import Batch, Scheduler
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
+from server.engine.step_watch import ENGINE_THREAD, HUNG_AFTER_S, StepWatch
 
 logger = logging.getLogger(__name__)
+
+# Full batches of new samples that the scheduler sees; the others wait for their client's turn.
+BATCHES_AHEAD = 2
+# A loaded machine runs full batches so many times slower than was measured at the start, at most.
+SLOWDOWN = 2.0
+
+# Raised while warming up, they say all there is to know: what is wrong and what to do.
+SENTENCES = (ValueError, EngineError)
 
 
 @dataclass(frozen=True)
@@ -54,7 +66,8 @@ class Engine:
 
     All public members belong to the event loop's thread. max_samples: in flight at once. max_wait_s: longest
     predicted wait at which a sample is still taken in. policy: a name in `POLICIES`. keeper: audits and brownout;
-    None for neither. clock: monotonic seconds; deadlines are on it.
+    None for neither. clock: monotonic seconds; deadlines are on it. hung_after_s: longest that a step may take, or
+    20 times the slowest measured where that is more; then the engine ends.
     """
 
     def __init__(
@@ -68,17 +81,21 @@ class Engine:
         policy: str = DEFAULT_POLICY,
         keeper: Keeper | None = None,
         clock: Callable[[], float] = time.monotonic,
+        hung_after_s: float = HUNG_AFTER_S,
     ) -> None:
         self.clock = clock
-        self._max_samples = max_samples
-        self._max_wait_s = max_wait_s
+        self._admission = Admission(max_samples, max_wait_s)
         self._num_stages = runner.num_stages
-        self._thread = threading.Thread(target=self._run_until_stopped, name="offramp-engine", daemon=True)
+        self._thread = threading.Thread(target=self._run_until_stopped, name=ENGINE_THREAD, daemon=True)
         self._make_policy = POLICIES[policy]
         # The engine thread's own.
         self._runner = runner
         self._scheduler: Scheduler[Sample] = Scheduler(runner.num_stages, max_batch_size)
+        # In front of the scheduler, which gets as many as its first batches need.
+        self._arrived: FairQueue[Sample] = FairQueue()
         self._unreported: list[StepStats] = []
+        # Shared, without a lock: each number has one writer.
+        self._watch = StepWatch(hung_after_s)
         # Shared, under `_wake`.
         self._wake = threading.Condition()
         self._inbox: deque[Sample] = deque()
@@ -86,6 +103,7 @@ class Engine:
         # The event loop's own.
         self._observer = observer
         self._inflight: dict[Sample, asyncio.TimerHandle | None] = {}
+        self._by_client: Counter[str] = Counter()
         self._draining = False
         self._dead = False
         self._emptied = asyncio.Event()
@@ -105,6 +123,7 @@ class Engine:
         """
         self._loop, self._warm_up, self._warm = loop, warm_up, loop.create_future()
         self._thread.start()
+        self._next_look = loop.call_later(self._watch.look_s, self._look)
         return self._warm
 
     @property
@@ -121,7 +140,7 @@ class Engine:
     def queue_depths(self) -> tuple[int, ...]:
         """Samples waiting in front of each stage, those not yet seen by the engine thread included."""
         first, *deeper = self._scheduler.depths
-        return (len(self._inbox) + first, *deeper)
+        return (len(self._inbox) + len(self._arrived) + first, *deeper)
 
     @property
     def policy(self) -> Policy:
@@ -133,34 +152,38 @@ class Engine:
         """What a new sample would wait for those before it, at the present pace."""
         return self._pace.wait_s(len(self._inflight))
 
-    def overload(self, num_pictures: int) -> Overloaded | None:
-        """How `submit` would refuse so many pictures now; None where it has room for them.
+    @property
+    def load(self) -> Load:
+        """What the engine has in hand."""
+        return Load(len(self._inflight), len(self._by_client), self._pace.sample_s)
+
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
+        """How `submit` would refuse so many pictures of a client now; None where it has room for them.
 
         For callers who have work to do before they can submit, and would rather refuse than do it in vain.
         """
-        wait_s = self.predicted_wait_s
-        self._feel(wait_s)
-        full = len(self._inflight) + num_pictures > self._max_samples
-        if full or wait_s > self._max_wait_s:
-            return Overloaded(retry_after_s=max(1.0, wait_s))
-        return None
+        self._feel(self.predicted_wait_s)
+        return self._admission.refusal(num_pictures, self._by_client.get(client, 0), self.load)
 
-    def submit(self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract) -> list[asyncio.Future[Answer]]:
+    def submit(
+        self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract, client: str = ""
+    ) -> list[asyncio.Future[Answer]]:
         """Take in uint8 (H, W, 3) pictures under one contract, all or none; one future each, in order.
 
         The futures deliver an Answer, DeadlineExceeded or InferenceFailed. Cancelling one drops its sample at
         the next stage boundary. Raises Overloaded or EngineStopped at once, and ValueError for what could never
         be taken in: more pictures than max_samples, a rule for a network of another depth.
         """
-        if len(pictures) > self._max_samples:
+        max_samples = self._admission.max_samples
+        if len(pictures) > max_samples:
             raise ValueError(
-                f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
-                "send fewer, or raise max_samples"
+                f"{len(pictures)} pictures at once are out of range: this engine holds at most {max_samples}; "
+                "send fewer, or raise --max-queue"
             )
         contract.check_depth(self._num_stages)
         if self._draining or not self.alive:
             raise EngineStopped(draining=self._draining)
-        if overload := self.overload(len(pictures)):
+        if overload := self.overload(len(pictures), client):
             raise overload
         now_s = self.clock()
         rung, asked = self._keeper.in_force(contract), contract.rule
@@ -168,13 +191,15 @@ class Engine:
             rule, promise = contract.rung(rung)
             contract = replace(contract, rule=rule, promise=promise)
         samples = [
-            Sample(picture, contract, self._loop.create_future(), now_s, rung=rung, asked=asked) for picture in pictures
+            Sample(picture, contract, self._loop.create_future(), now_s, client, rung=rung, asked=asked)
+            for picture in pictures
         ]
         for sample in samples:
             # What a bound on depth cuts short is no answer that full depth could confirm.
             if contract.rule.max_exit == self._num_stages:
                 sample.audited = self._keeper.pick()
             self._inflight[sample] = self._deadline_timer(sample, now_s)
+        self._by_client[client] += len(samples)
         with self._wake:
             self._inbox.extend(samples)
             self._wake.notify()
@@ -186,11 +211,28 @@ class Engine:
         if self._inflight:
             self._emptied.clear()
             await self._emptied.wait()
+        self._stop()
+        if self._thread.ident is not None:
+            self._next_look.cancel()
+            # One that hangs never ends.
+            if not self._watch.hangs:
+                await asyncio.to_thread(self._thread.join)
+
+    def _stop(self) -> None:
         with self._wake:
             self._stopping = True
             self._wake.notify()
-        if self._thread.ident is not None:
-            await asyncio.to_thread(self._thread.join)
+
+    def _look(self) -> None:
+        """End where a step hangs: nobody waits for an answer that does not come."""
+        if not self.alive:
+            return
+        if self._watch.look():
+            logger.critical("the engine died: a step has not ended for %g s", self._watch.hung_after_s)
+            self._stop()
+            self._fail_all(DeviceLost("a step does not end"))
+        else:
+            self._next_look = self._loop.call_later(self._watch.look_s, self._look)
 
     def _feel(self, wait_s: float) -> None:
         """Give way or recover. Felt by whoever asks for room: once thresholds are lower, there may be some."""
@@ -259,13 +301,22 @@ class Engine:
         return SampleStats(outcome.exit, outcome.reason, outcome.confidence, outcome.queue_s, outcome.latency_s)
 
     def _forget(self, sample: Sample) -> None:
-        timer = self._inflight.pop(sample, None)
+        if sample not in self._inflight:
+            return
+        timer = self._inflight.pop(sample)
         if timer is not None:
             timer.cancel()
+        self._by_client[sample.client] -= 1
+        if not self._by_client[sample.client]:
+            del self._by_client[sample.client]
 
     def _on_warm(self, profile: CostProfile | None) -> None:
         if profile:
             self._observer.profile(profile)
+            stages = range(1, profile.num_stages + 1)
+            full_s = [profile.seconds(stage, profile.max_batch_size) for stage in stages]
+            self._watch.allow(max(full_s))
+            self._pace.most_s = SLOWDOWN * sum(full_s) / profile.max_batch_size
         if not self._warm.done():
             self._warm.set_result(None)
 
@@ -273,7 +324,8 @@ class Engine:
         self._dead = True
         if not self._warm.done():
             # Not the cause itself: some exceptions would end the event loop instead of a wait.
-            self._warm.set_exception(WarmUpFailed(f"{type(cause).__name__}: {cause}"))
+            said = str(cause) if isinstance(cause, SENTENCES) else f"{type(cause).__name__}: {cause}"
+            self._warm.set_exception(WarmUpFailed(said))
         failures: list[tuple[Sample, EngineError]] = [
             (sample, InferenceFailed("the engine died; the server's log says why")) for sample in self._inflight
         ]
@@ -282,29 +334,37 @@ class Engine:
     # ---- the engine thread's side --------------------------------------------------------------
 
     def _run_until_stopped(self) -> None:
+        warm = False
         try:
             profile = self._warm_up() if self._warm_up else None
             if profile:
                 self._scheduler.policy = self._make_policy(profile)
                 self._scheduler.step_s = profile.seconds
             self._loop.call_soon_threadsafe(self._on_warm, profile)
+            warm = True
             while self._take_in():
                 self.step()
         except BaseException as cause:
-            # A bug, not a bad sample: nobody may be left waiting for a thread that is gone.
-            logger.critical("the engine died", exc_info=True)
+            # Not a bad sample: nobody may be left waiting for a thread that is gone.
+            if isinstance(cause, DeviceLost):
+                logger.critical("the engine died: %s", cause)
+            elif warm or not isinstance(cause, SENTENCES):
+                logger.critical("the engine died", exc_info=True)
             if not self._loop.is_closed():
                 self._loop.call_soon_threadsafe(self._fail_all, cause)
 
     def _take_in(self) -> bool:
         """Move new samples into the first queue, waiting where there is nothing to do; False to end."""
+        scheduler, arrived = self._scheduler, self._arrived
         with self._wake:
-            while not (self._inbox or self._stopping or any(self._scheduler.depths) or self._scheduler.num_spare):
+            while not (self._inbox or self._stopping or arrived or any(scheduler.depths) or scheduler.num_spare):
                 self._wake.wait()
-            arrived = list(self._inbox)
+            for sample in self._inbox:
+                arrived.append(sample.client, sample)
             self._inbox.clear()
             stopping = self._stopping
-        self._scheduler.enqueue(1, arrived)
+        room = BATCHES_AHEAD * scheduler.max_batch_size - scheduler.depths[0]
+        scheduler.enqueue(1, [arrived.popleft() for _ in range(min(room, len(arrived)))])
         return not stopping
 
     def step(self) -> None:
@@ -320,7 +380,11 @@ class Engine:
         if batch.spare:
             self._audit(batch, start_s)
             return
-        decision = self._run(batch) if batch.samples else Decision()
+        decision = Decision()
+        if batch.samples:
+            self._watch.begin()
+            decision = self._run(batch)
+            self._watch.end()
         end_s = self.clock()
         if decision.survivors:
             self._scheduler.enqueue(batch.stage + 1, decision.survivors)
@@ -335,7 +399,9 @@ class Engine:
 
     def _audit(self, batch: Batch[Sample], start_s: float) -> None:
         """One step of samples that were answered long ago; where it fails, each alone, as for those who wait."""
+        self._watch.begin()
         compared = self._compare(batch.stage, batch.samples)
+        self._watch.end()
         self._unreported.append(StepStats(batch.stage, len(batch.samples), self.clock() - start_s))
         if compared:
             delivery = Delivery(Decision(), [], self._unreported, compared)
@@ -346,8 +412,12 @@ class Engine:
         try:
             output = self._runner.run(stage, [sample.state for sample in samples])
             compared = compare(stage, samples, output)
+            self._watch.succeeded()
+        except DeviceLost:
+            raise
         except Exception:
-            logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
+            if self._watch.is_news(self.clock()):
+                logger.exception("an audit's step of stage %d over %d samples failed", stage, len(samples))
             if len(samples) == 1:
                 return [agrees(self._num_stages, samples[0])]
             return [stats for sample in samples for stats in self._compare(stage, [sample])]
@@ -359,8 +429,11 @@ class Engine:
         """One step; where it fails, each member alone, so that one bad sample harms no other."""
         try:
             return self._run_together(batch.stage, batch.samples)
+        except DeviceLost:
+            raise
         except Exception:
-            logger.exception("a step of stage %d over %d samples failed", batch.stage, len(batch.samples))
+            if self._watch.is_news(self.clock()):
+                logger.exception("a step of stage %d over %d samples failed", batch.stage, len(batch.samples))
         if len(batch.samples) == 1:
             failure = InferenceFailed(f"stage {batch.stage} failed for this picture")
             return Decision(failures=[(batch.samples[0], failure)])
@@ -370,4 +443,6 @@ class Engine:
     def _run_together(self, stage: int, samples: list[Sample]) -> Decision:
         start_s = self.clock()
         output = self._runner.run(stage, [sample.state for sample in samples])
-        return decide(stage, samples, output, start_s, self.clock())
+        decision = decide(stage, samples, output, start_s, self.clock())
+        self._watch.succeeded()
+        return decision

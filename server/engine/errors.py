@@ -4,6 +4,7 @@ EngineError
 ├── Overloaded          the queue is full, or its predicted wait is too long: come back after `retry_after_s`
 ├── EngineStopped       the engine is draining or has died, takes nothing more
 ├── WarmUpFailed        the engine's start came to nothing
+├── DeviceLost          the device answers no more, or does not end a step; the process has to end
 ├── CaptureFailed       CUDA refused to record a step; in `runners.cuda_graphs`
 ├── OutOfSlots          more samples in flight than a GPU has room for; in `runners.slots`
 ├── DeadlineExceeded    the deadline passed before exit 1 was computed
@@ -35,6 +36,10 @@ class EngineStopped(EngineError):
 
 class WarmUpFailed(EngineError):
     """The engine could not warm up, and has ended."""
+
+
+class DeviceLost(EngineError):
+    """The device computes nothing any more. No other call of this process will succeed: it has to end."""
 
 
 class DeadlineExceeded(EngineError):

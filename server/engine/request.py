@@ -121,17 +121,20 @@ class Sample:
     """One picture on its way through the stages; the engine thread writes it, the event loop only reads.
 
     state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
+    client: who sent it; clients take turns.
     trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
-    thread never sees half of it; what it means is worked out once, in the answer. contract: its rule is the one in
-    force; rung: which one of those that were asked for, and asked: the rule that was asked for. audited: its ticket,
-    where after an early answer it goes on to full depth for the audit alone, else 0; answered: then, what the client
-    was told.
+    thread never sees half of it; what it means is worked out once, in the answer.
+    contract: its rule is the one in force; rung: which one of those that were asked for, and asked: the rule that was
+    asked for.
+    audited: its ticket, where after an early answer it goes on to full depth for the audit alone, else 0; answered:
+    then, what the client was told.
     """
 
     state: Any = field(repr=False)
     contract: Contract
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
+    client: str = ""
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
     rung: int = 0
     asked: ExitRule | None = None

@@ -8,7 +8,6 @@ import logging.config
 import shutil
 import signal
 import socket
-import sys
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
@@ -17,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from server.engine.errors import EngineError
+from server.engine.errors import EngineError, InferenceFailed
 from server.engine.request import Answer
 from server.loading import load_registry
 from server.memory import freeze_heap
@@ -26,7 +25,7 @@ from server.processes import wire
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
 from server.processes.shared_pictures import Layout, Segment
 from server.registry import EngineClient, Registry
-from server.serve import log_config
+from server.serve import end_process, log_config
 
 logger = logging.getLogger(__name__)
 
@@ -48,6 +47,7 @@ class EngineHost:
         self.left = asyncio.Event()
         self.left.set()
         self.accepted = 0
+        self.failed = 0
         self._sizes = [one.bundle.config.input_size for one in registry.served]
         self._segments = segments
         self._progress = 0
@@ -62,9 +62,12 @@ class EngineHost:
         return self.registry.why_not_ready() is None and self.engines[model].alive
 
     def note_progress(self) -> bool:
-        """Whether samples have left an engine since the last call, or there are none: false where it hangs."""
+        """Whether samples have left an engine since the last call, or there are none: false where it hangs.
+
+        Those that failed do not count: a broken device fails all.
+        """
         inflight = sum(engine.inflight_samples for engine in self.engines)
-        before, self._progress = self._progress, self.accepted - inflight
+        before, self._progress = self._progress, self.accepted - self.failed - inflight
         return not inflight or self._progress > before
 
     def join(self, connection: FrontendConnection) -> None:
@@ -140,7 +143,8 @@ class FrontendConnection(asyncio.Protocol):
         pictures_NHWC = self._pictures[model]
         engine = self._host.engines[model]
         try:
-            futures = engine.submit([pictures_NHWC[slot] for slot in slots], submission.contract)
+            pictures = [pictures_NHWC[slot] for slot in slots]
+            futures = engine.submit(pictures, submission.contract, submission.client)
         except EngineError as refusal:
             for slot in slots:
                 self._record(slot, refusal)
@@ -159,6 +163,7 @@ class FrontendConnection(asyncio.Protocol):
             return
         error = future.exception()
         assert error is None or isinstance(error, EngineError)
+        self._host.failed += isinstance(error, InferenceFailed)
         self._record(slot, future.result() if error is None else error)
 
     def _record(self, slot: int, outcome: wire.Outcome) -> None:
@@ -175,12 +180,13 @@ class FrontendConnection(asyncio.Protocol):
     def _news(self) -> list[bytes]:
         news = []
         for model, engine in enumerate(self._host.engines):
-            refusal = engine.overload(1)
+            load = engine.load
             state = wire.State(
                 model,
                 self._host.alive(model),
-                max(0, engine.inflight_samples - self._inflight_by_model[model]),
-                refusal.retry_after_s if refusal else 0.0,
+                max(0, load.inflight - self._inflight_by_model[model]),
+                load.num_clients,
+                load.pace_s,
                 engine.queue_depths,
             )
             if state != self._told[model]:
@@ -254,4 +260,4 @@ def run_engine(assignment: Assignment) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(run_engine(read_assignment()))
+    end_process(run_engine(read_assignment()))

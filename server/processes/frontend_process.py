@@ -20,7 +20,8 @@ from models.bundle import EMBEDDED, Bundle
 from models.cost import network_cost
 from models.device import choose_device
 from server.app import create_app
-from server.images import MOST_THREADS
+from server.decoding import MOST_THREADS
+from server.engine.admission import Admission
 from server.loading import load_served
 from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
@@ -116,7 +117,7 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
         assignment.number,
         assignment.segments[assignment.number],
         bundles,
-        settings.max_queue,
+        Admission(settings.max_queue, settings.max_wait_s),
     )
     served = []
     for bundle, cost, engine in zip(bundles, costs, link.engines, strict=True):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import cast
@@ -12,6 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from models.bundle import Bundle
+from server.engine.admission import Admission, Load
 from server.engine.errors import EngineError, EngineStopped, Overloaded
 from server.engine.request import Answer, Contract
 from server.processes import wire
@@ -36,9 +38,9 @@ class EngineLink:
     """
 
     def __init__(
-        self, address: str, frontend: int, memory_fd: int, bundles: Sequence[Bundle], max_samples: int
+        self, address: str, frontend: int, memory_fd: int, bundles: Sequence[Bundle], admission: Admission
     ) -> None:
-        layout = Layout.of(bundles, max_samples)
+        layout = Layout.of(bundles, admission.max_samples)
         segment = Segment(memory_fd, layout)
         self.refused = False
         self.engines = [
@@ -47,14 +49,14 @@ class EngineLink:
                 number,
                 num_stages=len(one.calibration.temperatures),
                 pictures_NHWC=segment.pictures(one.config.input_size),
-                max_samples=max_samples,
+                admission=admission,
             )
             for number, one in enumerate(bundles)
         ]
         self._address = address
         self._hello = wire.hello(wire.Hello(frontend, layout.digest))
         self._free = FreeSlots(layout.num_slots)
-        self._waiting: dict[int, tuple[RemoteEngine, asyncio.Future[Answer]]] = {}
+        self._waiting: dict[int, tuple[RemoteEngine, asyncio.Future[Answer], str]] = {}
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
@@ -79,14 +81,16 @@ class EngineLink:
 
     # ---- for RemoteEngine ----------------------------------------------------------------------
 
-    def take(self, engine: RemoteEngine, count: int) -> tuple[list[int], list[asyncio.Future[Answer]]] | None:
+    def take(
+        self, engine: RemoteEngine, count: int, client: str
+    ) -> tuple[list[int], list[asyncio.Future[Answer]]] | None:
         """So many slots, and a future for each; None where there are not enough."""
         slots = self._free.take(count)
         if slots is None:
             return None
         futures: list[asyncio.Future[Answer]] = [self._loop.create_future() for _ in slots]
         for slot, future in zip(slots, futures, strict=True):
-            self._waiting[slot] = engine, future
+            self._waiting[slot] = engine, future, client
             future.add_done_callback(partial(self._on_done, slot))
         return slots, futures
 
@@ -146,9 +150,9 @@ class EngineLink:
             self._transport.write(frames)
 
     def _settle(self, slot: int, outcome: wire.Outcome) -> None:
-        engine, future = self._waiting.pop(slot)
+        engine, future, client = self._waiting.pop(slot)
         self._free.give_back(slot)
-        engine.settled()
+        engine.settled(client)
         if future.done():
             return
         if isinstance(outcome, Answer):
@@ -185,17 +189,18 @@ class _Connection(asyncio.Protocol):
 class RemoteEngine:
     """One model's engine in the engine process; what `server.registry.EngineClient` asks for.
 
-    pictures_NHWC: the segment's slots as pictures of this model. max_samples: in flight at once, everybody's.
+    pictures_NHWC: the segment's slots as pictures of this model. admission: the engine's, of all frontends.
     """
 
     def __init__(
-        self, link: EngineLink, model: int, num_stages: int, pictures_NHWC: npt.NDArray[np.uint8], max_samples: int
+        self, link: EngineLink, model: int, num_stages: int, pictures_NHWC: npt.NDArray[np.uint8], admission: Admission
     ) -> None:
         self._link = link
         self._num_stages = num_stages
         self._pictures_NHWC = pictures_NHWC
-        self._max_samples = max_samples
-        self._unknown = wire.State(model, False, 0, 0.0, (0,) * num_stages)
+        self._admission = admission
+        self._by_client: Counter[str] = Counter()
+        self._unknown = wire.State(model, False, 0, 0, 0.0, (0,) * num_stages)
         self._state = self._unknown
         self._own = 0
         self._draining = False
@@ -227,18 +232,21 @@ class RemoteEngine:
             self._warm.set_result(None)
         return self._warm
 
-    def overload(self, num_pictures: int) -> Overloaded | None:
-        """How `submit` would refuse so many pictures, as far as this frontend knows."""
-        full = self.inflight_samples + num_pictures > self._max_samples
-        if full or self._state.retry_after_s:
-            return Overloaded(self._state.retry_after_s or RETRY_AFTER_S)
-        return None
+    @property
+    def load(self) -> Load:
+        """What the engine has in hand, as far as this frontend knows."""
+        return Load(self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.pace_s)
 
-    def submit(self, pictures: Sequence[Picture], contract: Contract) -> list[asyncio.Future[Answer]]:
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
+        """How `submit` would refuse so many pictures of a client, as far as this frontend knows."""
+        return self._admission.refusal(num_pictures, self._by_client.get(client, 0), self.load)
+
+    def submit(self, pictures: Sequence[Picture], contract: Contract, client: str = "") -> list[asyncio.Future[Answer]]:
         """As `Engine.submit`; Overloaded may also come through the futures, since the engine has the last word."""
-        if len(pictures) > self._max_samples:
+        max_samples = self._admission.max_samples
+        if len(pictures) > max_samples:
             raise ValueError(
-                f"{len(pictures)} pictures at once are out of range: this engine holds at most {self._max_samples}; "
+                f"{len(pictures)} pictures at once are out of range: this engine holds at most {max_samples}; "
                 "send fewer, or raise max_queue"
             )
         contract.check_depth(self._num_stages)
@@ -247,16 +255,17 @@ class RemoteEngine:
         )
         if self._draining or not self.alive:
             raise EngineStopped(draining=self._draining)
-        if overload := self.overload(len(pictures)):
+        if overload := self.overload(len(pictures), client):
             raise overload
-        taken = self._link.take(self, len(pictures))
+        taken = self._link.take(self, len(pictures), client)
         if taken is None:
             raise Overloaded(RETRY_AFTER_S)
         slots, futures = taken
         self._own += len(slots)
+        self._by_client[client] += len(slots)
         for slot, picture in zip(slots, pictures, strict=True):
             self._pictures_NHWC[slot] = picture
-        self._link.send(wire.submit(self._state.model, contract, slots))
+        self._link.send(wire.submit(self._state.model, contract, slots, client))
         return futures
 
     @property
@@ -283,9 +292,12 @@ class RemoteEngine:
         """The engine process is gone."""
         self._state = self._unknown
 
-    def settled(self) -> None:
-        """One sample is no longer in flight."""
+    def settled(self, client: str) -> None:
+        """One sample of a client is no longer in flight."""
         self._own -= 1
+        self._by_client[client] -= 1
+        if not self._by_client[client]:
+            del self._by_client[client]
         if not self._own:
             self._emptied.set()
 

@@ -17,6 +17,7 @@ the network.
 
 from __future__ import annotations
 
+import hashlib
 import math
 import struct
 from collections.abc import Iterable, Iterator, Sequence
@@ -52,11 +53,15 @@ class Hello:
 
 @dataclass(frozen=True, slots=True)
 class Submission:
-    """The pictures of one request, by the slots they lie in. model: its place in the order served."""
+    """The pictures of one request, by the slots they lie in. model: its place in the order served.
+
+    client: digest of the client's name, the same in all frontends.
+    """
 
     model: int
     contract: Contract
     slots: tuple[int, ...]
+    client: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +69,15 @@ class State:
     """How the engine of a model stands, as one frontend is told.
 
     alive: warm, and its thread runs. inflight_others: samples in flight that are not this frontend's.
-    retry_after_s: what a refusal of one more picture would say now; 0 where it would be taken in.
+    num_clients, pace_s: as in `admission.Load`, of all frontends.
     queue_depths: waiting in front of each stage, everybody's.
     """
 
     model: int
     alive: bool
     inflight_others: int
-    retry_after_s: float
+    num_clients: int
+    pace_s: float
     queue_depths: tuple[int, ...]
 
 
@@ -80,10 +86,11 @@ Outcome = Answer | EngineError | None
 
 _HEAD = struct.Struct("<IB")
 _HELLO = struct.Struct("<I")
-# Model, slots, stricter and looser rungs, deadline. Then the rungs: thresholds, depth bounds, promise (NaN for none).
-_SUBMIT = struct.Struct("<HHHHd")
+# Model, slots, stricter and looser rungs, deadline, client.
+# Then the rungs: thresholds, depth bounds, promise (NaN for none).
+_SUBMIT = struct.Struct("<HHHHd8s")
 _RUNG = struct.Struct("<HHHd?")
-_STATE = struct.Struct("<HBIdH")
+_STATE = struct.Struct("<HBIIdH")
 _ANSWER = struct.Struct("<IBBHIdddb")
 _ERROR = struct.Struct("<IBdI")
 _VISIT = "IId"
@@ -134,17 +141,17 @@ def parse_hello(body: bytes) -> Hello:
     return Hello(frontend, body[_HELLO.size :])
 
 
-def submit(model: int, contract: Contract, slots: Sequence[int]) -> bytes:
+def submit(model: int, contract: Contract, slots: Sequence[int], client: str = "") -> bytes:
     """A SUBMIT frame."""
     rungs = (Rung(contract.rule, contract.promise), *contract.stricter, *contract.looser)
     deadline_s = math.nan if contract.deadline_s is None else contract.deadline_s
-    head = _SUBMIT.pack(model, len(slots), len(contract.stricter), len(contract.looser), deadline_s)
+    head = _SUBMIT.pack(model, len(slots), len(contract.stricter), len(contract.looser), deadline_s, _digest(client))
     return _frame(Kind.SUBMIT, b"".join([head, _slots(slots), *map(_rung, rungs)]))
 
 
 def parse_submission(body: bytes) -> Submission:
     """Back from `submit`."""
-    model, num_slots, num_stricter, num_looser, deadline_s = _SUBMIT.unpack_from(body)
+    model, num_slots, num_stricter, num_looser, deadline_s, client = _SUBMIT.unpack_from(body)
     numbers = _numbers("I", num_slots)
     (rule, promise), *others = _parse_rungs(body[_SUBMIT.size + numbers.size :])
     assert len(others) == num_stricter + num_looser
@@ -155,7 +162,12 @@ def parse_submission(body: bytes) -> Submission:
         tuple(others[:num_stricter]),
         tuple(others[num_stricter:]),
     )
-    return Submission(model, contract, numbers.unpack_from(body, _SUBMIT.size))
+    return Submission(model, contract, numbers.unpack_from(body, _SUBMIT.size), client.hex())
+
+
+@lru_cache(maxsize=4096)
+def _digest(client: str) -> bytes:
+    return hashlib.blake2b(client.encode(), digest_size=8).digest()
 
 
 @lru_cache(maxsize=1024)
@@ -197,15 +209,16 @@ def refused() -> bytes:
 def state(message: State) -> bytes:
     """A STATE frame."""
     depths = message.queue_depths
-    body = _STATE.pack(message.model, message.alive, message.inflight_others, message.retry_after_s, len(depths))
+    load = message.inflight_others, message.num_clients, message.pace_s
+    body = _STATE.pack(message.model, message.alive, *load, len(depths))
     return _frame(Kind.STATE, body + _slots(depths))
 
 
 def parse_state(body: bytes) -> State:
     """Back from `state`."""
-    model, alive, inflight_others, retry_after_s, num_stages = _STATE.unpack_from(body)
+    model, alive, inflight_others, num_clients, pace_s, num_stages = _STATE.unpack_from(body)
     depths = _numbers("I", num_stages).unpack_from(body, _STATE.size)
-    return State(model, bool(alive), inflight_others, retry_after_s, depths)
+    return State(model, bool(alive), inflight_others, num_clients, pace_s, depths)
 
 
 def outcomes(records: Iterable[bytes]) -> bytes:

@@ -4,19 +4,25 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
-from benchmarks.engine import EngineBenchOptions, run
+from benchmarks.engine import EngineBenchOptions, described, run
 from benchmarks.errors import BenchmarkError
 from models.bundle import save_bundle
+from server.engine.runners.cuda_graphs import CudaGraphRunner
 from tests.bundles import tiny_bundle
 
 THRESHOLDS = (0.0, 0.4, 1.0)
 TEST_PICTURES = 12
 BATCH_SIZE = 4
+PROJECT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -80,3 +86,14 @@ def test_fewer_pictures_than_a_batch_are_refused(options: EngineBenchOptions) ->
 def test_thresholds_without_full_depth_are_refused() -> None:
     with pytest.raises(ValueError, match="lack 1, full depth"):
         EngineBenchOptions(thresholds="0.5,0.7")
+
+
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_result_names_the_type_that_cuda_graphs_compute_in(precision: str) -> None:
+    runner = CudaGraphRunner(tiny_bundle(), torch.device("cpu"), max_samples=1, precision=precision)
+    assert described(runner) == {"kind": "CudaGraphRunner", "precision": precision}
+
+
+def test_openvino_is_not_needed_to_start() -> None:
+    code = "import sys; import benchmarks.engine; sys.exit('openvino' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code], cwd=PROJECT).returncode == 0

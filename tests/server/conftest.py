@@ -24,6 +24,7 @@ from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from server.app import create_app
+from server.engine.admission import Load
 from server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
 from server.engine.request import Answer, Contract, Visit
 from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
@@ -69,11 +70,17 @@ class BrightnessEngine:
         self.loop = loop
         self.alive = True
 
-    def overload(self, num_pictures: int) -> Overloaded | None:
+    @property
+    def load(self) -> Load:
+        return Load(len(self.waiting), 1, 0.001)
+
+    def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
         full = len(self.waiting) + num_pictures > self.max_samples
         return self.overloaded or (Overloaded(1.0) if full else None)
 
-    def submit(self, pictures: Sequence[np.ndarray], contract: Contract) -> list[asyncio.Future[Answer]]:
+    def submit(
+        self, pictures: Sequence[np.ndarray], contract: Contract, client: str = ""
+    ) -> list[asyncio.Future[Answer]]:
         if refusal := self.stopped or self.overload(len(pictures)):
             raise refusal
         self.contracts.append(contract)

@@ -145,7 +145,7 @@ async def test_degrade_to_allows_certified_points_beyond_what_is_promised(site, 
 async def test_a_certificate_that_proved_nothing_is_none(serve, bundle, encode):
     empty = replace(bundle, certificate=replace(CERTIFICATE, points=()))
     async with serve(
-        bundles=[empty], settings=Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)
+        bundles=[empty], settings=Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)
     ) as site:
         assert await told(site, encode, "top_k=1") == {"threshold": 0.5, "disagreement_bound": 0.08}
         assert (await refused(site, encode, "max_disagreement=0.5"))["certified"] == []
@@ -166,7 +166,7 @@ async def test_an_answer_tells_what_took_the_place_of_what_was_asked(serve, cert
 
 
 async def test_only_who_names_no_contract_gets_the_operators(serve, certified, encode):
-    settings = Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)
+    settings = Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)
     async with serve(bundles=[certified], settings=settings) as site:
         assert "degrade_to" not in await told(site, encode, "top_k=2")
         await told(site, encode, "threshold=0.5")
@@ -175,7 +175,7 @@ async def test_only_who_names_no_contract_gets_the_operators(serve, certified, e
 
 
 async def test_a_bundle_without_a_certificate_promises_nothing(serve, bundle, encode):
-    async with serve(settings=Settings(decode_threads=1, brownout_wait_s=0.5, brownout_to=0.2)) as site:
+    async with serve(settings=Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)) as site:
         for name in ("max_disagreement", "degrade_to"):
             problem = await refused(site, encode, f"{name}=0.5")
             assert problem["type"] == "urn:offramp:problem:not-certified"

@@ -1,6 +1,5 @@
 """Pictures from strangers: whatever the bytes, never our fault."""
 
-import asyncio
 import io
 
 import numpy as np
@@ -11,7 +10,7 @@ from PIL import Image
 
 from models.preprocess import Preprocessing
 from server import images
-from server.images import Decoder, image_format
+from server.images import image_format
 from server.problems import Problem
 
 PREPROCESSING = Preprocessing(32)
@@ -118,35 +117,3 @@ def test_one_pixel_more_than_allowed_is_too_many():
         decode(data, 3, 24 * 40 - 1)
     assert caught.value.kind.status == 413
     assert "image 3 has 40 × 24 pixels" in caught.value.detail
-
-
-async def test_of_several_bad_pictures_the_first_is_named():
-    decoder = Decoder(2, MAX_PIXELS)
-    with pytest.raises(Problem) as caught:
-        await decoder.decode([encoded("PNG"), b"noise", b"noise"], PREPROCESSING)
-    assert caught.value.fields["image"] == 1
-    assert decoder.pending == 0
-    decoder.close()
-
-
-@pytest.mark.parametrize("size", [(32, 32), (500, 400)], ids=["small", "large"])
-async def test_a_picture_decodes_the_same_alone_and_among_others(size):
-    buffer = io.BytesIO()
-    Image.effect_noise(size, 80).convert("RGB").save(buffer, "PNG")
-    decoder = Decoder(1, MAX_PIXELS)
-    [alone] = await decoder.decode([buffer.getvalue()], PREPROCESSING)
-    among = await decoder.decode([buffer.getvalue()] * 3, PREPROCESSING)
-    decoder.close()
-    assert all((alone == one).all() for one in among)
-
-
-async def test_a_few_bytes_that_claim_many_pixels_are_not_decoded_on_the_event_loop():
-    buffer = io.BytesIO()
-    Image.new("L", (1000, 1000)).save(buffer, "PNG")
-    assert len(buffer.getvalue()) < images.INLINE_BYTES
-    decoder = Decoder(1, MAX_PIXELS)
-    asked = asyncio.create_task(decoder.decode([buffer.getvalue()], PREPROCESSING))
-    await asyncio.sleep(0)
-    assert decoder.pending == 1
-    await asked
-    decoder.close()

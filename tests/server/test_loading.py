@@ -34,15 +34,15 @@ def test_in_integers_nothing_is_certified(tmp_path: Path, server_log: pytest.Log
 
 
 def test_a_brownout_that_has_nowhere_to_go_is_told(uncertified: Path, server_log: pytest.LogCaptureFixture) -> None:
-    load_served(EMBEDDED, Settings(brownout_wait_s=0.5))
+    load_served(EMBEDDED, Settings(brownout_wait_s=0.1))
     assert not server_log.records
-    load_served(uncertified, Settings(brownout_wait_s=0.5))
+    load_served(uncertified, Settings(brownout_wait_s=0.1))
     assert "no certified thresholds" in server_log.text
 
 
 def test_brownout_is_off_unless_it_is_turned_on() -> None:
     bundle = load_bundle(EMBEDDED)
-    off, on = keeper_of(bundle, Settings()), keeper_of(bundle, Settings(brownout_wait_s=0.5))
+    off, on = keeper_of(bundle, Settings()), keeper_of(bundle, Settings(brownout_wait_s=0.1))
     assert not off.feel(0.0, 100.0)
     assert on.feel(0.0, 0.6)
     # Down to the last certified point, and no further.

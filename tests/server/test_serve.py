@@ -8,16 +8,31 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 
 import httpx
+import numpy as np
 import pytest
 import uvicorn
+from fastapi import FastAPI
 
+from models.backbones.plugins import load_backbones
 from models.bundle import save_bundle
+from models.config import ModelConfig
+from models.cost import count_cost
+from models.exit_policy import Calibration
+from models.multi_exit import MultiExitNet
+from server.app import create_app
+from server.engine.engine import Engine
+from server.engine.errors import InferenceFailed
+from server.engine.step_watch import ENGINE_THREAD
+from server.metrics import Metrics
+from server.registry import Registry, ServedModel
 from server.serve import Server, listen, run, url
 from server.settings import Settings
+from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
 PROJECT = Path(__file__).resolve().parents[2]
 MIB = 2**20
@@ -240,3 +255,87 @@ async def test_a_server_whose_engine_has_ended_ends(serve, on_a_socket, until, s
         site.engine.alive = False
         await serving
         assert site.registry.failure == "the engine of tiny version 1 has ended"
+
+
+@pytest.mark.timeout(60)
+async def test_a_server_whose_step_does_not_end_turns_unready_and_ends(bundle, on_a_socket, until, said):
+    runner = ScriptedRunner(gated=True)
+    engine = Engine(runner, Recorder(), clock=runner.clock, hung_after_s=0.06)
+    metrics = Metrics()
+    registry = Registry([ServedModel(bundle, count_cost(bundle.config), "cpu", engine, lambda: None)])
+    app = create_app(registry, Settings(decode_threads=1), metrics)
+    await registry.start()
+    async with on_a_socket(Hung(app, registry)) as (_, serving, _):
+        await until(lambda: said)
+        [asked] = engine.submit([np.zeros((32, 32, 3), np.uint8)], contract())
+        await serving
+    assert registry.failure == "the engine of tiny version 1 has ended"
+    assert isinstance(asked.exception(), InferenceFailed)
+    await registry.drain()
+    runner.let_all()
+
+
+@dataclass
+class Hung:
+    """What `on_a_socket` needs."""
+
+    app: FastAPI
+    registry: Registry
+
+
+LINGERING = """
+import atexit, sys, threading
+from server.serve import end_process
+
+never = threading.Event()
+threading.Thread(target=never.wait, name=sys.argv[1], daemon=True).start()
+# As a driver waits for its device on the way out.
+atexit.register(never.wait, float(sys.argv[2]))
+print("said before", file=sys.stderr)
+end_process(1)
+"""
+
+
+@pytest.mark.timeout(60)
+def test_a_process_whose_step_hangs_ends_without_waiting_for_the_device():
+    hung = subprocess.run([sys.executable, "-c", LINGERING, ENGINE_THREAD, "1000"], cwd=PROJECT, capture_output=True)
+    assert (hung.returncode, hung.stderr) == (1, b"said before\n")
+    other = subprocess.run([sys.executable, "-c", LINGERING, "another", "0"], cwd=PROJECT, capture_output=True)
+    assert (other.returncode, other.stderr) == (1, b"said before\n")
+
+
+OWN_NETWORK = """
+import torch
+from torch import nn
+
+from models.attach import attach_exits
+
+
+class Own(nn.Module):
+    def __init__(self, classes):
+        super().__init__()
+        self.a, self.b = nn.Conv2d(3, 4, 3, stride=2), nn.Conv2d(4, 6, 3)
+        self.fc = nn.Linear(6, classes)
+
+    def forward(self, x):
+        return self.fc(torch.special.bessel_j0(self.b(self.a(x).relu())).mean((2, 3)))
+
+
+BACKBONES = {"own": lambda config: attach_exits(Own(config.num_classes), ["a"], config.input_size)}
+"""
+
+
+@pytest.mark.usefixtures("own_networks")
+def test_a_network_that_the_runner_cannot_run_is_one_sentence_and_exit_code_1(bundle, tmp_path, capsys):
+    source = tmp_path / "served_nets.py"
+    source.write_text(OWN_NETWORK)
+    load_backbones(str(source))
+    config = ModelConfig("own", 10, input_size=32)
+    net = MultiExitNet(config).eval()
+    calibration = Calibration.neutral(net.num_exits)
+    save_bundle(replace(bundle, config=config, net=net, calibration=calibration, exits=()), tmp_path / "own", "card")
+    settings = Settings(model=[tmp_path / "own"], backbones=str(source), device="cpu", runner="openvino", port=0)
+    assert run_here(settings) == 1
+    [line] = capsys.readouterr().err.splitlines()
+    assert line.startswith("offramp: OpenVINO cannot convert stage 2: ")
+    assert line.endswith("serve this network with --runner torch")

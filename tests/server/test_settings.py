@@ -52,7 +52,7 @@ def test_a_queue_too_small_for_one_request_is_refused():
     ("options", "reason"),
     [
         ({"brownout_to": 0.1}, "brownout_to 0.1 does nothing while brownout_wait_s is 0"),
-        ({"brownout_wait_s": 5.0}, "brownout_wait_s 5.0 is not below max_wait_s 5.0"),
+        ({"brownout_wait_s": 5.0}, "brownout_wait_s 5.0 is not below max_wait_s 0.5"),
         ({"audit_on_alarm": "tighten", "audit_share": 0.0}, "audit_on_alarm 'tighten' does nothing"),
         ({"client_burst_s": 5.0}, "client_burst_s 5.0 does nothing while client_gmacs_per_s is 0"),
         ({"audit_on_alarm": "shout"}, "audit_on_alarm 'shout' is unknown"),

@@ -52,6 +52,23 @@ def test_a_seed_gives_the_same_weights_every_time(tree_options: TrainOptions) ->
     assert not torch.equal(next(first.parameters()), next(other.parameters()))
 
 
+def test_a_gpu_that_is_full_ends_a_run_in_a_sentence_and_resuming_in_smaller_parts_goes_on(
+    tree_options: TrainOptions,
+) -> None:
+    options = replace(tree_options, epochs=2, checkpoint_minutes=0.0)
+
+    def full(progress: Progress) -> None:
+        if progress.epoch == 2:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB.\nIf reserved memory is large")
+
+    with pytest.raises(ValueError, match=r"^CUDA out of memory.*2.00 GiB; give --accumulate .*--resume.*--batch-size"):
+        train(prepare(options), on_step=full)
+    resumed = prepare(replace(options, resume=True, accumulate=2))
+    assert resumed.trainer.epoch == 1
+    train(resumed)
+    assert resumed.trainer.epoch == 2
+
+
 def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: TrainOptions) -> None:
     options = replace(tree_options, epochs=3, checkpoint_minutes=0.0)
 

@@ -8,12 +8,20 @@ import numpy.typing as npt
 from server.engine.runners.runner import Runner
 from server.engine.runners.walk import Pictures, walk
 
+NUM_TRIALS = 16
 
-def largest_difference(runner: Runner, reference: Runner, size: int) -> float:
-    """Of any probability at any exit, over trial pictures (size, size, 3); NaN where one is none."""
+
+def largest_difference(runner: Runner, reference: Runner, size: int, batch_size: int = 0) -> float:
+    """Of any probability at any exit, over trial pictures (size, size, 3); NaN where one is none.
+
+    One picture goes alone, too: a network may do something else with one. batch_size: as of `probabilities`.
+    """
     pictures = trial_pictures(size)
-    differences = probabilities(runner, pictures) - probabilities(reference, pictures)
-    return float(np.abs(differences).max())
+    differences = [
+        np.abs(probabilities(runner, some, batch_size) - probabilities(reference, some, batch_size)).max()
+        for some in (pictures[:1], pictures)
+    ]
+    return float(np.max(differences))
 
 
 def probabilities(runner: Runner, pictures: Pictures, batch_size: int = 0) -> npt.NDArray[np.float32]:
@@ -27,7 +35,7 @@ def probabilities(runner: Runner, pictures: Pictures, batch_size: int = 0) -> np
     return np.concatenate(answers, axis=1)
 
 
-def trial_pictures(size: int, number: int = 16) -> list[npt.NDArray[np.uint8]]:
+def trial_pictures(size: int, number: int = NUM_TRIALS) -> list[npt.NDArray[np.uint8]]:
     """Pictures (size, size, 3) with something at every scale: coloured slopes, stripes, noise; always the same ones."""
     generator = np.random.default_rng(0)
     slope = np.linspace(-1, 1, size)

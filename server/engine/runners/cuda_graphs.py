@@ -16,6 +16,7 @@ from models.preprocess import Preprocessing, normalize
 from server.engine.errors import EngineError
 from server.engine.runners.buckets import buckets
 from server.engine.runners.capture import Capture, CudaGraphs, Eager, Work
+from server.engine.runners.failures import device_lost, first_cause, sentence
 from server.engine.runners.lowering import cast_weights, choose_precision, folded, largest_value, native_precisions
 from server.engine.runners.runner import StepOutput
 from server.engine.runners.slots import PADDING_ROW, Slot, SlotPool
@@ -93,11 +94,16 @@ class CudaGraphRunner:
         """K, the stages of the bundle's network."""
         return int(self.net.num_exits)
 
+    @property
+    def precision(self) -> str:
+        """The name of the type that features and convolutions have."""
+        return str(self.dtype).removeprefix("torch.")
+
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or Slots, with one host synchronisation.
 
         Raises ValueError for a batch or states that do not fit, OutOfSlots where more samples are in flight than the
-        runner was made for; nobody's features have been touched then.
+        runner was made for; nobody's features have been touched then. Raises DeviceLost.
         """
         count = len(states)
         if not 1 <= count <= self._largest:
@@ -108,8 +114,9 @@ class CudaGraphRunner:
         bucket = self._buckets[bisect_left(self._buckets, count)]
         slots = self.boundaries[stage - 1].pool.take(count) if stage < self.num_stages else []
         self._fill(stage, states, slots, bucket)
-        self._replays[stage, bucket]()
-        self._capture.wait()
+        with device_lost():
+            self._replays[stage, bucket]()
+            self._capture.wait()
         probabilities_BC = self._buffers.host_probabilities_BC.numpy()[:count].copy()
         return StepOutput(probabilities_BC, _keeper(slots) if slots else _nothing_follows)
 
@@ -119,10 +126,12 @@ class CudaGraphRunner:
         For the engine's thread, before the first step: states from before are of no use after. Raises CaptureFailed.
         """
         self._buckets, self._replays = buckets(max_batch_size), {}
+        self._capture.reset()
         self.boundaries = self._make_boundaries(max_batch_size)
         self._buffers = self._make_buffers(max_batch_size)
-        # The largest first: the smaller ones then find room in the memory that it needed.
-        for bucket in reversed(self._buckets):
+        # One sample first, which is cheap: a network that cannot be captured shows at once. Then from the largest down,
+        # so that the smaller ones find room in the memory that it needed.
+        for bucket in (self._buckets[0], *reversed(self._buckets[1:])):
             for stage in range(1, self.num_stages + 1):
                 self._replays[stage, bucket] = self._captured(stage, bucket)
         for replay in self._replays.values():
@@ -138,9 +147,10 @@ class CudaGraphRunner:
             return self._capture.capture(self._work(stage, bucket))
         except RuntimeError as error:
             raise CaptureFailed(
-                f"stage {stage} cannot be captured as a CUDA graph for {bucket} samples: {error}. Where memory is "
-                "short, give a smaller max_samples or max_batch_size; where the network's own code waits for the GPU "
-                "or makes tensors of Python numbers, use the torch runner"
+                f"stage {stage} cannot be captured as a CUDA graph for {bucket} samples: "
+                f"{sentence(first_cause(error))}; where memory is short, give a smaller --max-queue or "
+                "--max-batch-size; where the network's own code waits for the GPU or makes tensors of Python numbers, "
+                "give --runner torch"
             ) from error
 
     def _fill(self, stage: int, states: Sequence[Any], slots: Sequence[Slot], bucket: int) -> None:
@@ -220,7 +230,7 @@ class CudaGraphRunner:
         except RuntimeError as error:
             raise CaptureFailed(
                 f"there is no memory for {rows} samples of {shape_HWC.numel() * self.dtype.itemsize} bytes behind "
-                f"stage {stage}: give a smaller max_samples or max_batch_size ({error})"
+                f"stage {stage}: give a smaller --max-queue or --max-batch-size ({sentence(error)})"
             ) from error
         return Boundary(SlotPool(stage, self._max_samples, max_batch_size), features_SHWC, accumulated_SC)
 

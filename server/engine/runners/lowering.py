@@ -14,6 +14,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
 from models.backbones.residual import Projection
+from models.device import has_bfloat16
 from models.heads import DepthwiseConv
 from models.multi_exit import MultiExitNet
 
@@ -45,8 +46,7 @@ def native_precisions(device: torch.device) -> tuple[str, ...]:
     """
     if device.type != "cuda":
         return "float32", "bfloat16", "float16"
-    has_bfloat16 = torch.cuda.get_device_capability(device)[0] >= 8
-    return ("float16", "bfloat16", "float32") if has_bfloat16 else ("float16", "float32")
+    return ("float16", "bfloat16", "float32") if has_bfloat16(device) else ("float16", "float32")
 
 
 def choose_precision(name: str, native: Sequence[str], largest_value: float) -> torch.dtype:
@@ -67,8 +67,8 @@ def choose_precision(name: str, native: Sequence[str], largest_value: float) -> 
 
 @torch.no_grad()
 def largest_value(net: nn.Module, x_BCHW: Tensor) -> float:
-    """The largest absolute value that goes into or comes out of any module on the way through `net`."""
-    largest: list[float] = [0.0]
+    """The largest absolute value of any parameter, and of what goes into or comes out of any module of `net`."""
+    largest = [0.0, *(float(parameter.abs().max()) for parameter in net.parameters() if parameter.numel())]
 
     def look(_module: nn.Module, inputs: Any, output: Any) -> None:
         floats = (tensor for tensor in _tensors([inputs, output]) if tensor.is_floating_point() and tensor.numel())

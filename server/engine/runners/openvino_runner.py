@@ -16,7 +16,14 @@ from models.bundle import Bundle
 from server.engine.runners.blocks import Block, BlockPool, Memory
 from server.engine.runners.buckets import buckets
 from server.engine.runners.int8 import quantize_stages
-from server.engine.runners.openvino_stages import convert_stages, is_first, is_last, with_features
+from server.engine.runners.openvino_stages import (
+    convert_stages,
+    is_first,
+    is_last,
+    row_shapes,
+    sized,
+    with_features,
+)
 from server.engine.runners.runner import StepOutput
 from server.engine.runners.walk import blank, walk
 
@@ -94,8 +101,6 @@ class OpenVinoRunner:
     def compile(self, network: ov.Model, batch_size: int, threads: int | None = None) -> ov.CompiledModel:
         """A network as this runner computes, for one batch size: precision and, unless given, threads are its own."""
         threads = self._threads if threads is None else threads
-        sized = network.clone()
-        sized.reshape({at: [batch_size, *input.get_partial_shape()[1:]] for at, input in enumerate(network.inputs)})
         # Not bound to cores: a thread that is would wait for the HTTP work on its core, with the other core idle.
         options = {
             "INFERENCE_PRECISION_HINT": HINTS[self._floats],
@@ -103,7 +108,7 @@ class OpenVinoRunner:
             "ENABLE_CPU_PINNING": "NO",
         }
         limited = {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
-        return self._core.compile_model(sized, "CPU", {**options, **limited})
+        return self._core.compile_model(sized(network, batch_size), "CPU", {**options, **limited})
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates.
@@ -186,7 +191,7 @@ class _Stage:
         self._carries = len(network.inputs) == 2
         self.pool: BlockPool | None = None
         if not self._is_last:
-            (classes,), features_shape = (row_shape(network.output(at)) for at in (1, 2))
+            _, (classes,), features_shape = row_shapes(network)
             self.pool = BlockPool(features_shape, WORDS[feature_type], classes, SPARE_ROWS)
         # What a batch is gathered in, where it does not lie together already.
         self._pictures: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
@@ -259,8 +264,3 @@ class _Stage:
             if not start:
                 memory.views[rows] = tensors
         return tensors
-
-
-def row_shape(output: ov.Output) -> tuple[int, ...]:
-    """Of one sample's."""
-    return tuple(size.get_length() for size in list(output.get_partial_shape())[1:])

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from typing import Any
 
 import openvino as ov
 import torch
@@ -13,6 +15,7 @@ from torch import Tensor, nn
 
 from models.bundle import Bundle
 from models.preprocess import normalize
+from server.engine.runners.failures import sentence
 from server.engine.runners.openvino_rewrites import rewrite
 
 
@@ -53,7 +56,7 @@ def convert_stages(bundle: Bundle) -> list[ov.Model]:
         module = StageModule(bundle, stage).eval()
         networks.append(_converted(module, inputs, f"stage {stage}"))
         if stage < num_exits:
-            accumulated, features = (_zeros(networks[-1].output(index)) for index in (1, 2))
+            accumulated, features = (torch.zeros(2, *shape) for shape in row_shapes(networks[-1])[1:])
             inputs = (features, accumulated) if bundle.calibration.carries[stage] else (features,)
     return networks
 
@@ -104,6 +107,26 @@ def is_last(stage: ov.Model) -> bool:
     return len(stage.outputs) == 1
 
 
+def sized(network: ov.Model, batch_size: int) -> ov.Model:
+    """A copy of the network for one batch size."""
+    copied = network.clone()
+    _reshape(copied, [list(one.get_partial_shape())[1:] for one in network.inputs], batch_size)
+    return copied
+
+
+def row_shapes(stage: ov.Model) -> list[tuple[int, ...]]:
+    """The shape of one sample's part of each output.
+
+    Read off a copy of a fixed batch size: behind a reshape OpenVINO may lose a size that depends on no batch.
+    """
+    return [tuple(one.get_shape())[1:] for one in sized(stage, 2).outputs]
+
+
+def _reshape(network: ov.Model, row_shapes: Sequence[Sequence[Any]], batch_size: int) -> None:
+    """Give the inputs these shapes of one sample and this batch size, -1 for any."""
+    network.reshape({index: [batch_size, *shape] for index, shape in enumerate(row_shapes)})
+
+
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.Model:
     with torch.no_grad(), warnings.catch_warnings():
         # Mean and deviation of the pixels become constants: they are.
@@ -118,17 +141,13 @@ def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.M
             # Named, because it has to live until the network is converted, and OpenVINO does not hold it.
             decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
             network = frontend.convert(frontend.load(decoder))
-            network.reshape({index: [-1, *tensor.shape[1:]] for index, tensor in enumerate(inputs)})
+            row_shapes = [tensor.shape[1:] for tensor in inputs]
+            # For one batch size first: a rewrite wants to know height and width.
+            _reshape(network, row_shapes, 2)
             rewrite(network)
+            _reshape(network, row_shapes, -1)
         except (RuntimeError, OpConversionFailure) as error:
-            # Where in OpenVINO's own source it was found comes first, what it was last.
-            cause = str(error).strip().splitlines()[-1].lstrip("- ")
             raise ValueError(
-                f"OpenVINO cannot convert {name}: {cause}; serve this network with --runner torch"
+                f"OpenVINO cannot convert {name}: {sentence(error)}; serve this network with --runner torch"
             ) from error
     return network
-
-
-def _zeros(output: ov.Output) -> Tensor:
-    _, *shape = output.get_partial_shape()
-    return torch.zeros(2, *(size.get_length() for size in shape))

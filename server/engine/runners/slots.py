@@ -62,8 +62,7 @@ class SlotPool:
         if len(free) < count:
             raise OutOfSlots(
                 f"{count} slots behind stage {self.stage} are out of range: {len(free)} of {self.capacity} are free; "
-                f"this runner was made for max_samples={self._max_samples} in flight: make it for as many as the "
-                "engine takes in"
+                f"this runner was made for {self._max_samples} samples in flight: give a smaller --max-queue"
             )
         # The rows used last are the likeliest to be in the device's cache.
         return [Slot(free.pop(), free) for _ in range(count)]

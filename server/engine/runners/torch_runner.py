@@ -12,6 +12,7 @@ from torch import Tensor
 
 from models.bundle import Bundle
 from models.preprocess import normalize
+from server.engine.runners.failures import device_lost
 from server.engine.runners.runner import StepOutput
 from server.engine.runners.walk import blank, walk
 
@@ -31,6 +32,8 @@ class TorchRunner:
     sees to it once for the process. Not done here: torch keeps the switch for all threads together.
     """
 
+    precision = "float32"
+
     def __init__(self, bundle: Bundle, device: torch.device) -> None:
         self.device = device
         self.preprocessing = bundle.preprocessing
@@ -44,7 +47,11 @@ class TorchRunner:
 
     @torch.inference_mode()
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
-        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates, with one host synchronisation."""
+        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates. Raises DeviceLost."""
+        with device_lost():
+            return self._run(stage, states)
+
+    def _run(self, stage: int, states: Sequence[Any]) -> StepOutput:
         accumulated_BC: Tensor | None = None
         if stage == 1:
             pictures_BHWC = torch.from_numpy(np.stack(states)).to(self.device)
@@ -60,7 +67,8 @@ class TorchRunner:
 
         def keep(rows: Sequence[int]) -> list[StageState]:
             # Copied: a view would keep the rows of those who left alive.
-            return [StageState(features_BHWC[row].clone(), accumulated_BC[row].clone()) for row in rows]
+            with device_lost():
+                return [StageState(features_BHWC[row].clone(), accumulated_BC[row].clone()) for row in rows]
 
         return StepOutput(probabilities_BC.cpu().numpy(), keep)
 

@@ -230,3 +230,9 @@ def test_the_largest_value_is_found_inside_the_network_too():
     net = nn.Sequential(up, nn.Sequential(down))
     assert largest_value(net, torch.full((1, 1, 2, 2), 3.0)) == pytest.approx(150.0)
     assert not any(module._forward_hooks for module in net.modules())
+
+
+def test_a_weight_that_is_larger_than_all_that_is_computed_counts():
+    net = nn.Conv2d(1, 1, 1, bias=False)
+    net.weight.data.fill_(-70_000.0)
+    assert largest_value(net, torch.full((1, 1, 2, 2), 0.001)) == 70_000.0

@@ -17,8 +17,10 @@ from models.exit_policy import Calibration, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 from server.engine.runners.agreement import largest_difference, probabilities, trial_pictures
+from server.engine.runners.checked import CheckedRunner
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.openvino_runner import OpenVinoRunner, native_precision
+from server.engine.runners.runner import Runner
 from server.engine.runners.torch_runner import TorchRunner
 from tests.server.engine.lively import SIZE, lively_net
 
@@ -156,9 +158,16 @@ def test_bfloat16_is_near_and_its_distance_is_told(bundle, reference):
     assert 0.0 < largest_difference(OpenVinoRunner(bundle, "bfloat16"), reference, SIZE) < 0.2
 
 
+def warm(bundle: Bundle, name: str = "auto", max_batch_size: int = 2) -> Runner:
+    """The runner that computes in the end."""
+    runner = choose_runner(bundle, CPU, name)
+    runner.warm_up(max_batch_size)
+    return runner.chosen if isinstance(runner, CheckedRunner) else runner
+
+
 def test_auto_is_openvino_on_the_cpu(bundle):
-    assert isinstance(choose_runner(bundle, CPU), OpenVinoRunner)
-    assert isinstance(choose_runner(bundle, CPU, "torch"), TorchRunner)
+    assert isinstance(warm(bundle), OpenVinoRunner)
+    assert isinstance(warm(bundle, "torch"), TorchRunner)
 
 
 class OwnOperation(torch.nn.Module):
@@ -173,8 +182,9 @@ def test_a_network_that_openvino_does_not_know_runs_in_torch_and_the_log_says_so
     net.stages[1] = torch.nn.Sequential(net.stages[1], OwnOperation())
     strange = make_bundle(net)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_runner(strange, CPU), TorchRunner)
-    assert "tiny runs in plain torch: OpenVINO cannot convert stage 2" in caplog.text
+        assert isinstance(warm(strange), TorchRunner)
+    [record] = caplog.records
+    assert record.getMessage().startswith("tiny runs in plain torch: OpenVINO cannot convert stage 2")
     with pytest.raises(ValueError, match=r"OpenVINO cannot convert stage 2: .*--runner torch"):
         choose_runner(strange, CPU, "openvino")
 
@@ -182,7 +192,7 @@ def test_a_network_that_openvino_does_not_know_runs_in_torch_and_the_log_says_so
 def test_a_network_that_low_precision_harms_runs_in_float32(bundle, caplog):
     # So cold that the least difference of two logits decides everything.
     with caplog.at_level(logging.WARNING):
-        runner = choose_runner(make_bundle(bundle.net, temperature=0.001), CPU)
+        runner = warm(make_bundle(bundle.net, temperature=0.001))
     assert isinstance(runner, OpenVinoRunner)
     assert runner.precision == "float32"
     if native_precision(ov.Core()) == "bfloat16":
@@ -251,13 +261,16 @@ class Undecided(torch.nn.Module):
         return x * 3 if len(x) == 2 else x
 
 
-def test_a_network_that_decides_by_its_input_runs_in_torch_and_the_log_says_so(caplog):
+@pytest.mark.parametrize("max_batch_size", [2, 8])
+def test_a_network_that_decides_by_its_input_runs_in_torch_and_the_log_says_so(caplog, max_batch_size):
     net = lively_net(PICTURES, 5)
     net.stages[2] = torch.nn.Sequential(net.stages[2], Undecided())
     undecided = make_bundle(net)
     with caplog.at_level(logging.WARNING):
-        assert isinstance(choose_runner(undecided, CPU), TorchRunner)
-    assert "tiny runs in plain torch: OpenVINO computes another network than this" in caplog.text
+        assert isinstance(warm(undecided, max_batch_size=max_batch_size), TorchRunner)
+    assert "tiny runs in plain torch: runner 'openvino' computes another network than this" in caplog.text
+    with pytest.raises(ValueError, match=r"'openvino' computes another network .* Serve it with --runner torch"):
+        warm(undecided, "openvino", max_batch_size=max_batch_size)
 
 
 def test_more_samples_than_it_is_warm_for_are_refused(bundle):

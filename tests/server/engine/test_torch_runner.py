@@ -20,13 +20,13 @@ from server.engine.request import Contract
 from server.engine.runners.agreement import probabilities
 from server.engine.runners.torch_runner import TorchRunner
 from server.offline import predict
+from tests.devices import TOLERANCES, assert_near
 from tests.server.engine.lively import CARRIES, draw_pictures, lively_bundle
 from tests.server.engine.scripted import Recorder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
 CLASSES, EXITS, PICTURES = 10, 4, 48
-TOLERANCE = 1e-5
 CUDA = pytest.param(
     "cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA device on this machine")
 )
@@ -51,7 +51,7 @@ class Reference:
         at = round(quantile * (sorted_confidence.size - 1))
         near = slice(max(0, at - 5), at + 6)
         gap = int(np.diff(sorted_confidence[near]).argmax()) + near.start
-        assert sorted_confidence[gap + 1] - sorted_confidence[gap] > 10 * TOLERANCE
+        assert sorted_confidence[gap + 1] - sorted_confidence[gap] > 10 * max(TOLERANCES.values())
         return float(sorted_confidence[gap : gap + 2].mean())
 
 
@@ -98,7 +98,7 @@ def test_batch_mates_change_neither_exit_nor_label_and_probabilities_by_rounding
     runner, reference, pictures, batch_size
 ):
     probabilities_KNC = probabilities(runner, pictures, batch_size)
-    np.testing.assert_allclose(probabilities_KNC, reference.probabilities_KNC, rtol=0, atol=TOLERANCE)
+    assert_near(probabilities_KNC, reference.probabilities_KNC, runner.device)
     assert (probabilities_KNC.argmax(axis=2) == reference.probabilities_KNC.argmax(axis=2)).all()
     for quantile in (0.1, 0.5, 0.9):
         rule = ExitRule.uniform(reference.threshold(quantile), EXITS)
@@ -110,7 +110,7 @@ def test_states_of_different_batches_merge_in_any_order(runner, reference, pictu
     carried = {n: runner.run(1, [pictures[n], pictures[n + 1]]).keep([0])[0] for n in range(0, 10, 2)}
     order = [8, 0, 6, 2, 4]
     output = runner.run(2, [carried[n] for n in order])
-    np.testing.assert_allclose(output.probabilities_BC, reference.probabilities_KNC[1, order], rtol=0, atol=TOLERANCE)
+    assert_near(output.probabilities_BC, reference.probabilities_KNC[1, order], runner.device)
 
 
 class WatchedNet(torch.nn.Module):
@@ -169,9 +169,7 @@ def test_a_step_leaves_the_settings_of_the_process_as_they_are(runner, pictures)
 
 def test_warming_up_leaves_answers_as_they_are(runner, reference, pictures):
     runner.warm_up(3)
-    np.testing.assert_allclose(
-        probabilities(runner, pictures[:4]), reference.probabilities_KNC[:, :4], rtol=0, atol=TOLERANCE
-    )
+    assert_near(probabilities(runner, pictures[:4]), reference.probabilities_KNC[:, :4], runner.device)
 
 
 @pytest.mark.parametrize("quantile", [0.0, 0.3, 0.5, 0.7, 1.0])
@@ -184,7 +182,7 @@ def test_predict_takes_the_reference_exit(runner, reference, pictures, quantile)
         assert prediction.reason == rule.reason(prediction.exit, prediction.ranking[0][1])
         class_ids, probabilities = zip(*prediction.ranking, strict=True)
         assert class_ids[0] == wanted_C.argmax()
-        np.testing.assert_allclose(probabilities, wanted_C[list(class_ids)], rtol=0, atol=TOLERANCE)
+        assert_near(np.array(probabilities), wanted_C[list(class_ids)], runner.device)
         assert list(probabilities) == sorted(probabilities, reverse=True)
 
 
@@ -211,7 +209,7 @@ async def test_64_concurrent_submitters_with_mixed_contracts_get_what_each_pictu
             wanted_C = reference.probabilities_KNC[answer.exit - 1, number]
             assert answer.exit == reference.exit_of(number, rule)
             assert answer.class_id == wanted_C.argmax()
-            np.testing.assert_allclose(answer.probabilities_C, wanted_C, rtol=0, atol=TOLERANCE)
+            assert_near(answer.probabilities_C, wanted_C, runner.device)
             assert [visit.exit for visit in answer.visited] == list(range(1, answer.exit + 1))
             assert answer.reason == rule.reason(answer.exit, answer.confidence)
         return len(numbers)

@@ -15,6 +15,7 @@ import pytest
 
 from models.bundle import Bundle
 from models.cost import count_cost
+from server.engine.admission import Admission
 from server.engine.engine import Engine
 from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
 from server.engine.request import Answer
@@ -90,7 +91,7 @@ class CountingLink(EngineLink):
 
 def link_to(process: EngineProcess, frontend: int = 0) -> CountingLink:
     memory = process.memory[frontend]
-    return CountingLink(str(process.address), frontend, memory, process.bundles, process.max_samples)
+    return CountingLink(str(process.address), frontend, memory, process.bundles, Admission(process.max_samples))
 
 
 @asynccontextmanager
@@ -198,8 +199,9 @@ async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_
 async def test_more_than_the_engine_holds_is_refused_at_once(gated):
     async with connected(gated) as [remote, _]:
         remote.submit([picture(0)] * 5, contract(0.0))
-        assert remote.overload(3) is None
-        refusal = remote.overload(4)
+        # The last eighth of the room is for clients with few samples.
+        assert remote.overload(2) is None
+        refusal = remote.overload(3)
         assert refusal is not None
         assert refusal.retry_after_s == 1.0
         with pytest.raises(Overloaded):
@@ -296,7 +298,7 @@ async def test_draining_waits_for_what_is_in_flight_and_takes_in_nothing_more(ga
 
 async def test_a_frontend_with_another_bundle_is_refused(process, until):
     bundles = [replace(process.bundles[0], labels=tuple("abcdefghij")), process.bundles[1]]
-    link = EngineLink(str(process.address), 0, process.memory[0], bundles, process.max_samples)
+    link = EngineLink(str(process.address), 0, process.memory[0], bundles, Admission(process.max_samples))
     starting = [engine.start(asyncio.get_running_loop(), lambda: None) for engine in link.engines]
     await until(lambda: link.refused)
     assert not any(engine.alive for engine in link.engines)
@@ -373,3 +375,25 @@ async def test_whoever_was_let_go_before_it_was_started_does_not_wait(process):
     for engine in link.engines:
         await asyncio.wait_for(engine.start(loop, lambda: None), 10)
         await engine.drain()
+
+
+async def test_pictures_that_fail_are_no_progress(process):
+    def fails(stage: int, names: list[int]) -> None:
+        if 7 in names:
+            raise RuntimeError("no memory")
+
+    process.runner.gated, process.runner.faults = True, fails
+    async with connected(process) as [remote, _]:
+        [failing] = remote.submit([picture(7)], contract(0.0))
+        await process.runner.entered()
+        [waiting] = remote.submit([picture(1)], contract(0.0))
+        assert not process.host.note_progress()
+        process.runner.let(1)
+        with pytest.raises(InferenceFailed):
+            await failing
+        await process.runner.entered()
+        assert process.host.failed == 1
+        assert not process.host.note_progress()
+        process.runner.let_all()
+        assert (await waiting).exit == 1
+        assert process.host.note_progress()

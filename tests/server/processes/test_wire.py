@@ -89,11 +89,12 @@ def test_outcomes_of_all_sorts_share_a_message(outcomes):
     st.integers(0, 2**16 - 1),
     st.booleans(),
     st.integers(0, 2**32 - 1),
+    st.integers(0, 2**32 - 1),
     seconds,
     st.lists(st.integers(0, 2**32 - 1), max_size=9),
 )
-def test_a_state_comes_back(model, alive, others, retry_after_s, depths):
-    state = wire.State(model, alive, others, retry_after_s, tuple(depths))
+def test_a_state_comes_back(model, alive, others, clients, pace_s, depths):
+    state = wire.State(model, alive, others, clients, pace_s, tuple(depths))
     assert wire.parse_state(body_of(wire.state(state))) == state
 
 

@@ -1,0 +1,205 @@
+"""Decoding as bounded work: priced by the header, fair by client, within memory, given up with its request.
+
+A picture is opened in the quick lane. A cheap one is decoded there at once; a dear one moves to the slow lane, whose
+threads have a lower priority, so that a small picture never waits for large ones.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import partial
+from io import BytesIO
+from typing import Any, TypeVar, cast
+
+from PIL import Image
+from PIL.ImageFile import ImageFile
+
+from models.jpeg import jpeg_scans
+from models.preprocess import Preprocessing, decoded_bytes
+from server.engine.errors import Overloaded
+from server.images import Picture, decode, open_picture
+from server.lanes import PASSED_ON, Lane, Work
+from server.memory import return_free_memory
+from server.problems import TOO_MANY_PIXELS, Problem
+
+MOST_THREADS = 8
+
+# Below these, decoding takes less than handing the picture to another thread and back.
+INLINE_BYTES = 16 * 1024
+INLINE_PIXELS = 128 * 128
+
+# Nanoseconds of decoding, from above, on a slow core. A progressive JPEG goes through its coefficients once a scan.
+PER_BYTE_NS, PER_PIXEL_NS, PER_JPEG_PIXEL_NS, PER_SCAN_PIXEL_NS = 10.0, 30.0, 6.0, 0.5
+
+# Predicted seconds: above the first a picture is dear, above the second it is refused.
+DEAR_S, MOST_S = 0.1, 1.5
+
+# Memory of a cheap picture, at most; dear ones share the budget of the slow lane.
+CHEAP_BYTES = 24 * 2**20
+NICENESS = 10
+
+# Pillow asks for so many bytes at a time, and finds out then whether the request is still there.
+SLICE_BYTES = 16 * 1024
+
+Result = TypeVar("Result")
+
+
+@dataclass(frozen=True)
+class DecodeLimits:
+    """Of all decoding in one process. threads: 0 for one a core, at most 8. memory_bytes: of the slow lane.
+
+    max_pixels: of one picture. max_wait_s: longest predicted wait for a thread.
+    """
+
+    threads: int = 0
+    max_pixels: int = 25_000_000
+    memory_bytes: int = 384 * 2**20
+    max_wait_s: float = 0.5
+
+
+class Decoder:
+    """Decodes the pictures of requests on threads; Pillow releases the interpreter's lock while it decodes.
+
+    Sets Pillow's own limit on pixels, which holds for the whole process.
+    """
+
+    def __init__(self, limits: DecodeLimits) -> None:
+        threads = limits.threads or min(MOST_THREADS, os.cpu_count() or 1)
+        self.pending = 0
+        self._limits = limits
+        self._quick = Lane("offramp-decode", threads, threads * CHEAP_BYTES)
+        self._slow = Lane(
+            "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory
+        )
+        Image.MAX_IMAGE_PIXELS = limits.max_pixels
+
+    async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing, client: str = "") -> list[Picture]:
+        """All pictures of a request, in order; cancelling it gives up those that are not decoded yet.
+
+        Raises the Problem of the first that cannot be decoded, and Overloaded where the wait for a thread is too long.
+        """
+        if len(images) == 1 and len(images[0]) <= INLINE_BYTES:
+            image = open_picture(images[0], 0, self._limits.max_pixels)
+            if image.width * image.height <= INLINE_PIXELS:
+                return [decode(image, 0, preprocessing)]
+        self._check_wait(self._quick, client)
+        request = _Request(client, preprocessing, asyncio.get_running_loop())
+        self.pending += len(images)
+        try:
+            results = await asyncio.gather(*(self._begin(request, data, at) for at, data in enumerate(images)))
+        finally:
+            self.pending -= len(images)
+        error = next((result for result in results if isinstance(result, Exception)), None)
+        if error is None:
+            return cast(list[Picture], results)
+        try:
+            # Its traceback holds this frame: a frame that holds the error or pictures would be a reference cycle.
+            del results
+            raise error
+        finally:
+            del error
+
+    async def run(self, client: str, function: Callable[..., Result], *arguments: Any) -> Result:
+        """Run a short function in the quick lane; raises what it raises."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._quick.put(Work(client, partial(function, *arguments), future, loop))
+        return await future
+
+    def return_memory(self) -> None:
+        """Return the memory of large bodies that are gone to the system, on a thread."""
+        loop = asyncio.get_running_loop()
+        # The slow lane returns memory after whatever it does.
+        self._slow.put(Work("", lambda: None, loop.create_future(), loop))
+
+    def close(self) -> None:
+        """Give up what is not decoded yet, and wait for nothing."""
+        self._quick.close()
+        self._slow.close()
+
+    def _begin(self, request: _Request, data: bytes, index: int) -> asyncio.Future[Picture | Problem]:
+        future: asyncio.Future[Picture | Problem] = request.loop.create_future()
+        opening = partial(self._open, request, data, index, future)
+        self._quick.put(Work(request.client, _problems_returned(opening), future, request.loop, CHEAP_BYTES))
+        return future
+
+    def _open(self, request: _Request, data: bytes, index: int, future: asyncio.Future[Picture | Problem]) -> Any:
+        """Decode a cheap picture, or pass a dear one on. On a thread of the quick lane."""
+        as_file = partial(_Source, given_up=lambda: future.done() or self._quick.closed)
+        image = open_picture(data, index, self._limits.max_pixels, as_file)
+        assert isinstance(image, ImageFile), "Pillow opens files"
+        image.decodermaxblock = SLICE_BYTES
+        seconds, memory_bytes = decode_s(image, data), decoded_bytes(image)
+        if seconds > MOST_S or memory_bytes > self._limits.memory_bytes:
+            raise _too_dear(image, index, self._limits.max_pixels)
+        decoding = partial(decode, image, index, request.preprocessing)
+        if seconds <= DEAR_S and memory_bytes <= CHEAP_BYTES:
+            return decoding()
+        if not request.has_dear:
+            # Asked once a request: its own pictures before this one are no reason to refuse it.
+            self._check_wait(self._slow, request.client)
+            request.has_dear = True
+        self._slow.put(Work(request.client, _problems_returned(decoding), future, request.loop, memory_bytes))
+        return PASSED_ON
+
+    def _check_wait(self, lane: Lane, client: str) -> None:
+        wait_s = lane.wait_s(client)
+        if wait_s > self._limits.max_wait_s:
+            raise Overloaded(retry_after_s=max(1.0, wait_s))
+
+
+@dataclass(eq=False)
+class _Request:
+    client: str
+    preprocessing: Preprocessing
+    loop: asyncio.AbstractEventLoop
+    has_dear: bool = False
+
+
+class _Source(BytesIO):
+    """An encoded picture that ends the decoding where it is given up: Pillow reads it in slices."""
+
+    def __init__(self, data: bytes, given_up: Callable[[], bool]) -> None:
+        super().__init__(data)
+        self._given_up = given_up
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        if self._given_up():
+            raise OSError("the request was given up")
+        return super().read(size)
+
+
+def decode_s(image: Image.Image, data: bytes) -> float:
+    """Predicted seconds of decoding an opened picture, from its size, its bytes and its scans."""
+    pixels = image.width * image.height
+    if image.format != "JPEG":
+        return (len(data) * PER_BYTE_NS + pixels * PER_PIXEL_NS) * 1e-9
+    scans = jpeg_scans(data) if image.info.get("progressive") or image.info.get("progression") else 1
+    return (len(data) * PER_BYTE_NS + pixels * (PER_JPEG_PIXEL_NS + (scans - 1) * PER_SCAN_PIXEL_NS)) * 1e-9
+
+
+def _too_dear(image: Image.Image, index: int, max_pixels: int) -> Problem:
+    detail = (
+        f"image {index} has {image.width} × {image.height} pixels, and decoding it takes more time or memory than one "
+        "picture may: send it smaller, or as a JPEG that is not progressive"
+    )
+    return Problem(TOO_MANY_PIXELS, detail, image=index, limit_pixels=max_pixels)
+
+
+def _problems_returned(function: Callable[[], Any]) -> Callable[[], Any]:
+    """The function, but that it returns a Problem or Overloaded that it raised, without its frames.
+
+    The frames hold the picture's pixels, and an exception that waits in a future would keep them.
+    """
+
+    def run() -> Any:
+        try:
+            return function()
+        except (Problem, Overloaded) as problem:
+            problem.__cause__ = problem.__context__ = problem.__traceback__ = None
+            return problem
+
+    return run

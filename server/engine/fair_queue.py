@@ -1,0 +1,64 @@
+"""A queue in which clients take turns. Pure: no clock, no locks."""
+
+from __future__ import annotations
+
+from collections import OrderedDict, deque
+from typing import Generic, TypeVar
+
+Item = TypeVar("Item")
+
+
+class FairQueue(Generic[Item]):
+    """First come, first served for each client; among clients, one item a turn.
+
+    A client with one item waits for one turn of each other client, however many items they have. With one client it
+    is a plain queue. Round-robin queueing: Nagle, "On Packet Switches with Infinite Storage", RFC 970.
+    """
+
+    def __init__(self) -> None:
+        # In the order of their turns; a client without items has no queue.
+        self._queues: OrderedDict[str, deque[Item]] = OrderedDict()
+        self._size = 0
+
+    def __len__(self) -> int:
+        return self._size
+
+    @property
+    def num_clients(self) -> int:
+        """Clients with at least one item."""
+        return len(self._queues)
+
+    def count(self, client: str) -> int:
+        """Items of one client."""
+        return len(self._queues.get(client, ()))
+
+    def ahead(self, client: str) -> int:
+        """Upper bound on the items that leave before a new one of this client."""
+        turns, others = self.count(client) + 1, self.num_clients - (client in self._queues)
+        return min(self._size, turns * others + turns - 1)
+
+    def append(self, client: str, item: Item) -> None:
+        """Add an item behind all others of its client."""
+        queue = self._queues.get(client)
+        if queue is None:
+            queue = self._queues[client] = deque()
+        queue.append(item)
+        self._size += 1
+
+    def appendleft(self, client: str, item: Item) -> None:
+        """Put an item back: it is the next to leave."""
+        queue = self._queues.get(client)
+        if queue is None:
+            queue = self._queues[client] = deque()
+        queue.appendleft(item)
+        self._queues.move_to_end(client, last=False)
+        self._size += 1
+
+    def popleft(self) -> Item:
+        """Remove the first item of the client whose turn it is. Raises KeyError where there is none."""
+        client, queue = self._queues.popitem(last=False)
+        item = queue.popleft()
+        if queue:
+            self._queues[client] = queue
+        self._size -= 1
+        return item

@@ -1,0 +1,142 @@
+"""Threads for work beside the event loop: clients take turns, and work without a waiting request is not begun."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from server.engine.fair_queue import FairQueue
+
+# Weight of the newest duration in the mean by which waits are predicted.
+NEWEST = 0.1
+
+
+@dataclass(eq=False)
+class Work:
+    """One call for a lane's threads.
+
+    run: gives the result, or PASSED_ON. future: of the event loop; work whose future is done is given up.
+    memory_bytes: what the call may take, an upper estimate.
+    """
+
+    client: str
+    run: Callable[[], Any]
+    future: asyncio.Future[Any]
+    loop: asyncio.AbstractEventLoop
+    memory_bytes: int = 0
+
+    def settle(self, result: Any, error: BaseException | None) -> None:
+        """Set the future; on the event loop's thread."""
+        if self.future.done():
+            return
+        if error is None:
+            self.future.set_result(result)
+        else:
+            self.future.set_exception(error)
+
+
+# The result of a call that has put its work into another lane.
+PASSED_ON = object()
+
+
+class Lane:
+    """A fair queue of work, the threads that do it, and a budget of memory that they share.
+
+    memory_bytes: of all calls that run at the same time; a call that needs more runs alone. niceness: added to that
+    of the threads, so that the kernel prefers others. after_each: called on the thread when a call is over and its
+    result is gone. Threads are daemons: the process can end while they run.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        threads: int,
+        memory_bytes: int,
+        niceness: int = 0,
+        after_each: Callable[[], None] | None = None,
+    ) -> None:
+        self.closed = False
+        self._after_each = after_each
+        self._memory_bytes = memory_bytes
+        self._niceness = niceness
+        self._queue: FairQueue[Work] = FairQueue()
+        self._num_threads = threads
+        self._mean_s = 0.0
+        self._running = 0
+        self._taken_bytes = 0
+        self._changed = threading.Condition()
+        for number in range(threads):
+            threading.Thread(target=self._work, name=f"{name}-{number}", daemon=True).start()
+
+    def put(self, work: Work) -> None:
+        """Queue one call; from any thread."""
+        with self._changed:
+            self._queue.append(work.client, work)
+            self._changed.notify()
+
+    def wait_s(self, client: str) -> float:
+        """Predicted wait of a new call of this client."""
+        return self._mean_s * (self._queue.ahead(client) + self._running) / self._num_threads if self._running else 0.0
+
+    def close(self) -> None:
+        """Begin nothing more. Calls that run are not waited for."""
+        with self._changed:
+            self.closed = True
+            self._changed.notify_all()
+
+    def _work(self) -> None:
+        if self._niceness:
+            os.setpriority(os.PRIO_PROCESS, threading.get_native_id(), self._niceness)
+        while (work := self._next()) is not None:
+            start_s = time.monotonic()
+            result, error = _outcome(work)
+            self._finish(work, time.monotonic() - start_s)
+            if result is not PASSED_ON:
+                _hand_over(work, result, error)
+            # A thread that waits must keep neither a picture nor an error's frames alive.
+            del work, result, error
+            if self._after_each is not None:
+                self._after_each()
+
+    def _next(self) -> Work | None:
+        """The next call that a request waits for, its memory taken; None where the lane is closed."""
+        with self._changed:
+            while True:
+                while not self.closed and not self._queue:
+                    self._changed.wait()
+                if self.closed:
+                    return None
+                work = self._queue.popleft()
+                while not self.closed and not work.future.done() and not self._has_room(work):
+                    self._changed.wait()
+                if not self.closed and not work.future.done():
+                    self._running += 1
+                    self._taken_bytes += work.memory_bytes
+                    return work
+
+    def _has_room(self, work: Work) -> bool:
+        return not self._running or self._taken_bytes + work.memory_bytes <= self._memory_bytes
+
+    def _finish(self, work: Work, duration_s: float) -> None:
+        with self._changed:
+            self._running -= 1
+            self._taken_bytes -= work.memory_bytes
+            self._mean_s += NEWEST * (duration_s - self._mean_s)
+            self._changed.notify_all()
+
+
+def _outcome(work: Work) -> tuple[Any, BaseException | None]:
+    try:
+        return work.run(), None
+    except Exception as error:  # noqa: BLE001 - whoever waits gets it, as from concurrent.futures
+        return None, error
+
+
+def _hand_over(work: Work, result: Any, error: BaseException | None) -> None:
+    if not work.loop.is_closed():
+        work.loop.call_soon_threadsafe(work.settle, result, error)
