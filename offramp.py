@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> None:
     from training.progress import progress_display
     from training.run import prepare
     from training.run import train as train_run
-    from training.shown import keep_evaluation, show_evaluation, show_trust, warn_of_few
+    from training.shown import keep_evaluation, show_evaluation, show_trust
 
     load_backbones(options.backbones)
     with joined(options.device) as (world, device):
@@ -120,7 +120,6 @@ def train(options: TrainOptions) -> None:
     # Exits that were asked for by name stay.
     made = finished(run, recorded_command("train", options), options.keep_exits or bool(options.exits), timed=True)
     bundle = made.bundle
-    warn_of_few(len(run.splits.calibration))
     show_evaluation(made.evaluation)
     show_trust(made)
     folder = options.output / "bundle"
@@ -173,7 +172,7 @@ def calibrate(options: CalibrateOptions) -> None:
     from training.data import Batches, load_splits
     from training.finish import recalibrated, today
     from training.held_out import HeldOut, calibration_size, check_held_out, check_unseen
-    from training.shown import keep_trust, keep_whole, show_evaluation, show_trust, warn_of_few
+    from training.shown import keep_trust, keep_whole, show_evaluation, show_trust
     from training.stage_costs import measure_stage_costs, read_stage_costs
     from training.trust import Wishes, shares
 
@@ -205,7 +204,6 @@ def calibrate(options: CalibrateOptions) -> None:
         typer.echo(f"the bundle with all its exits is kept as {keep_whole(options.bundle)}")
     bundle = made.bundle
     save_bundle(bundle, options.bundle, made.card)
-    warn_of_few(len(splits.calibration))
     show_evaluation(made.evaluation)
     show_trust(made)
     if options.output:
