@@ -197,6 +197,18 @@ def test_predict_names_a_file_that_is_no_picture(call, trained: Path, tmp_path: 
     assert "notes.jpg" in call("predict", tmp_path / "notes.jpg", "--model", trained / "bundle", code=1)
 
 
+def test_predict_goes_on_after_files_without_an_answer_and_lists_them_at_the_end(
+    call, trained: Path, pictures: Path, tmp_path: Path
+):
+    whole, broken, missing = pictures / "lime" / "3.png", tmp_path / "broken.png", tmp_path / "missing.png"
+    broken.write_bytes(whole.read_bytes()[:100])
+    files = [broken, whole, missing, tmp_path, pictures / "cherry" / "4.png"]
+    text = call("predict", *files, "--model", trained / "bundle", "--device", "cpu", code=1)
+    answers, failures = text.split("offramp predict: 3 of 5 pictures have no answer\n")
+    assert [line.split(":")[0] for line in answers.splitlines()] == [str(files[1]), str(files[4])]
+    assert [line.split(":")[0] for line in failures.splitlines()] == [str(broken), str(missing), str(tmp_path)]
+
+
 def test_a_folder_that_is_no_bundle_is_named(call, tmp_path: Path):
     assert "model.json" in call("predict", "x.png", "--model", tmp_path, code=1)
 
