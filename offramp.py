@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> None:
     from training.progress import progress_display
     from training.run import prepare
     from training.run import train as train_run
-    from training.shown import keep_evaluation, show_evaluation, show_trust, warn_of_few
+    from training.shown import keep_evaluation, show_evaluation, show_trust
 
     load_backbones(options.backbones)
     with joined(options.device) as (world, device):
@@ -120,7 +120,6 @@ def train(options: TrainOptions) -> None:
     # Exits that were asked for by name stay.
     made = finished(run, recorded_command("train", options), options.keep_exits or bool(options.exits), timed=True)
     bundle = made.bundle
-    warn_of_few(len(run.splits.calibration))
     show_evaluation(made.evaluation)
     show_trust(made)
     folder = options.output / "bundle"
@@ -173,7 +172,7 @@ def calibrate(options: CalibrateOptions) -> None:
     from training.data import Batches, load_splits
     from training.finish import recalibrated, today
     from training.held_out import HeldOut, calibration_size, check_held_out, check_unseen
-    from training.shown import keep_trust, keep_whole, show_evaluation, show_trust, warn_of_few
+    from training.shown import keep_trust, keep_whole, show_evaluation, show_trust
     from training.stage_costs import measure_stage_costs, read_stage_costs
     from training.trust import Wishes, shares
 
@@ -205,7 +204,6 @@ def calibrate(options: CalibrateOptions) -> None:
         typer.echo(f"the bundle with all its exits is kept as {keep_whole(options.bundle)}")
     bundle = made.bundle
     save_bundle(bundle, options.bundle, made.card)
-    warn_of_few(len(splits.calibration))
     show_evaluation(made.evaluation)
     show_trust(made)
     if options.output:
@@ -233,7 +231,7 @@ def serve(settings: Settings) -> None:
 
 @command(PredictOptions)
 def predict(options: PredictOptions) -> None:
-    """Classify picture files without a server.
+    """Classify picture files without a server. Files without an answer are listed at the end, with exit status 1.
 
     offramp predict photo.jpg --threshold 0.8
     """
@@ -242,9 +240,9 @@ def predict(options: PredictOptions) -> None:
     from models.cost import count_cost
     from models.device import choose_device, device_errors
     from models.exit_policy import ExitRule
-    from server.engine.errors import EngineError
+    from server.engine.errors import EngineError, InferenceFailed
     from server.engine.runners.torch_runner import TorchRunner
-    from server.offline import certified_thresholds
+    from server.offline import answer_line, certified_thresholds
     from server.offline import predict as run
     from server.picture_files import read_picture
 
@@ -258,23 +256,25 @@ def predict(options: PredictOptions) -> None:
         rule = ExitRule.uniform(threshold, runner.num_stages)
     else:
         rule = ExitRule(certified_thresholds(bundle, options.max_disagreement))
+    failures: list[str] = []
     for path in options.images:
         try:
             answer = run(runner, read_picture(path, bundle.preprocessing), rule)
+        except InferenceFailed as error:
+            failures.append(f"{path}: {error}")
+            continue
+        except ValueError as error:
+            failures.append(str(error))
+            continue
         except EngineError as error:
             raise ValueError(f"{path}: {error}") from error
         top = [(bundle.labels[class_id], probability) for class_id, probability in answer.ranking[: options.top_k]]
-        compute = cost.compute[answer.exit - 1]
-        if options.as_json:
-            document = {"image": str(path), "label": top[0][0], "confidence": top[0][1], "exit": answer.exit}
-            document |= {"exits": runner.num_stages, "exit_reason": answer.reason, "compute": compute, "top_k": top}
-            typer.echo(json.dumps(document))
-            continue
-        classes = ", ".join(f"{label} {probability:.1%}" for label, probability in top)
-        typer.echo(
-            f"{path}: {classes}; exit {answer.exit} of {runner.num_stages} ({answer.reason}), "
-            f"{compute:.0%} of the full network's cost"
-        )
+        facts = {"image": str(path), "label": top[0][0], "confidence": top[0][1], "exit": answer.exit}
+        facts |= {"exits": runner.num_stages, "exit_reason": answer.reason, "compute": cost.compute[answer.exit - 1]}
+        typer.echo(json.dumps(facts | {"top_k": top}) if options.as_json else answer_line(facts, top))
+    if failures:
+        count = f"{len(failures)} of {len(options.images)} pictures have no answer\n"
+        raise ValueError((count if len(options.images) > 1 else "") + "\n".join(failures))
 
 
 @command(BenchOptions, bench)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from io import BytesIO
 from math import ceil, floor, isfinite
 from typing import TYPE_CHECKING
@@ -195,11 +196,18 @@ def to_rgb(image: Image.Image, low: Image.Image | None = None) -> Image.Image:
 
 def normalize(images_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     """uint8 (B, H, W, 3) -> float32 (B, 3, H, W), channels-last in memory, zero mean and unit variance a channel."""
+    mean_C, std_C = _in_levels(preprocessing.mean, preprocessing.std, images_BHWC.device)
+    return ((images_BHWC.float() - mean_C) / std_C).permute(0, 3, 1, 2)
+
+
+# Made once: each copy from the host would have a GPU finish all that it was given before.
+@lru_cache(maxsize=64)
+def _in_levels(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Mean and std on the scale of 0 to 255, on the device."""
     import torch
 
-    mean = torch.tensor(preprocessing.mean, device=images_BHWC.device) * 255.0
-    std = torch.tensor(preprocessing.std, device=images_BHWC.device) * 255.0
-    return ((images_BHWC.float() - mean) / std).permute(0, 3, 1, 2)
+    with torch.inference_mode(False):
+        return torch.tensor(mean, device=device) * 255.0, torch.tensor(std, device=device) * 255.0
 
 
 def _needed(start: float, end: float, size: int, whole: int) -> tuple[int, int]:

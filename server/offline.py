@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -61,3 +62,12 @@ def first_exit(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> tuple[in
             break
         states = output.keep([0])
     return exit, probabilities_C
+
+
+def answer_line(facts: Mapping[str, Any], top: Sequence[tuple[str, float]]) -> str:
+    """An answer as a line of text. top: labels and probabilities of the likeliest classes."""
+    classes = ", ".join(f"{label} {probability:.1%}" for label, probability in top)
+    return (
+        f"{facts['image']}: {classes}; exit {facts['exit']} of {facts['exits']} ({facts['exit_reason']}), "
+        f"{facts['compute']:.0%} of the full network's cost"
+    )

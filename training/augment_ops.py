@@ -7,6 +7,7 @@ that device.
 
 from __future__ import annotations
 
+from functools import lru_cache
 from typing import Literal
 
 import torch
@@ -46,7 +47,14 @@ def colour_1C11(colour: int | Colour, images_BCHW: Tensor) -> Tensor:
             f"fill {colour} has {len(channels)} channels, the images have {channel_count}: give one number, "
             f"or {channel_count} of them"
         )
-    return torch.tensor(channels, dtype=images_BCHW.dtype, device=images_BCHW.device).view(1, -1, 1, 1)
+    return _channels_1C11(channels, images_BCHW.dtype, images_BCHW.device)
+
+
+# Made once: each copy from the host would have a GPU finish all that it was given before. Not to be changed in place.
+@lru_cache(maxsize=64)
+def _channels_1C11(channels: Colour, dtype: torch.dtype, device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        return torch.tensor(channels, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def memory_format_of(images_BCHW: Tensor) -> torch.memory_format:

@@ -15,7 +15,9 @@ from training.trust_report import (
     any_threshold_table,
     certificate_table,
     choices_table,
+    confidence_sentence,
     shortfall_sentence,
+    threshold_sentence,
     verdict_sentence,
 )
 
@@ -54,15 +56,13 @@ answers among the most confident, averaged over all coverages.
 
 
 def _early_exits(bundle: Bundle, evaluation: Evaluation) -> str:
-    calibration = bundle.training["calibration"]
     return f"""## Right early, wrong late
 
 {overthinking_table(evaluation)}
 
 ## Thresholds
 
-The default threshold is {bundle.threshold:g}: the cheapest that lost at most {calibration["tolerance"]:.1%} of
-accuracy on the {calibration["searched"]:,} held-out pictures that fitted it.
+{" ".join(filter(None, (threshold_sentence(bundle), confidence_sentence(bundle))))}
 
 {thresholds_table(evaluation)}
 

@@ -9,6 +9,9 @@ from typing import Any
 
 import torch
 
+# Stands for a field that one of two runs does not know.
+ABSENT = object()
+
 
 class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read, or continued; the message names the file and the fix."""
@@ -50,3 +53,26 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
             f"{path}: not a usable checkpoint ({error}); delete it and start the run again without --resume"
         ) from error
     return state
+
+
+def check_identity(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
+    """Raises CheckpointError where the checkpoint at `path` is of another run, naming a field that differs."""
+    # The recipe last: other data change it too (its mean colour), and are the cause to name.
+    ours, theirs = _comparable(ours), _comparable(theirs)
+    for key in reversed({**theirs, **ours}):
+        here, there = ours.get(key), theirs.get(key)
+        if there == here:
+            continue
+        if isinstance(here, dict) and isinstance(there, dict):
+            field = next(name for name in {**here, **there} if here.get(name, ABSENT) != there.get(name, ABSENT))
+            key, there, here = f"{key} {field}", there.get(field), here.get(field)
+        raise CheckpointError(
+            f"{path}: was trained with {key} {there}, not {here}; "
+            "give the same options to resume, or another --output to start anew"
+        )
+
+
+def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
+    """What has to be the same for a run to continue. Not in how many parts a step is computed: memory decides that."""
+    recipe = {name: value for name, value in identity["recipe"].items() if name != "accumulate"}
+    return {**identity, "recipe": recipe}

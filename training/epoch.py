@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 
 @dataclass(frozen=True)
 class Progress:
@@ -18,11 +20,11 @@ class Progress:
 
 @dataclass(frozen=True)
 class EpochSoFar:
-    """What is done of an epoch: steps, pictures, the sum of their losses, seconds."""
+    """What is done of an epoch: steps, pictures, the sum of their losses (on the device while it runs), seconds."""
 
     steps: int = 0
     pictures: int = 0
-    loss: float = 0.0
+    loss: float | Tensor = 0.0
     seconds: float = 0.0
 
 

@@ -15,7 +15,7 @@ from models.cost import NetworkCost
 from models.exit_policy import Calibration, ExitRule, exits_taken
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
-from training.answers import Answers
+from training.answers import Answers, Int64Array
 from training.data import Batches
 from training.exit_quality import Oracle, Reliability, failure_auroc, oracle, reliability, selective_risk
 
@@ -34,6 +34,10 @@ class ExitLogits:
     def num_exits(self) -> int:
         """K."""
         return self.logits_KNC.shape[0]
+
+    def subset(self, indices_M: Tensor | Int64Array) -> ExitLogits:
+        """The pictures at `indices_M`."""
+        return ExitLogits(self.logits_KNC[:, indices_M], self.labels_N[indices_M])
 
 
 @torch.inference_mode()

@@ -118,7 +118,7 @@ class TrainOptions:
         float | None, typer.Option(min=0, max=1, help="Keep averaged weights, with this decay a step; 0: as trained.")
     ] = None
     checkpoint_minutes: Annotated[
-        float, typer.Option(min=0.1, help="Minutes between checkpoints inside an epoch; one after every epoch besides.")
+        float, typer.Option(min=0.1, help="Minutes between checkpoints; one more at the end, and on Ctrl-C.")
     ] = 10.0
     policy: Annotated[
         str | None, typer.Option(help="Learned augmentation: none, auto, auto_imagenet, rand or trivial.")

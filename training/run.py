@@ -1,4 +1,4 @@
-"""A whole training run: data in, checkpoint every epoch, calibrated bundle out."""
+"""A whole training run: data in, checkpoints, calibrated bundle out."""
 
 from __future__ import annotations
 

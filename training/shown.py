@@ -17,25 +17,13 @@ from training.trust_report import (
     any_threshold_table,
     certificate_table,
     choices_table,
+    confidence_sentence,
     plot_trust,
     shortfall_sentence,
+    threshold_sentence,
     verdict_sentence,
     write_trust,
 )
-
-# Held-out pictures below which a default threshold is a guess.
-FEW_PICTURES = 100
-
-
-def warn_of_few(calibration_pictures: int) -> None:
-    """Say it where so few pictures were held out that what they tell is a guess."""
-    if calibration_pictures < FEW_PICTURES:
-        typer.secho(
-            f"only {calibration_pictures} pictures were held out for calibration: confidences and the default "
-            f"threshold mean little below {FEW_PICTURES}; add pictures, and choose thresholds near 1 until then",
-            fg="yellow",
-            err=True,
-        )
 
 
 def show_evaluation(evaluation: Evaluation) -> None:
@@ -52,6 +40,8 @@ def show_trust(made: Finished) -> None:
         show_tables(certificate_table(certificate, made.on_test), any_threshold_table(certificate))
     for missed in made.trust.missed:
         typer.secho(shortfall_sentence(missed), fg="yellow", err=True)
+    for sentence in filter(None, (confidence_sentence(made.bundle), threshold_sentence(made.bundle))):
+        typer.echo(sentence)
 
 
 def show_tables(*tables: str) -> None:

@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -18,7 +18,7 @@ from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
 from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing, normalize
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from training.checkpoint import CheckpointError, check_identity, load_checkpoint, save_checkpoint
 from training.data import Batches
 from training.distributed import World
 from training.epoch import EpochReport, EpochSoFar, Progress
@@ -30,18 +30,17 @@ from training.optimizers import Optimizers
 from training.recipes import Recipe
 from training.student import Student, StudentOutputs, feature_adapters
 from training.teacher import ExternalTeacher
+from training.whole_steps import WholeSteps
 
 ALONE = World()
-# Stands for a field that one of two runs does not know.
-ABSENT = object()
 
 
 class Trainer:
-    """Trains `net` by `method` and `recipe` on `train`, watching `validation`; a checkpoint each epoch, or oftener.
+    """Trains `net` by `method` and `recipe` on `train`, watching `validation`, with checkpoints.
 
     All randomness is a function of (seed, epoch, step), so a resumed run takes the very steps of an uninterrupted one.
     teacher: another network to learn from as well.
-    checkpoint_s: seconds after which a checkpoint is written inside an epoch too.
+    checkpoint_s: seconds between checkpoints; one more is written at the end, and on Ctrl-C.
     world: the processes of the run, each with its own part of `train` and `validation`; the leader writes checkpoints.
     `identity` is stored in the checkpoint: a run can only be resumed as what it was.
     """
@@ -63,6 +62,7 @@ class Trainer:
         checkpoint_s: float = 600.0,
         world: World = ALONE,
         identity: dict[str, Any] | None = None,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.net: MultiExitNet = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         self.method = method
@@ -102,7 +102,10 @@ class Trainer:
         self.epoch = 0
         self.history: list[EpochReport] = []
         self._begun = EpochSoFar()
-        self._saved_at_s = time.monotonic()
+        self._clock = clock
+        self._saved_at_s = clock()
+        # Processes wait for one another inside a step: none may outlast another's end.
+        self._steps = WholeSteps(enabled=world.size == 1)
 
     @property
     def result(self) -> MultiExitNet:
@@ -122,51 +125,70 @@ class Trainer:
         on_epoch: Callable[[EpochReport], None] = lambda report: None,
         on_step: Callable[[Progress], None] = lambda progress: None,
     ) -> None:
-        """Train the epochs that are left."""
+        """Train the epochs that are left. Ctrl-C (KeyboardInterrupt) leaves a checkpoint of all whole steps."""
         if self.epoch == 0 and not self._begun.steps:
             self.save()
-        while self.epoch < self.recipe.epochs:
-            report = self.train_epoch(on_step)
-            self.history.append(report)
-            self.epoch += 1
-            self._begun = EpochSoFar()
-            self.save()
-            on_epoch(report)
+        try:
+            while self.epoch < self.recipe.epochs:
+                report = self.train_epoch(on_step)
+                with self._steps.step():
+                    self.history.append(report)
+                    self.epoch += 1
+                    self._begun = EpochSoFar()
+                if self._save_is_due or self.epoch == self.recipe.epochs:
+                    self.save()
+                on_epoch(report)
+        except KeyboardInterrupt:
+            if not self._steps.cut and math.isfinite(float(self._begun.loss)):
+                self.save()
+            raise
+
+    @property
+    def _save_is_due(self) -> bool:
+        return self._clock() - self._saved_at_s >= self.checkpoint_s
 
     def train_epoch(self, on_step: Callable[[Progress], None]) -> EpochReport:
         """One walk over the training set, or what is left of it, then the validation accuracy of every exit."""
         steps, begun = len(self.train), self._begun
-        start = time.monotonic() - begun.seconds
-        loss, pictures = torch.tensor(begun.loss, device=self.device), begun.pictures
+        start = self._clock() - begun.seconds
+        loss, pictures = torch.tensor(float(begun.loss), device=self.device), begun.pictures
         self.net.train()
         batches = self.train.epoch(self._seed(self.epoch), begun.steps)
         for step, (images_BHWC, labels_B) in enumerate(batches, start=begun.steps):
-            progress = (self.epoch + step / steps) / self.recipe.epochs
-            self.optimizers.set_rate(self.recipe.rate_at(progress))
-            seed = self._seed(self.epoch, step + 1, *self._own_stream)
-            generator = torch.Generator(self.device).manual_seed(seed)
-            # Dropout and the like draw from torch's own generator.
-            torch.manual_seed(seed)
-            backbone_only = progress < self.recipe.backbone_share
-            loss += self.world.mean(self.train_step(images_BHWC, labels_B, generator, backbone_only))
-            pictures += len(labels_B) * self.world.size
-            seconds = time.monotonic() - start
-            if time.monotonic() - self._saved_at_s >= self.checkpoint_s and step + 1 < steps:
+            with self._steps.step():
+                loss += self.world.mean(self._seeded_step(step, images_BHWC, labels_B))
+                pictures += len(labels_B) * self.world.size
+                seconds = self._clock() - start
+                self._begun = EpochSoFar(step + 1, pictures, loss, seconds)
+            if self._save_is_due and step + 1 < steps:
                 self._check_finite(loss.item())
-                self._begun = EpochSoFar(step + 1, pictures, loss.item(), seconds)
                 self.save()
             on_step(Progress(self.epoch + 1, step + 1, steps, pictures, seconds))
-        seconds = time.monotonic() - start
+        seconds = self._clock() - start
         self._check_finite(loss.item())
         return EpochReport(
             epoch=self.epoch + 1,
             epochs=self.recipe.epochs,
-            learning_rate=self.recipe.learning_rate * self.recipe.rate_at(progress),
+            learning_rate=self.recipe.learning_rate * self.recipe.rate_at(self._progress(steps - 1)),
             loss=loss.item() / steps,
             accuracy=accuracy_per_exit(self.result, self.validation, self.preprocessing, self.dtype, self.world.sum),
             seconds=seconds,
             images_per_s=pictures / seconds,
         )
+
+    def _progress(self, step: int) -> float:
+        """Share of the run (0..1) before a step of this epoch."""
+        return (self.epoch + step / len(self.train)) / self.recipe.epochs
+
+    def _seeded_step(self, step: int, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:
+        """A training step at the place in the run that its number within the epoch says; its loss."""
+        progress = self._progress(step)
+        self.optimizers.set_rate(self.recipe.rate_at(progress))
+        seed = self._seed(self.epoch, step + 1, *self._own_stream)
+        generator = torch.Generator(self.device).manual_seed(seed)
+        # Dropout and the like draw from torch's own generator.
+        torch.manual_seed(seed)
+        return self.train_step(images_BHWC, labels_B, generator, progress < self.recipe.backbone_share)
 
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
@@ -239,13 +261,13 @@ class Trainer:
 
     def save(self) -> None:
         """Write the checkpoint. Raises CheckpointError when the disk does not take it."""
-        self._saved_at_s = time.monotonic()
+        self._saved_at_s = self._clock()
         if not self.world.leader:
             return
         state = {
             "identity": self.identity,
             "epoch": self.epoch,
-            "begun": asdict(self._begun),
+            "begun": asdict(replace(self._begun, loss=float(self._begun.loss))),
             "history": [asdict(report) for report in self.history],
             "model": self.net.state_dict(),
             "averaged": None if self.averaged is None else self.averaged.state_dict(),
@@ -258,7 +280,7 @@ class Trainer:
         """Continue where the checkpoint ends. Raises CheckpointError when it belongs to another run."""
         state = load_checkpoint(self.checkpoint)
         try:
-            self._check_identity(state["identity"])
+            check_identity(self.checkpoint, self.identity, state["identity"])
             self.net.load_state_dict(state["model"])
             self.adapters.load_state_dict(state["adapters"])
             if self.averaged is not None:
@@ -274,24 +296,3 @@ class Trainer:
                 f"{self.checkpoint}: not a checkpoint of a training run ({type(error).__name__}: {error}); "
                 "move it away and start the run again without --resume"
             ) from error
-
-    def _check_identity(self, identity: dict[str, Any]) -> None:
-        # The recipe last: other data change it too (its mean colour), and are the cause to name.
-        own, identity = _comparable(self.identity), _comparable(identity)
-        for key in reversed({**identity, **own}):
-            ours, theirs = own.get(key), identity.get(key)
-            if theirs == ours:
-                continue
-            if isinstance(ours, dict) and isinstance(theirs, dict):
-                field = next(name for name in {**ours, **theirs} if ours.get(name, ABSENT) != theirs.get(name, ABSENT))
-                key, theirs, ours = f"{key} {field}", theirs.get(field), ours.get(field)
-            raise CheckpointError(
-                f"{self.checkpoint}: was trained with {key} {theirs}, not {ours}; "
-                "give the same options to resume, or another --output to start anew"
-            )
-
-
-def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for a run to continue. Not in how many parts a step is computed: memory decides that."""
-    recipe = {name: value for name, value in identity["recipe"].items() if name != "accumulate"}
-    return {**identity, "recipe": recipe}

@@ -99,7 +99,7 @@ def judge(outputs: ExitLogits, cost: NetworkCost, config: ModelConfig, parts: Di
         reason = "too few pictures were held out to tell"
     if reason:
         return ExitVerdict(everything, (), reason)
-    choices = judge_exits(subset(outputs, parts.search_M), cost)
+    choices = judge_exits(outputs.subset(parts.search_M), cost)
     if wishes.keep_exits:
         return ExitVerdict(everything, choices, "all were asked for")
     return ExitVerdict(best_choice(choices, wishes.tolerance).exits, choices, "")
@@ -117,11 +117,6 @@ class Trust:
     missed: tuple[Shortfall, ...]
 
 
-def subset(outputs: ExitLogits, indices_M: Int64Array) -> ExitLogits:
-    """The pictures at `indices_M`."""
-    return ExitLogits(outputs.logits_KNC[:, indices_M], outputs.labels_N[indices_M])
-
-
 def establish(
     outputs: ExitLogits,
     cost: NetworkCost,
@@ -131,7 +126,7 @@ def establish(
     costs: StageCosts | None,
 ) -> Trust:
     """Fit and search on the one part of the pictures, prove on the other. proving: where the latter come from."""
-    calibration, point = calibrate(subset(outputs, parts.search_M), cost, wishes.tolerance)
+    calibration, point = calibrate(outputs.subset(parts.search_M), cost, wishes.tolerance)
     answers = Answers.of(calibrated(outputs, calibration), outputs.labels_N)
     if outputs.num_exits == 1:
         return Trust(calibration, point, {}, None, ())

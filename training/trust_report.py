@@ -11,7 +11,9 @@ from typing import TYPE_CHECKING
 
 from models.bundle import Bundle
 from models.certificate import Certificate
+from models.exit_policy import Calibration
 from training.answers import Outcome
+from training.calibrate import threshold_pictures
 from training.contracts import Shortfall
 from training.exits import MARGIN, REFERENCE, ExitChoice
 from training.trust import SEARCH_SHARE, ExitVerdict, Trust
@@ -84,6 +86,33 @@ def verdict_sentence(verdict: ExitVerdict) -> str:
         return f"{cheapest}; all exits stay: {verdict.why_kept}."
     return (
         f"{cheapest}; all exits stay, as it takes more than {MARGIN:.0%}, and no loss of accuracy, to go without one."
+    )
+
+
+def confidence_sentence(bundle: Bundle) -> str:
+    """Why the bundle's confidences are not calibrated; empty where they are."""
+    if bundle.calibration != Calibration.neutral(bundle.net.num_exits):
+        return ""
+    searched = bundle.training["calibration"]["searched"]
+    return f"Confidences are the network's own: {searched:,} held-out pictures do not show that temperatures help."
+
+
+def threshold_sentence(bundle: Bundle) -> str:
+    """Where the default threshold comes from, and what a better one takes; empty for a single exit."""
+    if bundle.net.num_exits == 1:
+        return ""
+    fitted = bundle.training["calibration"]
+    searched, lost = fitted["searched"], f"at most {100 * fitted['tolerance']:g} % of accuracy"
+    needed = threshold_pictures(fitted["tolerance"])
+    if needed is not None and searched >= needed:
+        return (
+            f"The default threshold is {bundle.threshold:g}: the cheapest that lost {lost} on the {searched:,} "
+            "held-out pictures that fitted it."
+        )
+    more = f"{needed:,} (hold out {math.ceil(needed / SEARCH_SHARE):,}) do" if needed else "no number of pictures does"
+    return (
+        f"The default threshold is {bundle.threshold:g}, full depth: {searched:,} held-out pictures do not tell which "
+        f"early answers lose {lost}; {more}."
     )
 
 

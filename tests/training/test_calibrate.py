@@ -11,7 +11,18 @@ from torch import Tensor
 from models.cost import NetworkCost
 from models.exit_policy import Calibration
 from training.answers import Answers
-from training.calibrate import THRESHOLDS, calibrate, choose_threshold, fit_calibration, fit_temperature
+from training.calibrate import (
+    CHECKED_BELOW,
+    LEAST,
+    THRESHOLDS,
+    calibrate,
+    choose_threshold,
+    fit_calibration,
+    fit_temperature,
+    fit_where_it_helps,
+    threshold_pictures,
+    total_nll,
+)
 from training.evaluate import ExitLogits, calibrated, operating_point
 
 COST = NetworkCost((8, 15, 25), (2, 5, 5), (1, 1, 1), (1, 1, 1))
@@ -92,6 +103,59 @@ def test_fitted_temperatures_are_those_of_the_sums_that_are_served(complementary
         accumulated = calibration.accumulate(exit, accumulated, logits_NC)
         temperature, _ = fit_temperature(accumulated, complementary.labels_N)
         assert calibration.temperatures[exit - 1] == pytest.approx(temperature, abs=1e-3)
+
+
+def calibrated_network(pictures: int, seed: int) -> ExitLogits:
+    """Two exits whose answers are right just as often as they say: there is nothing to fit."""
+    logits_NC = 2.0 * gaussian(pictures, 5, seed=seed)
+    return ExitLogits(torch.stack([logits_NC, logits_NC]), drawn(logits_NC, seed + 1))
+
+
+def too_sure(pictures: int, factor: float = 8.0) -> ExitLogits:
+    network = calibrated_network(pictures, seed=7)
+    return ExitLogits(factor * network.logits_KNC, network.labels_N)
+
+
+def test_few_pictures_of_a_calibrated_network_leave_its_confidences_alone() -> None:
+    others, neutral = calibrated_network(4_000, seed=100), Calibration.neutral(2)
+    draws = [calibrated_network(30, seed) for seed in range(8)]
+    fitted = [fit_where_it_helps(draw) for draw in draws]
+    assert fitted.count(neutral) >= 4
+    always = [total_nll(others, fit_calibration(draw)) for draw in draws]
+    assert sum(total_nll(others, one) for one in fitted) < sum(always)
+
+
+def test_few_pictures_suffice_where_a_network_is_far_too_sure() -> None:
+    few, others = too_sure(40), too_sure(2_000)
+    assert fit_where_it_helps(few) == fit_calibration(few)
+    assert total_nll(others, fit_where_it_helps(few)) < 0.5 * total_nll(others, Calibration.neutral(2))
+
+
+def test_a_handful_of_pictures_fits_nothing_and_many_fit_unasked() -> None:
+    assert fit_where_it_helps(too_sure(LEAST - 1)) == Calibration.neutral(2)
+    assert fit_where_it_helps(too_sure(LEAST)) != Calibration.neutral(2)
+    many = calibrated_network(CHECKED_BELOW, seed=3)
+    assert fit_where_it_helps(many) == fit_calibration(many) != Calibration.neutral(2)
+
+
+def test_the_likelihood_is_that_of_what_is_served(complementary: ExitLogits) -> None:
+    calibration = fit_calibration(complementary)
+    assert total_nll(complementary, calibration) == pytest.approx(900 * sum(nll(complementary, calibration)), rel=1e-5)
+
+
+def test_full_depth_is_the_default_until_pictures_tell_what_leaving_early_loses(complementary: ExitLogits) -> None:
+    assert threshold_pictures(0.02) == 149
+    few, enough = complementary.subset(torch.arange(148)), complementary.subset(torch.arange(149))
+    _, point = calibrate(few, COST, 0.02)
+    assert (point.threshold, point.exit_mix, point.disagreement) == (1.0, (0.0, 0.0, 1.0), 0.0)
+    calibration, point = calibrate(enough, COST, 0.02)
+    assert point == choose_threshold(enough, calibration, COST, 0.02)
+    assert point.threshold < 1.0
+
+
+def test_no_number_of_pictures_tells_that_nothing_is_lost(complementary: ExitLogits) -> None:
+    assert threshold_pictures(0.0) is None
+    assert calibrate(complementary, COST, 0.0)[1].threshold == 1.0
 
 
 def answers_of(outputs: ExitLogits, calibration: Calibration) -> Answers:

@@ -164,7 +164,7 @@ def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptio
         "tolerance": 1.0,
     }
     text = remade.card
-    assert "lost at most 100.0% of\naccuracy on the 12 held-out pictures" in text
+    assert "lost at most 100 % of accuracy on the 12 held-out pictures" in text
     save_bundle(loose, tree_options.output / "bundle", text)
     assert (tree_options.output / "bundle" / WEIGHTS).read_bytes() == before
 

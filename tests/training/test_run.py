@@ -55,7 +55,7 @@ def test_a_seed_gives_the_same_weights_every_time(tree_options: TrainOptions) ->
 def test_a_gpu_that_is_full_ends_a_run_in_a_sentence_and_resuming_in_smaller_parts_goes_on(
     tree_options: TrainOptions,
 ) -> None:
-    options = replace(tree_options, epochs=2)
+    options = replace(tree_options, epochs=2, checkpoint_minutes=0.0)
 
     def full(progress: Progress) -> None:
         if progress.epoch == 2:
@@ -70,7 +70,7 @@ def test_a_gpu_that_is_full_ends_a_run_in_a_sentence_and_resuming_in_smaller_par
 
 
 def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: TrainOptions) -> None:
-    options = replace(tree_options, epochs=3)
+    options = replace(tree_options, epochs=3, checkpoint_minutes=0.0)
 
     def stop_in_the_third(progress: Progress) -> None:
         if progress.epoch == 3:

@@ -75,7 +75,7 @@ def test_a_resumed_run_ends_as_an_uninterrupted_one_to_the_bit(
     whole.fit()
 
     with pytest.raises(Stop):
-        make_trainer(toy_recipe, dtype=dtype, file="cut.pt").fit(on_step=stop_at(epoch, step))
+        make_trainer(toy_recipe, dtype=dtype, file="cut.pt", checkpoint_s=0.0).fit(on_step=stop_at(epoch, step))
     # Other weights and another global random state: all must come from the checkpoint.
     resumed = make_trainer(toy_recipe, dtype=dtype, weights=99, file="cut.pt")
     resumed.resume()
@@ -96,7 +96,7 @@ def test_a_resumed_run_repeats_dropout_muon_and_the_backbone_phase(
     recipe = replace(toy_recipe, optimizer="muon", backbone_share=0.5, ema=0.9)
 
     def made(file: str, weights: int = 0) -> Trainer:
-        trainer = make_trainer(recipe, weights=weights, file=file)
+        trainer = make_trainer(recipe, weights=weights, file=file, checkpoint_s=0.0)
         trainer.net.stages[1].append(nn.Dropout(0.5))  # type: ignore[operator]
         return trainer
 
@@ -116,7 +116,7 @@ def test_a_resumed_journal_run_repeats_its_learned_augmentation(make_trainer: Ma
     whole = make_trainer(recipe, file="whole.pt")
     whole.fit()
     with pytest.raises(Stop):
-        make_trainer(recipe, file="cut.pt").fit(on_step=stop_at(2, 1))
+        make_trainer(recipe, file="cut.pt", checkpoint_s=0.0).fit(on_step=stop_at(2, 1))
     resumed = make_trainer(recipe, weights=99, file="cut.pt")
     resumed.resume()
     resumed.fit()
@@ -327,7 +327,7 @@ def test_a_run_cut_inside_an_epoch_goes_on_there(make_trainer: MakeTrainer, toy_
 
 
 def test_a_diverged_run_says_so_and_keeps_its_last_good_epoch(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
-    trainer = make_trainer(toy_recipe)
+    trainer = make_trainer(toy_recipe, checkpoint_s=0.0)
 
     def poison(report: EpochReport) -> None:
         with torch.no_grad():

@@ -23,7 +23,7 @@ from training.data import Batches, ImageSet
 from training.evaluate import collect_logits
 from training.finish import Finished, recalibrated
 from training.stage_costs import StageCosts
-from training.trust import SEARCH_SHARE, Wishes, division, shares, subset
+from training.trust import SEARCH_SHARE, Wishes, division, shares
 from training.trust_report import plot_trust, shortfall_sentence, verdict_sentence, write_trust
 
 WISHES = Wishes("2026-01-31", keep_exits=True)
@@ -80,7 +80,7 @@ def test_some_pictures_fit_and_the_others_prove(held_out: ImageSet, calibrated_o
     assert (len(search_M), len(prove_M)) == (96, 144)
     net, preprocessing = untrained().net, Preprocessing(16)
     outputs = collect_logits(net, batches(held_out), preprocessing)
-    calibration, point = calibrate(subset(outputs, search_M), count_cost(net.config), WISHES.tolerance)
+    calibration, point = calibrate(outputs.subset(search_M), count_cost(net.config), WISHES.tolerance)
     bundle = calibrated_once.bundle
     assert (bundle.calibration, bundle.threshold) == (calibration, point.threshold)
     assert bundle.certificate is not None

@@ -2,20 +2,27 @@
 
 from __future__ import annotations
 
+import logging
+import multiprocessing
 import weakref
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
 import torch
-from torch.utils.data import DataLoader, Dataset, Sampler
+from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
 from training.data.errors import DataError
-from training.data.image_set import FolderSet, ImageSet, Int64Array
+from training.data.image_set import FolderSet, ImageSet, Int64Array, UInt8Array
 from training.data.parts import Pictures
 from training.data.shard_set import ShardSet
 
+logger = logging.getLogger(__name__)
+
 Batch = tuple[torch.Tensor, torch.Tensor]
+
+# How long a batch may take to come from the decoding processes, far above what the largest takes.
+TIMEOUT_S = 1800
 
 
 class Batches:
@@ -23,7 +30,9 @@ class Batches:
 
     An ImageSet is copied to the device once, and batches are gathered there; one that would take more than half of a
     GPU's free memory stays in host memory. A FolderSet or ShardSet is decoded on the fly by `workers` processes (0: in
-    this one), which stay alive between walks and always work two batches each ahead; one walk at a time.
+    this one), which stay alive between walks and always work two batches each ahead; one walk at a time. They hand
+    batches over in shared memory, through pipes where it is too small, and the log says so once.
+    timeout_s: how long to wait for a batch of theirs.
     rank, world_size: of data-parallel training. `batch_size` is a process's; the batches of all ranks, one after the
     other, are the batch that a single process with a batch of world_size·batch_size gets. Every rank takes as many
     steps; of a short last batch (drop_last off) some ranks may get fewer pictures, or none.
@@ -40,6 +49,7 @@ class Batches:
         workers: int = 0,
         rank: int = 0,
         world_size: int = 1,
+        timeout_s: float = TIMEOUT_S,
     ) -> None:
         if batch_size < 1:
             raise DataError(f"the batch size must be at least 1; got {batch_size}")
@@ -69,7 +79,7 @@ class Batches:
             images_NHWC = torch.from_numpy(dataset.images_NHWC).to(home)
             self._resident = images_NHWC, torch.from_numpy(dataset.labels_N).to(home)
         else:
-            self._decoder = _Decoder(dataset, device, workers)
+            self._decoder = _Decoder(dataset, device, workers, timeout_s)
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every rank."""
@@ -81,7 +91,7 @@ class Batches:
 
         start: the batch to begin with, to take up an epoch where it was left; what lies before is not even read.
         Raises DataError when shuffle is on and no seed is given, for a start beyond the end, and while walking for a
-        broken picture.
+        broken picture, or for decoding processes that end or give no batch in time.
         """
         if not 0 <= start <= len(self):
             raise DataError(f"an epoch of {len(self)} batches can start at 0 to {len(self)}; got {start}")
@@ -112,11 +122,19 @@ class Batches:
 class _Decoder:
     """One DataLoader for all walks, so that its workers start once."""
 
-    def __init__(self, pictures: FolderSet | ShardSet, device: torch.device, workers: int) -> None:
+    def __init__(self, pictures: FolderSet | ShardSet, device: torch.device, workers: int, timeout_s: float) -> None:
         self.device = device
         self._schedule = _Schedule()
         self._walk: object = None
-        loader: DataLoader[Batch | DataError] = DataLoader(
+        self._warned = False
+        if workers and (cause := _no_queues(workers)):
+            logger.warning(
+                "decoding processes cannot start (%s): this process decodes alone; give the container more shared "
+                "memory (docker run --shm-size 1g)",
+                cause,
+            )
+            workers = 0
+        loader: DataLoader[Batch | _ByValue | DataError] = DataLoader(
             _BatchReader(pictures),
             batch_size=None,
             sampler=self._schedule,
@@ -124,6 +142,7 @@ class _Decoder:
             collate_fn=_as_read,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
+            timeout=timeout_s if workers else 0,
             # Else the loader draws from torch's global generator, and a walk would change what follows it.
             generator=torch.Generator(),
         )
@@ -135,12 +154,44 @@ class _Decoder:
     def walk(self, chunks: Sequence[torch.Tensor]) -> Iterator[Batch]:
         self._schedule.chunks = chunks
         self._walk = chunks
-        for read in self._kept[0]:
+        for read in self._reads():
             if isinstance(read, DataError):
                 raise read
-            images_BHWC, labels_B = read
+            images_BHWC, labels_B = self._received(read) if isinstance(read, _ByValue) else read
             yield images_BHWC.to(self.device, non_blocking=True), labels_B.to(self.device, non_blocking=True)
             assert self._walk is chunks, "workers serve one walk at a time, and a newer one has begun"
+
+    def _reads(self) -> Iterator[Batch | _ByValue | DataError]:
+        try:
+            yield from self._kept[0]
+        except RuntimeError as error:
+            # What the loader says of its workers; an error inside one begins otherwise.
+            if not str(error).startswith("DataLoader"):
+                raise
+            raise DataError(
+                f"the decoding processes give no more pictures ({error}); free memory or give fewer --workers, "
+                "0 for none"
+            ) from error
+
+    def _received(self, read: _ByValue) -> Batch:
+        if not self._warned:
+            self._warned = True
+            logger.warning(
+                "shared memory is too small for decoded pictures (%s): they come through pipes, which is slower; give "
+                "the container more (docker run --shm-size 1g), or fewer --workers",
+                read.cause,
+            )
+        return torch.from_numpy(read.images_BHWC), torch.from_numpy(read.labels_B)
+
+
+def _no_queues(workers: int) -> str:
+    """Why so many workers cannot be talked to; empty where they can. Semaphores of queues are files of /dev/shm."""
+    try:
+        # One for each worker, one for their answers, and as many semaphores again as the loader's events take.
+        _ = [multiprocessing.Queue() for _ in range(workers + 4)]
+    except OSError as error:
+        return str(error)
+    return ""
 
 
 class _Schedule(Sampler[Int64Array]):
@@ -155,23 +206,47 @@ class _Schedule(Sampler[Int64Array]):
         return len(self.chunks)
 
 
-class _BatchReader(Dataset[Batch | DataError]):
+@dataclass(frozen=True)
+class _ByValue:
+    """A batch that found no room in shared memory, and why."""
+
+    images_BHWC: UInt8Array
+    labels_B: Int64Array
+    cause: str
+
+
+class _BatchReader(Dataset[Batch | _ByValue | DataError]):
     """Decodes whole batches. A broken picture comes back as a value, since an error raised in a worker
     reaches the user wrapped in the worker's traceback."""
 
     def __init__(self, pictures: FolderSet | ShardSet) -> None:
         self.pictures = pictures
 
-    def __getitem__(self, indices: Int64Array) -> Batch | DataError:
+    def __getitem__(self, indices: Int64Array) -> Batch | _ByValue | DataError:
         size = self.pictures.preprocessing.size
-        images_BHWC = np.empty((len(indices), size, size, 3), dtype=np.uint8)
-        labels_B = np.empty(len(indices), dtype=np.int64)
+        images_BHWC = torch.empty((len(indices), size, size, 3), dtype=torch.uint8)
+        labels_B = torch.empty(len(indices), dtype=torch.int64)
+        cause = _share(images_BHWC, labels_B) if get_worker_info() else ""
+        rows, labels = images_BHWC.numpy(), labels_B.numpy()
         try:
             for row, index in enumerate(indices.tolist()):
-                images_BHWC[row], labels_B[row] = self.pictures[index]
+                rows[row], labels[row] = self.pictures[index]
         except DataError as error:
             return error
-        return torch.from_numpy(images_BHWC), torch.from_numpy(labels_B)
+        return _ByValue(rows, labels, cause) if cause else (images_BHWC, labels_B)
+
+
+def _share(*tensors: torch.Tensor) -> str:
+    """Move tensors to shared memory; why not, where it has no room.
+
+    Left to the queue's own thread, the error would end the batch unseen, and its receiver would wait for ever.
+    """
+    try:
+        for tensor in tensors:
+            tensor.share_memory_()
+    except RuntimeError as error:
+        return str(error)
+    return ""
 
 
 def _as_read(read: Any) -> Any:
