@@ -18,6 +18,7 @@ from PIL.PngImagePlugin import PngImageFile
 from models.orientation import orientation
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
 
 CIFAR100_MEAN = (0.5071, 0.4865, 0.4409)
