@@ -378,8 +378,8 @@ class FailsAsCuda(torch.cuda.graph):
 
     def __init__(self, streams: list[str]) -> None:
         self._enable_annotations = False
-        self.cuda_graph = self  # type: ignore[method-assign]
-        self.stream_ctx = OnStream(streams)  # type: ignore[method-assign]
+        self.cuda_graph = self  # type: ignore[assignment]
+        self.stream_ctx = OnStream(streams)  # type: ignore[assignment]
 
     def __enter__(self) -> None:
         self.stream_ctx.__enter__()

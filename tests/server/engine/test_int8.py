@@ -17,6 +17,7 @@ from models.bundle import Bundle, save_bundle
 from models.preprocess import Preprocessing
 from server.engine.engine import Engine
 from server.engine.runners.agreement import probabilities, trial_pictures
+from server.engine.runners.checked import CheckedRunner
 from server.engine.runners.choice import choose_runner
 from server.engine.runners.openvino_runner import OpenVinoRunner
 from server.engine.runners.torch_runner import TorchRunner
@@ -44,8 +45,9 @@ def bundle() -> Bundle:
 @pytest.fixture(scope="module")
 def runner(bundle) -> OpenVinoRunner:
     runner = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=PICTURES[:40])
-    assert isinstance(runner, OpenVinoRunner)
-    return runner
+    assert isinstance(runner, CheckedRunner)
+    assert isinstance(runner.chosen, OpenVinoRunner)
+    return runner.chosen
 
 
 def test_every_stage_computes_its_convolutions_in_integers(runner):
@@ -106,7 +108,7 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
     [served] = load_registry(settings, Metrics()).served
     assert isinstance(served.engine, Engine)
     assert isinstance(served.engine._runner, OpenVinoRunner)
-    assert served.engine._runner.precision == "int8"
+    assert runner.chosen.precision == "int8"
 
 
 @pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])
