@@ -37,7 +37,7 @@ def orientation(info: Mapping[Any, Any]) -> int:
 def _exif_orientation(exif: bytes) -> int | None:
     """The tag's value in the first directory of an EXIF block; None where it is not there or cannot be read."""
     tiff = exif.removeprefix(EXIF_PREFIX)
-    order = {b"II*\x00": "<", b"MM\x00*": ">"}.get(tiff[:4])
+    order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
         return None
     try:

@@ -7,12 +7,14 @@ import warnings
 import zlib
 from collections.abc import Callable
 from io import BytesIO
+from typing import Any
 
 from PIL import Image, UnidentifiedImageError
 
 from models.jpeg import read_jpeg_header
 from models.orientation import EXIF, XMP
-from models.png import read_png_chunks
+from models.png import MAGIC, read_png_chunks
+from models.webp import without_metadata
 
 # Suffixes of the files that are taken for pictures, in lower case; the content decides how they are decoded.
 EXTENSIONS = frozenset(
@@ -54,34 +56,39 @@ def open_image(
 ) -> Image.Image:
     """A picture whose header is read and whose pixels are not yet decoded.
 
-    Metadata is not parsed, but for the orientation, so that nothing in it decides whether a picture is read. `info`
-    holds "exif" and "xmp" as Pillow's own does, and "progressive" for every JPEG whose coefficients are decoded in
-    several passes. formats: Pillow's names of those to try; None for all that it knows.
+    Of JPEG, PNG and WebP no metadata is parsed but for the orientation, so that nothing in it decides whether a picture
+    is read. `info` holds "exif" and "xmp" as Pillow's own does, and "progressive" for every JPEG whose coefficients are
+    all kept while it is decoded. formats: Pillow's names of those to try; None for all that it knows.
     as_file: gives Pillow the bytes; what its `read` raises ends the decoding.
     Raises UnsupportedPicture, or what DECODE_ERRORS lists.
     """
-    info: dict[str, bytes | str | int] = {}
-    unsupported = ""
-    if content.startswith(b"\xff\xd8\xff"):
-        header = read_jpeg_header(content)
-        content, unsupported = header.picture, header.unsupported
-        info = {name: block for name, block in ((EXIF, header.exif), (XMP, header.xmp)) if block}
-        if header.is_progressive:
-            info["progressive"] = 1
-    elif content.startswith(b"\x89PNG\r\n\x1a\n"):
-        chunks = read_png_chunks(content)
-        content, unsupported = chunks.picture, chunks.unsupported
-        info.update(chunks.info)
-    if unsupported:
-        raise UnsupportedPicture(unsupported)
+    pixels, info = _without_metadata(content)
     try:
-        image = Image.open(as_file(content), formats=formats)
+        image = Image.open(as_file(pixels), formats=formats)
     except UnidentifiedImageError as error:
-        # Pillow's message names an object in memory.
-        raise ValueError("its header makes no sense" if info or formats else "no picture of a known format") from error
+        # Pillow's own message names an object in memory.
+        raise ValueError("its header makes no sense, or is of no known format") from error
     except OSError as error:
         if str(error).startswith("Unsupported BMP"):
             raise UnsupportedPicture(str(error).removeprefix("Unsupported ")) from error
         raise
     image.info.update(info)
     return image
+
+
+def _without_metadata(content: bytes) -> tuple[bytes, dict[str, Any]]:
+    """The file as it is decoded, and what is to stand in its `info`. Raises UnsupportedPicture or ValueError."""
+    if content.startswith(b"\xff\xd8\xff"):
+        header = read_jpeg_header(content)
+        if header.unsupported:
+            raise UnsupportedPicture(header.unsupported)
+        told = {EXIF: header.exif, XMP: header.xmp, "progressive": header.is_progressive}
+        return header.picture, {name: value for name, value in told.items() if value}
+    if content.startswith(MAGIC):
+        chunks = read_png_chunks(content)
+        if chunks.unsupported:
+            raise UnsupportedPicture(chunks.unsupported)
+        return chunks.picture, dict(chunks.info)
+    if content.startswith(b"RIFF") and content[8:12] == b"WEBP":
+        return without_metadata(content)
+    return content, {}

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import io
 import math
+import subprocess
+import sys
 from dataclasses import replace
 
 import numpy as np
@@ -11,13 +13,10 @@ import pytest
 import torch
 from PIL import Image
 
-from models.preprocess import CIFAR100_MEAN, CIFAR100_STD, Preprocessing, normalize, to_rgb
+from models.preprocess import CIFAR100_MEAN, CIFAR100_STD, TURNS, Preprocessing, normalize, to_rgb
+from tests.pictures import encoded, exif, field, noise
 
 PLAIN = Preprocessing(8)
-
-
-def noise(width: int, height: int, channels: int = 3) -> np.ndarray:
-    return np.random.default_rng(0).integers(0, 256, (height, width, channels), dtype=np.uint8)
 
 
 def flat(mode: str, colour: int | float | tuple[int, ...]) -> tuple[int, ...]:
@@ -149,6 +148,71 @@ def test_cutting_while_resizing_equals_resizing_then_cutting() -> None:
     expected_HWC = np.asarray(resized.crop((17, 2, 33, 18)), dtype=int)
     cut_HWC = Preprocessing(16, crop_fraction=0.8).apply(image).astype(int)
     assert np.abs(cut_HWC - expected_HWC).max() <= 1
+
+
+MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "CMYK", "YCbCr", "I;16", "I", "F")
+
+
+def of_mode(mode: str, width: int, height: int) -> Image.Image:
+    if mode in ("I;16", "I", "F"):
+        grey = noise(width, height, 2).view(np.uint16)[:, :, 0]
+        return Image.fromarray(grey if mode == "I;16" else grey.astype({"I": np.int32, "F": np.float32}[mode]))
+    return Image.fromarray(noise(width, height, 4)).convert("RGB" if mode == "P" else "RGBA").convert(mode)
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(300, 400), (1200, 90), (90, 1200), (40, 40)])
+def test_converting_band_by_band_equals_converting_at_once(mode: str, size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(48, 0.875)
+    image = of_mode(mode, *size)
+    expected_HWC = preprocessing.apply(to_rgb(image)).astype(int)
+    assert np.abs(preprocessing.apply(image).astype(int) - expected_HWC).max() <= 2
+
+
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("size", [(32, 32), (32, 5000), (5000, 32)])
+def test_a_picture_that_is_not_resized_keeps_every_bit(mode: str, size: tuple[int, int]) -> None:
+    image = of_mode(mode, *size)
+    left, top = ((side - 32) // 2 for side in size)
+    expected_HWC = np.asarray(to_rgb(image))[top : top + 32, left : left + 32]
+    assert np.array_equal(Preprocessing(32).apply(image), expected_HWC)
+
+
+@pytest.mark.parametrize("orientation", range(2, 9))
+@pytest.mark.parametrize("size", [(60, 41), (41, 60), (9, 200)])
+def test_turning_after_resizing_equals_turning_before(orientation: int, size: tuple[int, int]) -> None:
+    preprocessing = Preprocessing(16, 0.7)
+    image = Image.fromarray(noise(*size))
+    expected_HWC = preprocessing.apply(image.transpose(TURNS[orientation])).astype(int)
+    image.info["exif"] = exif(field(0x0112, 3, orientation))
+    assert np.abs(preprocessing.apply(image).astype(int) - expected_HWC).max() <= 2
+
+
+@pytest.mark.parametrize("options", [{}, {"progressive": True}])
+def test_a_jpeg_far_larger_than_needed_is_decoded_smaller_and_looks_the_same(options: dict) -> None:
+    smooth = Image.fromarray(noise(20, 15)).resize((400, 300), Image.Resampling.BICUBIC)
+    content = encoded(smooth, "JPEG", quality=90, **options)
+    preprocessing = Preprocessing(32)
+    with Image.open(io.BytesIO(content)) as image:
+        drafted_HWC = preprocessing.apply(image).astype(int)
+        # Of 300 rows, 64 are enough.
+        assert image.size == (100, 75)
+    with Image.open(io.BytesIO(content)) as image:
+        whole_HWC = preprocessing.apply(image.convert("RGB")).astype(int)
+    assert np.abs(drafted_HWC - whole_HWC).mean() < 1
+    assert np.abs(drafted_HWC - whole_HWC).max() <= 4
+
+
+def test_a_jpeg_of_less_than_four_times_the_input_is_decoded_whole() -> None:
+    content = encoded(Image.fromarray(noise(127, 127)), "JPEG")
+    with Image.open(io.BytesIO(content)) as image:
+        Preprocessing(32).apply(image)
+        assert image.size == (127, 127)
+
+
+def test_preprocessing_needs_no_torch() -> None:
+    code = "import sys, models.preprocess, models.picture; sys.exit('torch' in sys.modules)"
+    assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 
 def test_truncated_picture_raises_as_pillow_does() -> None:

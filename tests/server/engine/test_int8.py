@@ -107,8 +107,8 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
     settings = Settings(model=[tmp_path / "bundle"], precision="int8", int8_pictures=tmp_path)
     [served] = load_registry(settings, Metrics()).served
     assert isinstance(served.engine, Engine)
-    assert isinstance(served.engine._runner, OpenVinoRunner)
-    assert runner.chosen.precision == "int8"
+    assert isinstance(served.engine._runner, CheckedRunner)
+    assert isinstance(served.engine._runner.chosen, OpenVinoRunner)
 
 
 @pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])

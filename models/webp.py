@@ -1,0 +1,45 @@
+"""WebP files as strangers send them: the chunks that matter to the pixels (RFC 9649, section 2)."""
+
+from __future__ import annotations
+
+import struct
+
+from models.orientation import EXIF, XMP
+
+CHUNK = struct.Struct("<4sI")
+# Of the extended format; the simple ones hold pixels alone.
+EXTENDED = b"VP8X"
+PIXELS = (EXTENDED, b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
+METADATA = {b"EXIF": EXIF, b"XMP ": XMP}
+
+MOST_CHUNKS = 100_000
+
+
+def without_metadata(data: bytes) -> tuple[bytes, dict[str, bytes]]:
+    """The file without the chunks that say nothing of its pixels, and what may tell its orientation.
+
+    The latter is named as in Pillow's `Image.info`. A file whose pixels are cut off comes back as it is, for the
+    decoder to refuse. Raises ValueError for more than 100,000 chunks.
+    """
+    if data[12:16] != EXTENDED:
+        return data, {}
+    end = min(len(data), 8 + int.from_bytes(data[4:8], "little"))
+    kept: list[bytes] = []
+    info: dict[str, bytes] = {}
+    at = 12
+    for _ in range(MOST_CHUNKS):
+        if at + CHUNK.size > end:
+            content = b"WEBP" + b"".join(kept)
+            if len(content) == len(data) - 8:
+                return data, {}
+            return b"RIFF" + len(content).to_bytes(4, "little") + content, info
+        kind, size = CHUNK.unpack_from(data, at)
+        body = data[at + CHUNK.size : min(end, at + CHUNK.size + size)]
+        if kind in PIXELS:
+            if len(body) < size:
+                return data, {}
+            kept += [CHUNK.pack(kind, size), body, b"\0" * (size % 2)]
+        elif kind in METADATA:
+            info.setdefault(METADATA[kind], body)
+        at += CHUNK.size + size + size % 2
+    raise ValueError(f"more than {MOST_CHUNKS} chunks")
