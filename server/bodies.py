@@ -16,7 +16,7 @@ from starlette.types import Receive
 
 from server.images import MEDIA_TYPES, image_format
 from server.multipart import parse_multipart
-from server.parameters import refuse_repeated
+from server.parameters import merge_parameters
 from server.problems import (
     BODY_TOO_LARGE,
     INVALID_IMAGE,
@@ -44,13 +44,16 @@ MOST_JSON_VALUES = 2**17
 class Submission:
     """The encoded pictures of a request, in order, and its parameters, unchecked.
 
-    names: every parameter as often as it was given. body_names: what else this form of body takes.
+    body_names: what else this form of body takes.
     """
 
     images: list[bytes]
     parameters: dict[str, Any]
-    names: Sequence[str] = ()
     body_names: Sequence[str] = ()
+
+
+# Pictures and parameters of a body, a name as often as it was given, and what else this form of body takes.
+Content = tuple[list[bytes], list[tuple[str, Any]], Sequence[str]]
 
 
 async def read_body(headers: Headers, receive: Receive, limit_bytes: int, upload: Upload) -> bytes:
@@ -97,21 +100,18 @@ def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max
     """Pictures and parameters of a body, those of the query string among them.
 
     Raises Problem: 400 for malformed JSON or multipart, 413 for too many pictures, 415 for another media type,
-    422 for an empty body, a parameter given twice, or base64 that is none.
+    422 for an empty body, a parameter given twice with different values, or base64 that is not valid.
     """
     if not body:
         raise Problem(INVALID_IMAGE, "the body is empty: send a picture")
     media_type = content_type.partition(";")[0].strip().lower()
     if media_type == JSON:
-        submission = _parse_json(body, max_images)
+        images, given, names = _parse_json(body, max_images)
     elif media_type == FORM:
-        submission = _parse_form(content_type, body, max_images)
+        images, given, names = _parse_form(content_type, body, max_images)
     else:
-        submission = _parse_raw(media_type, body)
-    if query or submission.names:
-        refuse_repeated([*(name for name, _ in query), *submission.names])
-        return Submission(submission.images, {**dict(query), **submission.parameters}, (), submission.body_names)
-    return submission
+        images, given, names = _parse_raw(media_type, body), [], ()
+    return Submission(images, merge_parameters(query, given) if query or given else {}, names)
 
 
 def refuse_without_pictures(submission: Submission) -> None:
@@ -121,7 +121,7 @@ def refuse_without_pictures(submission: Submission) -> None:
         raise Problem(INVALID_IMAGE, f"the body has no picture: give at least one as {name!r}")
 
 
-def _parse_raw(media_type: str, body: bytes) -> Submission:
+def _parse_raw(media_type: str, body: bytes) -> list[bytes]:
     found = image_format(body)
     if media_type in SAID_NOTHING and found is None:
         raise _unsupported(
@@ -132,10 +132,10 @@ def _parse_raw(media_type: str, body: bytes) -> Submission:
     declared = MEDIA_TYPES.get(media_type)
     if declared and found and declared != found:
         raise _unsupported(f"the body is a {found} picture and its Content-Type {media_type}: correct it")
-    return Submission([body], {})
+    return [body]
 
 
-def _parse_json(body: bytes, max_images: int) -> Submission:
+def _parse_json(body: bytes, max_images: int) -> Content:
     # Before anything is built of it: base64 has none of these characters, and a value takes up to 60 times its bytes.
     values = sum(map(body.count, (b",", b"{", b"[")))
     if values > max_images + MOST_JSON_VALUES:
@@ -151,14 +151,16 @@ def _parse_json(body: bytes, max_images: int) -> Submission:
         raise Problem(INVALID_PARAMETER, f"the JSON object has more than {MOST_PARAMETERS} names")
     # Of JSON's texts, a half of a surrogate pair alone is one that nothing after us can take for a name.
     names = [name.encode("utf-8", "replace").decode() for name, _ in content]
-    parameters = {name: _plain(value) for name, (_, value) in zip(names, content, strict=True)}
-    refuse_repeated(names)
-    encoded = parameters.pop("images", [])
+    given = [(name, _plain(value)) for name, (_, value) in zip(names, content, strict=True)]
+    lists = [value for name, value in given if name == "images"]
+    if len(lists) > 1:
+        raise Problem(INVALID_PARAMETER, "'images' is given twice: give one list", parameters=["images"])
+    encoded = lists[0] if lists else []
     if not isinstance(encoded, list):
         raise Problem(INVALID_PARAMETER, "images must be a list of base64 strings", parameters=["images"])
     _check_count(len(encoded), max_images)
     images = [_decode_base64(text, index) for index, text in enumerate(encoded)]
-    return Submission(images, parameters, [name for name in names if name != "images"], ["images"])
+    return images, [pair for pair in given if pair[0] != "images"], ["images"]
 
 
 class _Pairs(list[tuple[str, Any]]):
@@ -184,12 +186,12 @@ def _decode_base64(text: Any, index: int) -> bytes:
         raise Problem(INVALID_IMAGE, detail, image=index) from error
 
 
-def _parse_form(content_type: str, body: bytes, max_images: int) -> Submission:
+def _parse_form(content_type: str, body: bytes, max_images: int) -> Content:
     parts = parse_multipart(content_type, body, max_images + MOST_PARAMETERS)
     images = [content for name, content in parts if name == "image"]
     _check_count(len(images), max_images)
     given = [(name, content.decode("utf-8", "replace")) for name, content in parts if name != "image"]
-    return Submission(images, dict(given), [name for name, _ in given], ["image"])
+    return images, given, ["image"]
 
 
 def _check_count(count: int, max_images: int) -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from difflib import get_close_matches
 from typing import Annotated, Any
 
@@ -34,10 +34,12 @@ def _split_and_count(value: Any) -> Any:
     return numbers
 
 
-# NaN and the infinities need no rule of their own: they keep no bound.
-Number = Annotated[float, BeforeValidator(_not_boolean)]
-Integer = Annotated[int, BeforeValidator(_not_boolean)]
-Fraction = Annotated[Number, Field(ge=0, le=1)]
+# NaN and the infinities need no rule of their own: they keep no bound. Bounds stand before the validator: behind it,
+# pydantic writes them into the JSON schema as "ge" and "le", which no client reads.
+NOT_BOOLEAN = BeforeValidator(_not_boolean)
+Fraction = Annotated[float, Field(ge=0, le=1), NOT_BOOLEAN]
+Ordinal = Annotated[int, Field(ge=1), NOT_BOOLEAN]
+Milliseconds = Annotated[float, Field(gt=0, le=LONGEST_DEADLINE_MS), NOT_BOOLEAN]
 
 
 class Parameters(BaseModel):
@@ -49,44 +51,33 @@ class Parameters(BaseModel):
         default=None,
         description="Answer at the first exit whose calibrated confidence reaches it: 0 always answers at exit 1, "
         "1 never early. Default: the bundle's operating point.",
-        examples=[0.8],
     )
     thresholds: Annotated[list[Fraction], BeforeValidator(_split_and_count)] | None = Field(
         default=None,
         description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
-        examples=[[0.9, 0.8, 0.7]],
     )
     max_disagreement: Fraction | None = Field(
         default=None,
         description="Certified contract: at most this fraction may differ from the full-depth answer. "
         "Needs a bundle with a certificate; what it certifies is told by GET /v1/models/{model}.",
-        examples=[0.01],
     )
     degrade_to: Fraction | None = Field(
         default=None,
         description="While the server is overloaded and gives way: up to this fraction may differ from the full-depth "
         "answer. Default: the server's setting for requests that name no contract, else nothing beyond the contract.",
-        examples=[0.05],
     )
-    min_exit: Annotated[Integer, Field(ge=1)] | None = Field(
-        default=None, description="Answer at this exit or deeper. Default 1.", examples=[1]
-    )
-    max_exit: Annotated[Integer, Field(ge=1)] | None = Field(
-        default=None, description="Answer at this exit at the latest. Default: the last.", examples=[3]
-    )
-    deadline_ms: Annotated[Number, Field(gt=0, le=LONGEST_DEADLINE_MS)] | None = Field(
+    min_exit: Ordinal | None = Field(default=None, description="Answer at this exit or deeper. Default 1.")
+    max_exit: Ordinal | None = Field(default=None, description="Answer at this exit at the latest. Default: the last.")
+    deadline_ms: Milliseconds | None = Field(
         default=None,
         description="Answer within this many milliseconds with the deepest exit computed by then. "
         "Default: the server's setting.",
-        examples=[50],
     )
-    top_k: Annotated[Integer, Field(ge=1)] = Field(default=1, description="Classes to return.", examples=[5])
+    top_k: Ordinal = Field(default=1, description="Classes to return. Default 1.")
     detail: bool = Field(
-        default=False, description="Tell the answer of every exit passed, as `visited`.", examples=[True]
+        default=False, description="Tell the answer of every exit passed, as `visited`. Default false."
     )
-    version: str | None = Field(
-        default=None, description="Version of the model. Default: the first served.", examples=["1"]
-    )
+    version: str | None = Field(default=None, description="Version of the model. Default: the first served.")
 
 
 ALLOWED: Mapping[str, str] = {
@@ -126,13 +117,37 @@ def parse_parameters(given: Mapping[str, Any], body_names: Iterable[str] = ()) -
     return parameters
 
 
-def refuse_repeated(names: Iterable[str]) -> None:
-    """Raises Problem (422) when a parameter is given twice, whether in one place or in two."""
-    seen: set[str] = set()
-    for name in names:
-        if name in seen:
-            raise Problem(INVALID_PARAMETER, f"{_quoted(name)} is given twice: give it once", parameters=_short([name]))
-        seen.add(name)
+def merge_parameters(*places: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """One value per name. places: names and values of the query string, and of the body.
+
+    The same value may come twice: tools send a parameter wherever the OpenAPI document has it. Raises Problem (422)
+    where the values of a name differ.
+    """
+    merged: dict[str, Any] = {}
+    for name, value in (pair for place in places for pair in _join_thresholds(place)):
+        if name in merged and not _is_same(name, merged[name], value):
+            detail = f"{_quoted(name)} is given twice, with different values: give it once"
+            raise Problem(INVALID_PARAMETER, detail, parameters=_short([name]))
+        merged[name] = value
+    return merged
+
+
+def _join_thresholds(place: Sequence[tuple[str, Any]]) -> Sequence[tuple[str, Any]]:
+    """A list outside JSON may also come as one name for each of its numbers."""
+    numbers = [value for name, value in place if name == "thresholds"]
+    if len(numbers) < 2 or not all(isinstance(value, str) and "," not in value for value in numbers):
+        return place
+    return [*(pair for pair in place if pair[0] != "thresholds"), ("thresholds", ",".join(numbers))]
+
+
+def _is_same(name: str, one: Any, other: Any) -> bool:
+    if isinstance(one, str) and one == other:
+        return True
+    try:
+        meant = [getattr(Parameters.model_validate({name: value}), name) for value in (one, other)]
+    except (ValidationError, AttributeError):
+        return False
+    return bool(meant[0] == meant[1])
 
 
 def _check_together(parameters: Parameters) -> None:

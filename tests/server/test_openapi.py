@@ -3,6 +3,8 @@
 import re
 from pathlib import Path
 
+import pytest
+
 from server.metrics import CODES
 from server.parameters import ALLOWED, Parameters
 from server.problems import KINDS
@@ -49,6 +51,53 @@ async def test_both_predict_paths_describe_bodies_parameters_and_errors(site):
     assert "HTTPValidationError" not in names
 
 
+def declared(schema: dict) -> dict:
+    """What tools send for a schema unasked."""
+    values = {name: schema[name] for name in ("default", "example", "const") if name in schema}
+    values |= {"examples": schema["examples"][0]} if schema.get("examples") else {}
+    return values
+
+
+@pytest.mark.parametrize("media_type", ["multipart/form-data", "application/json", "image/png"])
+async def test_what_tools_send_for_the_document_is_answered(site, encode, media_type):
+    operation = site.app.openapi()["paths"]["/v1/predict"]["post"]
+    body = operation["requestBody"]["content"][media_type]
+    query = {one["name"]: value for one in operation["parameters"] for value in declared(one["schema"]).values()}
+    fields = {
+        name: value for name, one in body["schema"].get("properties", {}).items() for value in declared(one).values()
+    }
+    match media_type:
+        case "multipart/form-data":
+            sent = {"files": {"image": encode()}, "data": fields}
+        case "application/json":
+            sent = {"json": fields | body["example"]}
+        case _:
+            sent = {"content": encode(), "headers": {"Content-Type": media_type}}
+    response = await site.client.post("/v1/predict", params=query, **sent)
+    assert response.status_code == 200, response.text
+
+
+def test_parameters_have_ranges_that_clients_can_check_and_no_default_that_they_would_send(site):
+    operation = site.app.openapi()["paths"]["/v1/predict"]["post"]
+    form = operation["requestBody"]["content"]["multipart/form-data"]
+    assert form["encoding"] == {"thresholds": {"style": "form", "explode": False}}
+    schemas = {one["name"]: one["schema"] for one in operation["parameters"]}
+    assert {name: form["schema"]["properties"][name] for name in schemas} == schemas
+    ranges = {
+        name: {key: value for key, value in one.items() if key not in ("title", "description")}
+        for name, one in schemas.items()
+    }
+    fraction = {"type": "number", "minimum": 0, "maximum": 1}
+    assert ranges == {
+        **dict.fromkeys(("threshold", "max_disagreement", "degrade_to"), fraction),
+        "thresholds": {"type": "array", "items": fraction},
+        **{name: {"type": "integer", "minimum": 1} for name in ("min_exit", "max_exit", "top_k")},
+        "deadline_ms": {"type": "number", "exclusiveMinimum": 0, "maximum": 3_600_000},
+        "detail": {"type": "boolean"},
+        "version": {"type": "string"},
+    }
+
+
 async def test_the_interactive_docs_are_there(site):
     response = await site.client.get("/docs")
     assert (response.status_code, "/openapi.json" in response.text) == (200, True)
@@ -57,7 +106,12 @@ async def test_the_interactive_docs_are_there(site):
 async def test_keys_are_described_where_they_are_needed(serve, site):
     assert "securitySchemes" not in site.app.openapi()["components"]
     async with serve(settings=Settings(api_keys="k")) as guarded:
-        paths = guarded.app.openapi()["paths"]
+        document = guarded.app.openapi()
+        assert document["components"]["securitySchemes"] == {
+            "bearer": {"type": "http", "scheme": "bearer"},
+            "key": {"type": "apiKey", "in": "header", "name": "X-API-Key"},
+        }
+        paths = document["paths"]
         assert paths["/v1/predict"]["post"]["security"] == [{"bearer": []}, {"key": []}]
         assert "security" not in paths["/livez"]["get"]
 

@@ -161,6 +161,30 @@ async def test_a_form_part_needs_no_file_name(site, encode):
     assert response.status_code == 200, response.text
 
 
+@pytest.mark.parametrize(
+    ("query", "parameters"),
+    [
+        ("top_k=1&detail=False", {"top_k": "1", "detail": "false"}),
+        ("threshold=0.80", {"threshold": "0.8"}),
+        ("thresholds=0.9,0.8,0.70", {"thresholds": "0.9,0.8,0.7"}),
+        ("thresholds=0.9&thresholds=0.8&thresholds=0.7", {"thresholds": "0.9,0.8,0.7"}),
+        ("top_k=1&top_k=1", {}),
+    ],
+)
+async def test_a_parameter_may_come_twice_with_the_same_value(site, encode, query, parameters):
+    for form in (as_form, as_json):
+        response = await site.client.post(f"/v1/predict?{query}", **form([encode()], parameters))
+        assert response.status_code == 200, response.text
+
+
+async def test_thresholds_may_be_repeated_as_http_clients_do(site, encode):
+    numbers = {"thresholds": ["0.9", "0.8", "0.7"]}
+    in_query = await site.client.post("/v1/predict", params=numbers, content=encode())
+    in_form = await site.client.post("/v1/predict", data=numbers, files={"image": encode()})
+    for response in (in_query, in_form):
+        assert response.json()["contract"] == {"thresholds": [0.9, 0.8, 0.7]}, response.text
+
+
 async def test_a_body_larger_than_what_is_parsed_inline_is_answered_the_same(site, encode):
     images = [encode(255, "BMP", (200, 200))] * 2
     for form in (as_form, as_json):
