@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -75,6 +76,8 @@ class Decoder:
             "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory
         )
         Image.MAX_IMAGE_PIXELS = limits.max_pixels
+        # It is refused, which the client hears and the log need not.
+        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing, client: str = "") -> list[Picture]:
         """All pictures of a request, in order; cancelling it gives up those that are not decoded yet.
