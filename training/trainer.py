@@ -137,7 +137,12 @@ class Trainer:
                     self._begun = EpochSoFar()
                 if self._save_is_due or self.epoch == self.recipe.epochs:
                     self.save()
-                on_epoch(report)
+                try:
+                    on_epoch(report)
+                except Exception:
+                    # A caller that ends the run loses nothing.
+                    self.save()
+                    raise
         except KeyboardInterrupt:
             if not self._steps.cut and math.isfinite(float(self._begun.loss)):
                 self.save()

@@ -176,6 +176,7 @@ def offramp(model: Path | None, server_threads: int = 0) -> Peer:
 
     def command(launch: Launch) -> list[str]:
         words = [sys.executable, "-m", "offramp", "serve", "--port", str(launch.port), "--log-level", "warning"]
+        words += ["--max-wait-s", "60"]
         if server_threads:
             words += ["--threads", str(server_threads)]
         return words if model is None else [*words, "--model", str(model.resolve())]

@@ -16,7 +16,9 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageOps
+from PIL import Image
+
+from models.preprocess import Preprocessing
 
 WHOLE, DESCRIPTION = "whole.xml", "network.json"
 
@@ -116,25 +118,8 @@ class Description:
         return self.prepared(Image.open(io.BytesIO(data)))
 
     def prepared(self, image: Image.Image) -> Picture:
-        """An opened picture as uint8 (size, size, 3): turned upright, centre-cropped, bilinear.
-
-        The same pixels as `models.preprocess.Preprocessing.apply` gives, which needs torch; a test compares them.
-        """
-        image = ImageOps.exif_transpose(image)
-        image = image if image.mode == "RGB" else image.convert("RGB")
-        (width, height), shorter = image.size, round(self.size / self.crop_fraction)
-        scale = shorter / min(width, height)
-        columns, rows = max(self.size, round(width * scale)), max(self.size, round(height * scale))
-        left, top = (columns - self.size) // 2, (rows - self.size) // 2
-        if not (columns == rows == self.size == width == height):
-            box = (
-                left * width / columns,
-                top * height / rows,
-                (left + self.size) * width / columns,
-                (top + self.size) * height / rows,
-            )
-            image = image.resize((self.size, self.size), Image.Resampling.BILINEAR, box=box)
-        return np.asarray(image, dtype=np.uint8)
+        """An opened picture as our own server's preprocessing makes it: uint8 (size, size, 3)."""
+        return Preprocessing(self.size, self.crop_fraction).apply(image)
 
     def answer(self, probabilities_C: Array, exit: int = 0) -> dict[str, Any]:
         """What a peer says of one picture; exit 0 is the last."""
