@@ -162,6 +162,7 @@ def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], floa
         exits = " ".join(f"{share:.1%}" for share in report.accuracy)
         print(f"  epoch {report.epoch}/{report.epochs}: {exits}, {report.seconds:.0f} s", flush=True)
         if clock() >= deadline_s and report.epoch < report.epochs:
+            prepared.trainer.save()
             raise OutOfTime
 
     train(prepared, watch)

@@ -137,12 +137,7 @@ class Trainer:
                     self._begun = EpochSoFar()
                 if self._save_is_due or self.epoch == self.recipe.epochs:
                     self.save()
-                try:
-                    on_epoch(report)
-                except Exception:
-                    # A caller that ends the run loses nothing.
-                    self.save()
-                    raise
+                on_epoch(report)
         except KeyboardInterrupt:
             if not self._steps.cut and math.isfinite(float(self._begun.loss)):
                 self.save()

@@ -32,7 +32,7 @@ class Here:
 @contextmanager
 def served_here(model: Path | None, *options: str) -> Iterator[Here]:
     """The bundle with these options beside QUICK: ready inside, ended after."""
-    settings = settings_of("--model", str(model), *QUICK, *options)
+    settings = settings_of("--model", str(model), "--max-wait-s", "60", *QUICK, *options)
     metrics = Metrics()
     registry = load_registry(settings, metrics)
     listener = listen(settings.host, settings.port)
