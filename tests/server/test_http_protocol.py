@@ -68,6 +68,19 @@ async def test_few_of_many_pipelined_requests_are_looked_at_before_their_turn():
     assert len(protocol._pipeline._waiting) < 200
 
 
+async def test_what_comes_while_a_request_is_in_progress_is_kept_as_it_is():
+    site = Site()
+    site.echo.open.clear()
+    protocol, wire = site.connect()
+    for path in (b"a", b"b", b"c"):
+        protocol.data_received(GET % path)
+    await site.settle()
+    assert not wire.reading
+    assert protocol._kept == GET % b"b" + GET % b"c"
+    site.echo.open.set()
+    await site.until(lambda: wire.answers == [b"200 /a", b"200 /b", b"200 /c"])
+
+
 async def test_the_body_of_a_request_behind_another_arrives_whole():
     site = Site()
     site.echo.open.clear()
@@ -215,7 +228,13 @@ async def test_a_client_is_not_late_while_nothing_is_read():
     await site.settle()
     assert not wire.reading
     site.wait(1000)
+    site.echo.open.set()
+    await site.settle()
+    assert wire.reading
+    site.wait(60)
     assert wire.written == b""
+    site.wait(1)
+    assert slug(wire) == "request-timeout"
 
 
 async def test_time_in_which_the_process_stood_still_does_not_count():
@@ -302,6 +321,19 @@ async def test_a_body_that_is_refused_on_a_kept_connection_is_thrown_away():
     await site.settle()
     assert wire.answers == [b"413 no", b"413 no"]
     assert not wire.ended
+
+
+async def test_a_body_that_goes_on_too_long_after_its_answer_gets_no_second_one():
+    async def refuse(scope, receive, send):
+        await answer(send, b"no", 413)
+
+    site = Site(refuse, LIMITS)
+    protocol, wire = site.connect()
+    protocol.data_received(POST % (b"", 100_000) + b"x" * 10)
+    await site.settle()
+    site.wait(61)
+    assert wire.answers == [b"413 no"]
+    assert wire.ended
 
 
 async def test_a_request_can_be_refused_by_its_head_alone():
