@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -16,15 +17,21 @@ from server.proxies import TrustedProxies
 
 
 class Address:
-    """As much of a socket as tells where it leads to."""
+    """As much of a socket as tells where it leads to, and what has become of it. is_reset: the client has gone."""
 
-    family = None
+    family = socket.AF_INET
+    is_reset = False
 
     def __init__(self, peer: str) -> None:
         self._peer = peer
 
     def getpeername(self) -> tuple[str, int]:
         return self._peer, 5
+
+    def getsockopt(self, level: int, option: int, size_bytes: int) -> bytes:
+        """The state of TCP alone: closed, or established."""
+        assert (level, option) == (socket.IPPROTO_TCP, socket.TCP_INFO)
+        return bytes([7 if self.is_reset else 1])
 
     def setsockopt(self, *options: Any) -> None:
         """Nothing to set."""

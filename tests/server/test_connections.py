@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
+from functools import partial
+
 import pytest
 
-from server.connections import Connections
+from server.connections import Connections, Turns
 from server.http_limits import HttpLimits, connections_of_one_process
 from server.proxies import TrustedProxies
 from tests.server.http_wire import Clock
@@ -69,6 +72,46 @@ def test_nobody_is_closed_for_an_address_that_has_more_itself():
     clients = enter(everyone, ("greedy", None), ("greedy", None), ("greedy", None), ("light", 1.0))
     assert everyone.enter(Client(everyone, "greedy", 0.0)) is not None
     assert not any(client.ended for client in clients)
+
+
+def test_nobody_is_closed_for_an_address_that_has_as_many():
+    everyone = of(4)
+    clients = enter(everyone, ("one", 1.0), ("one", 1.0), ("other", None), ("other", None))
+    assert everyone.enter(Client(everyone, "other", 0.0)) is not None
+    assert not any(client.ended for client in clients)
+
+
+def test_where_everything_is_in_use_it_is_looked_at_again_with_the_next_sweep():
+    clock = Clock()
+    everyone = Connections(HttpLimits(connections=1), clock=clock)
+    [one] = enter(everyone, ("a", None))
+    refused = Client(everyone, "b", None)
+    assert everyone.enter(refused) is not None
+    everyone.leave(refused)
+    one.idle_since_s = 0.0
+    assert everyone.enter(refused) is not None
+    everyone.leave(refused)
+    clock.now_s += 1
+    everyone.sweep()
+    assert everyone.enter(refused) is None
+    assert one.ended
+
+
+async def test_one_turn_of_the_event_loop_does_one_thing_of_those_that_can_wait(until):
+    turns = Turns()
+    done: list[int | str] = []
+    loop = asyncio.get_running_loop()
+
+    def count(turn: int) -> None:
+        done.append(turn)
+        if turn < 4:
+            loop.call_soon(count, turn + 1)
+
+    loop.call_soon(count, 1)
+    for name in ("a", "b", "c"):
+        turns.wait(partial(done.append, name))
+    await until(lambda: len(done) == 7)
+    assert done == [1, "a", 2, "b", 3, "c", 4]
 
 
 def test_a_refused_connection_counts_until_it_leaves():

@@ -200,6 +200,31 @@ async def test_a_slow_but_steady_head_does_not_buy_time():
     assert slug(wire) == "request-timeout"
 
 
+async def test_the_time_for_headers_begins_with_their_first_byte():
+    site = Site(limits=LIMITS)
+    protocol, wire = site.connect()
+    site.wait(9)
+    protocol.data_received(b"GET / HTT")
+    site.wait(10)
+    assert wire.written == b""
+    site.wait(1)
+    assert slug(wire) == "request-timeout"
+
+
+async def test_a_client_that_goes_while_nothing_is_read_is_noticed_by_the_sweep():
+    site = Site()
+    site.echo.open.clear()
+    protocol, wire = site.connect()
+    protocol.data_received(GET % b"a")
+    protocol.data_received(GET % b"b")
+    await site.settle()
+    site.wait(2)
+    assert not wire.closed
+    wire.get_extra_info("socket").is_reset = True
+    site.wait(1)
+    assert wire.aborted
+
+
 async def test_a_request_at_work_has_all_the_time_it_needs():
     site = Site(limits=LIMITS)
     site.echo.open.clear()
