@@ -96,6 +96,8 @@ async def test_an_interrupt_does_not_wait_for_the_delay(site, on_a_socket):
     async with on_a_socket(site, drain_delay_s=3600) as (server, serving, _):
         server.handle_exit(signal.SIGINT, None)
         await serving
+        # So that a connection accepted meanwhile is closed too.
+        assert server.config.connections.closed
 
 
 async def test_a_server_that_can_never_be_ready_ends(site, on_a_socket):
