@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import base64
 import binascii
 import json
 from collections.abc import Sequence
@@ -16,7 +15,7 @@ from starlette.types import Receive
 
 from server.images import MEDIA_TYPES, image_format
 from server.multipart import parse_multipart
-from server.parameters import merge_parameters
+from server.parameters import Parameters, merge_parameters, quoted, short
 from server.problems import (
     BODY_TOO_LARGE,
     INVALID_IMAGE,
@@ -34,6 +33,18 @@ FORM, JSON, ANY = "multipart/form-data", "application/json", "application/octet-
 
 # What curl's --data-binary says of a picture when it is told nothing else.
 SAID_NOTHING = ("", "application/x-www-form-urlencoded")
+
+# Names of other programs for a format, old and new.
+SYNONYMS = {
+    "image/jpg": "image/jpeg",
+    "image/pjpeg": "image/jpeg",
+    "image/jfif": "image/jpeg",
+    "image/x-png": "image/png",
+    "image/apng": "image/png",
+    "image/x-ms-bmp": "image/bmp",
+    "image/x-bmp": "image/bmp",
+    "image/x-windows-bmp": "image/bmp",
+}
 
 MOST_PARAMETERS = 64
 # In a JSON body beside its pictures. Far more than any parameters have: what is wrong with fewer is named more exactly.
@@ -127,9 +138,10 @@ def _parse_raw(media_type: str, body: bytes) -> list[bytes]:
         raise _unsupported(
             "the body is not a JPEG, PNG, WebP, BMP or GIF picture (with curl: --data-binary @FILE, not -d)"
         )
-    if media_type not in (*SAID_NOTHING, ANY, *MEDIA_TYPES):
+    meant = SYNONYMS.get(media_type, media_type)
+    if meant not in (*SAID_NOTHING, ANY, *MEDIA_TYPES):
         raise _unsupported(f"the media type {media_type[:80]!r} is not supported")
-    declared = MEDIA_TYPES.get(media_type)
+    declared = MEDIA_TYPES.get(meant)
     if declared and found and declared != found:
         raise _unsupported(f"the body is a {found} picture and its Content-Type {media_type}: correct it")
     return [body]
@@ -180,7 +192,7 @@ def _decode_base64(text: Any, index: int) -> bytes:
     try:
         if not isinstance(text, str):
             raise ValueError("it is not a string")
-        return base64.b64decode(text, validate=True)
+        return binascii.a2b_base64(text, strict_mode=True)
     except (ValueError, binascii.Error) as error:
         detail = f"images[{index}] is not valid base64: {error}; encode the file's bytes alone, without line breaks"
         raise Problem(INVALID_IMAGE, detail, image=index) from error
@@ -188,9 +200,16 @@ def _decode_base64(text: Any, index: int) -> bytes:
 
 def _parse_form(content_type: str, body: bytes, max_images: int) -> Content:
     parts = parse_multipart(content_type, body, max_images + MOST_PARAMETERS)
-    images = [content for name, content in parts if name == "image"]
+    for part in parts:
+        if part.is_file and part.name not in ("image", *Parameters.model_fields):
+            detail = (
+                f"{quoted(part.name)} is unknown and has a file: did you mean 'image'? The parts of a form are image, "
+                f"once for each picture, and the parameters {', '.join(Parameters.model_fields)}"
+            )
+            raise Problem(INVALID_PARAMETER, detail, parameters=short([part.name]))
+    images = [part.content for part in parts if part.name == "image"]
     _check_count(len(images), max_images)
-    given = [(name, content.decode("utf-8", "replace")) for name, content in parts if name != "image"]
+    given = [(part.name, part.content.decode("utf-8", "replace")) for part in parts if part.name != "image"]
     return images, given, ["image"]
 
 

@@ -1,86 +1,105 @@
-"""multipart/form-data (RFC 7578) that lies in memory, cut into its named parts."""
+"""multipart/form-data (RFC 7578, RFC 2046) that lies in memory, cut into its parts."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-
-from python_multipart.exceptions import FormParserError
-from python_multipart.multipart import MultipartParser, parse_options_header
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
 
 from server.problems import MALFORMED_BODY, TOO_MANY_IMAGES, Problem
 
+# Headers of one part. The longest file name of a usual file system fits, percent-encoded.
+MOST_HEADER_BYTES = 8 * 1024
 
-def parse_multipart(content_type: str, body: bytes, most_parts: int) -> list[tuple[str, bytes]]:
-    """Name and content of every part, in order.
+# The rest of a boundary's line: "--" in the last one, else blanks, which no real form has many of.
+REST_OF_LINE = re.compile(rb"--|[ \t]{0,80}(\r?\n)")
+FOLD = re.compile(rb"\r?\n[ \t]+")
+DISPOSITION = re.compile(rb"^content-disposition[ \t]*:(.*)", re.IGNORECASE | re.MULTILINE)
+PARAMETER = re.compile(rb';\s*+([^\s;="]++)\s*+=\s*+("(?:[^"\\]|\\.)*+"|[^;"]*+)', re.DOTALL)
+
+
+@dataclass(frozen=True)
+class Part:
+    """One field of a form. is_file: it has a file name."""
+
+    name: str
+    content: bytes
+    is_file: bool
+
+
+@dataclass(frozen=True)
+class _Boundary:
+    """A line that separates parts: where it ends, and its line end, which is empty in the last one."""
+
+    end: int
+    line_end: bytes
+
+
+def parse_multipart(content_type: str, body: bytes, most_parts: int) -> list[Part]:
+    """Every part, in order. What stands before the first boundary and after the last one is skipped.
 
     Raises Problem: 400 for a body that is malformed, cut off, or has a part without a name; 413 for too many parts.
     """
-    boundary = parse_options_header(content_type)[1].get(b"boundary")
+    boundary = _unquoted(_parameters(content_type.encode("latin-1", "replace")).get(b"boundary", b""))
     if not boundary:
         raise Problem(MALFORMED_BODY, "the Content-Type of the multipart body names no boundary")
-    form = _Form(most_parts)
-    try:
-        parser = MultipartParser(
-            boundary,
-            {
-                "on_part_begin": form.begin,
-                "on_header_field": form.header_field,
-                "on_header_value": form.header_value,
-                "on_header_end": form.header_end,
-                "on_part_data": form.content,
-                "on_end": form.end,
-            },
-        )
-        parser.write(body)
-    except FormParserError as error:
-        raise Problem(MALFORMED_BODY, f"the multipart body is malformed: {str(error)[:200]}") from error
-    if not form.is_whole:
-        raise Problem(MALFORMED_BODY, "the multipart body is cut off: its last boundary is missing")
-    return [(_name(part), bytes(part.data)) for part in form.parts]
+    parts: list[Part] = []
+    for start, end, line_end in _spans(body, b"--" + boundary):
+        if len(parts) == most_parts:
+            raise Problem(TOO_MANY_IMAGES, f"the form has more than {most_parts} parts")
+        parts.append(_part(body, start, end, line_end))
+    return parts
 
 
-@dataclass
-class _Part:
-    header: bytes = b""
-    value: bytes = b""
-    disposition: bytes = b""
-    data: bytearray = field(default_factory=bytearray)
+def _spans(body: bytes, dashes: bytes) -> Iterator[tuple[int, int, bytes]]:
+    """Start and end of each part with its headers, and the form's line end: CRLF, or LF from some programs."""
+    first = 0 if body.startswith(dashes) else body.find(b"\n" + dashes) + 1
+    if not body.startswith(dashes, first):
+        raise _malformed("the boundary that its Content-Type names is not in it")
+    boundary = _boundary(body, first, len(dashes))
+    line_end = boundary.line_end
+    while boundary.line_end:
+        # An empty part has one line end between two boundaries, which is the first one's too.
+        at = body.find(line_end + dashes, boundary.end - len(line_end))
+        if at < 0:
+            raise Problem(MALFORMED_BODY, "the multipart body is cut off: its last boundary is missing")
+        yield boundary.end, max(boundary.end, at), line_end
+        boundary = _boundary(body, at, len(line_end + dashes))
 
 
-class _Form:
-    """Collects what the parser calls out."""
-
-    def __init__(self, most_parts: int) -> None:
-        self.parts: list[_Part] = []
-        self.is_whole = False
-        self._most_parts = most_parts
-
-    def begin(self) -> None:
-        if len(self.parts) == self._most_parts:
-            raise Problem(TOO_MANY_IMAGES, f"the form has more than {self._most_parts} parts")
-        self.parts.append(_Part())
-
-    def header_field(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].header += data[start:end]
-
-    def header_value(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].value += data[start:end]
-
-    def header_end(self) -> None:
-        part = self.parts[-1]
-        if part.header.lower() == b"content-disposition":
-            part.disposition = part.value
-        part.header = part.value = b""
-
-    def content(self, data: bytes, start: int, end: int) -> None:
-        self.parts[-1].data += data[start:end]
-
-    def end(self) -> None:
-        self.is_whole = True
+def _boundary(body: bytes, at: int, length: int) -> _Boundary:
+    """The boundary at this place. RFC 2046 forbids all other lines that begin like one."""
+    rest = REST_OF_LINE.match(body, at + length)
+    if rest is None:
+        raise _malformed("a line begins with the boundary and goes on")
+    return _Boundary(rest.end(), rest[1] or b"")
 
 
-def _name(part: _Part) -> str:
-    name = parse_options_header(part.disposition)[1].get(b"name")
-    if name is None:
+def _part(body: bytes, start: int, end: int, line_end: bytes) -> Part:
+    # The line end that closes the last header may be the one before the first, where there is none, or the boundary's.
+    first, last = start - len(line_end), min(end + len(line_end), start + MOST_HEADER_BYTES)
+    headers_end = body.find(2 * line_end, first, last)
+    if headers_end < 0:
+        raise _malformed(f"a part has no empty line after at most {MOST_HEADER_BYTES} bytes of headers")
+    found = DISPOSITION.search(FOLD.sub(b" ", body[start:headers_end]))
+    disposition = _parameters(found[1]) if found else {}
+    if b"name" not in disposition:
         raise Problem(MALFORMED_BODY, "a part of the multipart body has no name in its Content-Disposition")
-    return name.decode("utf-8", "replace")
+    is_file = b"filename" in disposition or b"filename*" in disposition
+    content = body[headers_end + 2 * len(line_end) : end]
+    return Part(_unquoted(disposition[b"name"]).decode("utf-8", "replace"), content, is_file)
+
+
+def _parameters(header: bytes) -> dict[bytes, bytes]:
+    """Parameters of a header, after its semicolons, by name in lower case; their values as they stand there."""
+    return {name.lower(): value for name, value in PARAMETER.findall(header)}
+
+
+def _unquoted(value: bytes) -> bytes:
+    if not value.startswith(b'"'):
+        return value.strip()
+    return re.sub(rb'\\(["\\])', rb"\1", value[1:-1])
+
+
+def _malformed(what: str) -> Problem:
+    return Problem(MALFORMED_BODY, f"the multipart body is malformed: {what}")

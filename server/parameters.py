@@ -112,7 +112,7 @@ def parse_parameters(given: Mapping[str, Any], body_names: Iterable[str] = ()) -
         names = list(wrong)[:MOST_SENTENCES]
         known = [*body_names, *Parameters.model_fields]
         sentences = [_sentence(name, wrong[name], known) for name in names]
-        raise Problem(INVALID_PARAMETER, "; ".join(sentences), parameters=_short(names)) from error
+        raise Problem(INVALID_PARAMETER, "; ".join(sentences), parameters=short(names)) from error
     _check_together(parameters)
     return parameters
 
@@ -126,8 +126,8 @@ def merge_parameters(*places: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     merged: dict[str, Any] = {}
     for name, value in (pair for place in places for pair in _join_thresholds(place)):
         if name in merged and not _is_same(name, merged[name], value):
-            detail = f"{_quoted(name)} is given twice, with different values: give it once"
-            raise Problem(INVALID_PARAMETER, detail, parameters=_short([name]))
+            detail = f"{quoted(name)} is given twice, with different values: give it once"
+            raise Problem(INVALID_PARAMETER, detail, parameters=short([name]))
         merged[name] = value
     return merged
 
@@ -179,11 +179,11 @@ def _check_together(parameters: Parameters) -> None:
 
 def _sentence(name: str, error: ErrorDetails, known: list[str]) -> str:
     if error["type"] == "extra_forbidden":
-        return f"{_quoted(name)} is unknown: {_nearest(name, known)}the parameters are {', '.join(known)}"
+        return f"{quoted(name)} is unknown: {_nearest(name, known)}the parameters are {', '.join(known)}"
     if error["type"] == "too_long":
         return f"{name} has more than {MOST_THRESHOLDS} numbers: give {ALLOWED[name]}"
     place = "".join(f"[{part}]" for part in error["loc"][1:])
-    return f"{name}{place} {_quoted(error['input'])} is not allowed: give {ALLOWED[name]}"
+    return f"{name}{place} {quoted(error['input'])} is not allowed: give {ALLOWED[name]}"
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
@@ -192,7 +192,7 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return f"did you mean {near[0]!r}? " if near else ""
 
 
-def _quoted(value: Any) -> str:
+def quoted(value: Any) -> str:
     """A value to name in a message: of a container its kind alone, since what is in it may be deep or huge."""
     if isinstance(value, Mapping):
         return "given as an object"
@@ -202,5 +202,5 @@ def _quoted(value: Any) -> str:
     return text if len(text) <= ECHOED_CHARACTERS else text[:ECHOED_CHARACTERS] + "…"
 
 
-def _short(names: list[str]) -> list[str]:
+def short(names: list[str]) -> list[str]:
     return [name[:ECHOED_CHARACTERS] for name in names]

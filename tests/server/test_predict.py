@@ -154,6 +154,24 @@ async def test_every_supported_format_is_answered(site, encode, format):
     assert response.json()["predictions"][0]["exit_reason"] == "final"
 
 
+@pytest.mark.parametrize(
+    ("content_type", "format"),
+    [
+        ("image/jpg", "JPEG"),
+        ("image/pjpeg", "JPEG"),
+        ("image/x-png", "PNG"),
+        ("Image/JPG; name=photo.jpg", "JPEG"),
+        ("image/x-ms-bmp;charset=binary", "BMP"),
+    ],
+)
+async def test_other_names_of_a_format_mean_that_format(site, encode, content_type, format):
+    headers = {"Content-Type": content_type}
+    response = await site.client.post("/v1/predict", content=encode(250, format), headers=headers)
+    assert response.status_code == 200, response.text
+    response = await site.client.post("/v1/predict", content=encode(250, "GIF"), headers=headers)
+    assert response.status_code == 415, response.text
+
+
 async def test_a_form_part_needs_no_file_name(site, encode):
     boundary = b"--x\r\nContent-Disposition: form-data; name=image\r\n\r\n" + encode() + b"\r\n--x--\r\n"
     headers = {"Content-Type": "multipart/form-data; boundary=x"}

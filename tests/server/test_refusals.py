@@ -183,6 +183,9 @@ async def test_json_of_any_depth_is_the_clients_fault(site, name, opening, closi
 async def test_a_misnamed_picture_is_an_unknown_parameter(site, encode):
     response = await site.client.post("/v1/predict", files=[("image", encode()), ("images", encode())])
     assert_problem(response, 422, "invalid-parameter", "'images'", "did you mean 'image'?")
+    response = await site.client.post("/v1/predict", files={"file": ("x.jpg", encode())})
+    words = ("'file' is unknown", "did you mean 'image'?", "parts of a form are image", "top_k")
+    assert assert_problem(response, 422, "invalid-parameter", *words)["parameters"] == ["file"]
     content = {"images": [base64.b64encode(encode()).decode()], "image": "x"}
     response = await site.client.post("/v1/predict", json=content)
     assert_problem(response, 422, "invalid-parameter", "'image'", "did you mean 'images'?")
@@ -261,11 +264,18 @@ FORM = {"Content-Type": "multipart/form-data; boundary=x"}
     ("headers", "body", "word"),
     [
         ({"Content-Type": "multipart/form-data"}, b"--x--", "no boundary"),
-        (FORM, b"noise", "malformed"),
+        (FORM, b"noise", "boundary that its Content-Type names is not in it"),
+        (FORM, b"--y\r\n\r\nabc\r\n--y--\r\n", "boundary that its Content-Type names is not in it"),
+        (FORM, b"--xy\r\n\r\nabc\r\n--xy--\r\n", "begins with the boundary and goes on"),
+        (FORM, b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\na\r\n--xy\r\n--x--', "goes on"),
+        (FORM, b"--x" + b" " * 81 + b"\r\n", "goes on"),
         (FORM, b'--x\r\nContent-Disposition: form-data; name="image"\r\n\r\nabc', "cut off"),
         (FORM, b"--x\r\nContent-Disposition: form-data\r\n\r\nabc\r\n--x--\r\n", "no name"),
         (FORM, b"--x\r\n\r\nabc\r\n--x--\r\n", "no name"),
-        (FORM, b"--x\r\nbad header\r\n\r\nabc\r\n--x--\r\n", "malformed"),
+        (FORM, b"--x\r\nbad header\r\n\r\nabc\r\n--x--\r\n", "no name"),
+        (FORM, b"--x\r\n--x\r\n--x--\r\n", "no empty line"),
+        (FORM, b"--x\r\nContent-Disposition: form-data; name=image\r\n--x--\r\n", "no empty line"),
+        (FORM, b"--x\r\nLong: " + b"a" * 8192 + b"\r\n\r\nabc\r\n--x--\r\n", "at most 8192 bytes of headers"),
     ],
 )
 async def test_malformed_multipart_is_refused(site, headers, body, word):
