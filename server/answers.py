@@ -57,8 +57,8 @@ def prediction_response(
 
 
 def json_response(content: Any, headers: dict[str, str] | None = None) -> Response:
-    """application/json."""
-    return Response(orjson.dumps(content), 200, headers, "application/json")
+    """application/json, as one line."""
+    return Response(orjson.dumps(content, option=orjson.OPT_APPEND_NEWLINE), 200, headers, "application/json")
 
 
 def model_summary(served: ServedModel) -> dict[str, Any]:

@@ -15,6 +15,7 @@ from starlette.types import Scope
 
 from server import openapi
 from server.decoding import DecodeLimits, Decoder
+from server.docs_page import add_docs_page
 from server.exchange import ApiKeys, ExchangeMiddleware
 from server.express import ExpressMiddleware
 from server.gate import Gate
@@ -52,6 +53,9 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
         lifespan=lifespan,
         exception_handlers=exception_handlers(),
         redirect_slashes=False,
+        docs_url=None,
+        redoc_url=None,
+        generate_unique_id_function=lambda route: route.name,
         telemetry={"tracing": False, "metrics": False, "logs": False},
         with_keys=keys.needed,
     )
@@ -67,6 +71,7 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
     app.include_router(prediction_routes(predictor))
     app.include_router(model_routes(registry))
     app.include_router(operator_routes(registry, metrics))
+    add_docs_page(app)
     for one in registry.served:
         metrics.watch(one.bundle.name, one.engine)
     return app

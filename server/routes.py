@@ -7,7 +7,7 @@ from typing import Annotated
 from fastapi import APIRouter, Path, Query
 from prometheus_client import CONTENT_TYPE_LATEST
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import PlainTextResponse, Response
 
 from server.answers import json_response, model_facts, model_summary
 from server.metrics import Metrics
@@ -80,7 +80,7 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
         return json_response({"status": "ready"})
 
     @router.head("/metrics", include_in_schema=False)
-    @router.get("/metrics", responses={200: {"content": {"text/plain": {}}, "description": "Text format"}})
+    @router.get("/metrics", response_class=PlainTextResponse, response_description="Prometheus's text format")
     async def prometheus() -> Response:
         """Metrics for Prometheus; docs/metrics.md tells what each is for."""
         return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)

@@ -90,7 +90,7 @@ def _certified(max_disagreement: float, served: ServedModel) -> tuple[Contract, 
             "pictures": certificate.pictures,
             "calibration": certificate.version,
         },
-        "thresholds": list(point.thresholds),
+        "thresholds": [rounded_up(threshold) for threshold in point.thresholds],
     }
     return contract, told
 

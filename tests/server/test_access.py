@@ -7,7 +7,7 @@ import pytest
 
 from server.settings import Settings
 
-OPEN = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs")
+OPEN = ("/livez", "/readyz", "/metrics", "/openapi.json", "/docs", "/docs/start.js", "/docs/swagger-ui.css")
 
 
 def of_every_protected_path(app) -> list[tuple[str, str]]:

@@ -89,6 +89,13 @@ async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(si
         assert contract.looser == ()
 
 
+async def test_thresholds_applied_are_told_in_six_digits_rounded_up(serve, bundle, encode):
+    long = replace(CERTIFICATE, points=(point(0.05, (0.9281904999999999, 0.65, 1.0)),))
+    async with serve(bundles=[replace(bundle, certificate=long)]) as site:
+        contract = await told(site, encode, "max_disagreement=0.05")
+    assert contract["thresholds"] == [0.928191, 0.65, 1.0]
+
+
 async def test_what_lies_between_two_points_is_kept_by_the_stricter(site, encode):
     contract = await told(site, encode, "max_disagreement=0.09")
     assert contract["certified"]["max_disagreement"] == 0.05

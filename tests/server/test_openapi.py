@@ -1,6 +1,7 @@
 """The OpenAPI document tells the whole contract."""
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -10,7 +11,10 @@ from server.parameters import ALLOWED, Parameters
 from server.problems import KINDS
 from server.settings import Settings
 
-API_DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "api.md"
+ROOT = Path(__file__).resolve().parents[2]
+API_DOCUMENT = ROOT / "docs" / "api.md"
+
+ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript", "start.js": "text/javascript"}
 
 
 def references(node) -> set[str]:
@@ -98,9 +102,37 @@ def test_parameters_have_ranges_that_clients_can_check_and_no_default_that_they_
     }
 
 
-async def test_the_interactive_docs_are_there(site):
-    response = await site.client.get("/docs")
-    assert (response.status_code, "/openapi.json" in response.text) == (200, True)
+async def test_answers_are_described_by_the_media_type_that_they_have(site, encode):
+    paths = site.app.openapi()["paths"]
+    answers = {path: await site.client.get(path) for path in ("/v1/models", "/livez", "/readyz", "/metrics")}
+    for path, answer in answers.items():
+        (described,) = paths[path]["get"]["responses"]["200"]["content"]
+        assert answer.headers["Content-Type"].split(";")[0] == described
+    answer = await site.client.post("/v1/predict", content=encode())
+    (described,) = paths["/v1/predict"]["post"]["responses"]["200"]["content"]
+    assert answer.headers["Content-Type"] == described
+    assert answer.text.endswith("}\n")
+
+
+async def test_the_docs_page_needs_no_other_host(site):
+    page = await site.client.get("/docs")
+    assert page.headers["Content-Type"] == "text/html; charset=utf-8"
+    assert "default-src 'self'" in page.headers["Content-Security-Policy"]
+    script = await site.client.get("/docs/start.js")
+    addresses = re.findall(r'(?:src|href|url)(?:=|: )"([^"]*)"', page.text + script.text)
+    assert addresses == ["data:,", *(f"docs/{name}" for name in ASSETS), "openapi.json"]
+    for name, media_type in ASSETS.items():
+        asset = await site.client.get(f"/docs/{name}")
+        assert (asset.status_code, asset.headers["Content-Type"]) == (200, f"{media_type}; charset=utf-8")
+    assert "validatorUrl: null" in script.text
+    assert (await site.client.get("/redoc")).status_code == 404
+
+
+def test_the_package_has_every_file_of_the_docs_page():
+    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"]["server"]
+    assert packaged == ["swagger_ui/*"]
+    names = {file.name for file in (ROOT / "server" / "swagger_ui").iterdir()}
+    assert names >= {*ASSETS, "index.html", "LICENSE", "NOTICE", "swagger-ui-bundle.js.LICENSE.txt"}
 
 
 async def test_keys_are_described_where_they_are_needed(serve, site):
