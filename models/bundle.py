@@ -7,22 +7,31 @@ import json
 import re
 import tempfile
 from dataclasses import asdict, dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor
 
+from models.backbones import find_architecture
 from models.certificate import Certificate
 from models.config import ModelConfig
+from models.cost import NetworkCost, network_cost
 from models.exit_policy import Calibration
 from models.multi_exit import MultiExitNet
+from models.plain import NotPlainError, check_plain
 from models.preprocess import Preprocessing
+from models.weights import WeightsError, load_weights
 
 FORMAT_VERSION = 1
-STORED_TYPES = (torch.float16, torch.float32)
+# BatchNorm's count of steps, of no use to a network that is not trained further.
+UNSTORED = "num_batches_tracked"
+# Far more than any description that training writes; what is read here is also served.
+MOST_DESCRIPTION_BYTES = 8 * 1024**2
+# 2 GB in float32, three times what the largest network has at its standard width.
+MOST_PARAMETERS = 500_000_000
 DESCRIPTION, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
 
@@ -85,6 +94,11 @@ class Bundle:
                 f"the network takes {self.config.input_size}"
             )
 
+    @cached_property
+    def cost(self) -> NetworkCost:
+        """Of the network. Raises ValueError for one that takes too much, as `network_cost` does when bounded."""
+        return network_cost(self.net, is_bounded=True)
+
 
 def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
     """Write the bundle whole or not at all: it is built beside `path`, then moved into its place.
@@ -145,7 +159,8 @@ def load_bundle(path: Path) -> Bundle:
     """Read and check a bundle; the network comes on the CPU, in float32 and evaluation mode.
 
     Raises BundleError, with the file and the cause, when anything is missing, truncated, of another shape,
-    not finite, or of an unknown format. Nothing in a bundle is ever executed.
+    not finite, too large, of an unknown format, or cannot be served as JSON. Nothing in a bundle is ever executed, and
+    no weight takes memory before the weights' file is known to hold all of them.
     """
     description = _read_description(path / DESCRIPTION)
     try:
@@ -155,9 +170,8 @@ def load_bundle(path: Path) -> Bundle:
         _check_labels(description["labels"], config)
         # Bundles of before there were certificates say nothing of one, nor of fronts.
         certified = description.get("certificate")
-        net = MultiExitNet(config).eval()
-        _load_weights(net, path / WEIGHTS)
-        return Bundle(
+        net = _load_network(config, path / WEIGHTS)
+        bundle = Bundle(
             name=description["name"],
             version=description["version"],
             config=config,
@@ -173,12 +187,15 @@ def load_bundle(path: Path) -> Bundle:
             certificate=Certificate.from_json(certified) if certified else None,
             digest=_digest(path),
         )
+        # Before anything else runs it: a stranger's description may ask for an input that nobody waits for.
+        _ = bundle.cost
     except BundleError:
         raise
     except KeyError as error:
         raise BundleError(f"{path / DESCRIPTION}: the field {error} is missing; the file is not whole") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path / DESCRIPTION}: {error}") from error
+    return bundle
 
 
 def _digest(path: Path) -> str:
@@ -196,11 +213,10 @@ def rounded(net: MultiExitNet) -> MultiExitNet:
 
 
 def _stored(net: MultiExitNet) -> dict[str, Tensor]:
-    # BatchNorm's num_batches_tracked is of no use to a network that is not trained further.
     return {
         name: tensor.detach().cpu().to(torch.float16 if tensor.ndim > 1 else torch.float32).contiguous()
         for name, tensor in net.state_dict().items()
-        if not name.endswith("num_batches_tracked")
+        if not name.endswith(UNSTORED)
     }
 
 
@@ -212,7 +228,14 @@ def _read_description(path: Path) -> dict[str, Any]:
             f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
         )
     try:
+        if (size := path.stat().st_size) > MOST_DESCRIPTION_BYTES:
+            raise BundleError(f"{path}: {size:,} bytes long, above the limit of {MOST_DESCRIPTION_BYTES:,}")
         description = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
+        check_plain(description)
+    except BundleError:
+        raise
+    except NotPlainError as error:
+        raise BundleError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); the file is truncated or was edited") from error
     except OSError as error:
@@ -240,33 +263,24 @@ def _check_labels(labels: object, config: ModelConfig) -> None:
         raise ValueError(f"{len(labels)} labels for {config.num_classes} classes; the file was edited")
 
 
-def _load_weights(net: MultiExitNet, path: Path) -> None:
+def _load_network(config: ModelConfig, path: Path) -> MultiExitNet:
     if not path.is_file():
         raise BundleError(f"{path}: no such file; the bundle's weights are missing")
+    # The code of a network of one's own may need real numbers to build with; it comes from the operator.
+    is_own = find_architecture(config.architecture).is_own
+    with torch.device("cpu" if is_own else "meta"):
+        net = MultiExitNet(config).eval()
+    if (count := sum(parameter.numel() for parameter in net.parameters())) > MOST_PARAMETERS:
+        raise ValueError(f"the network has {count:,} parameters, above the limit of {MOST_PARAMETERS:,}")
     try:
-        stored = load_file(path)
-    except (OSError, safetensors.SafetensorError) as error:
-        raise BundleError(f"{path}: not a whole safetensors file ({error}); copy or train the bundle again") from error
-    expected = {name: t for name, t in net.state_dict().items() if not name.endswith("num_batches_tracked")}
-    if missing := sorted(expected.keys() - stored.keys()):
-        raise BundleError(
-            f"{path}: {len(missing)} tensors are missing, such as {missing[0]!r}; the file is of another network"
-        )
-    if extra := sorted(stored.keys() - expected.keys()):
-        raise BundleError(
-            f"{path}: {len(extra)} tensors too many, such as {extra[0]!r}; the file is of another network"
-        )
-    for name, tensor in stored.items():
-        if tensor.shape != expected[name].shape:
-            raise BundleError(
-                f"{path}: tensor {name!r} has shape {list(tensor.shape)}, "
-                f"the network needs {list(expected[name].shape)}"
-            )
-        if tensor.dtype not in STORED_TYPES:
-            raise BundleError(f"{path}: tensor {name!r} is of type {tensor.dtype}; weights are float16 or float32")
-        if not torch.isfinite(tensor).all():
-            raise BundleError(f"{path}: tensor {name!r} holds values that are not finite numbers; the run diverged")
-    net.load_state_dict({name: tensor.float() for name, tensor in stored.items()}, strict=False)
+        weights = load_weights(path, {name: t for name, t in net.state_dict().items() if not name.endswith(UNSTORED)})
+    except WeightsError as error:
+        raise BundleError(f"{path}: {error}") from error
+    for name, tensor in net.state_dict().items():
+        weights.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
+    # They take the place of weights without memory; tied ones of a network of one's own stay tied.
+    net.load_state_dict(weights, assign=not is_own)
+    return net
 
 
 def _tuples(values: dict[str, Any]) -> dict[str, Any]:

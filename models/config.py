@@ -10,6 +10,8 @@ HeadKind = Literal["journal", "scan", "light"]
 LayerShapes = tuple[tuple[str, tuple[int, ...]], ...]
 
 LARGEST_CIFAR_STEM_INPUT = 96
+# Five times ImageNet-21k's.
+MOST_CLASSES = 100_000
 
 
 @dataclass(frozen=True)
@@ -39,8 +41,8 @@ class ModelConfig:
     shapes: LayerShapes = ()
 
     def __post_init__(self) -> None:
-        if self.num_classes < 2:
-            raise ValueError(f"num_classes {self.num_classes} is out of range: a classifier needs at least 2 classes")
+        if not 2 <= self.num_classes <= MOST_CLASSES:
+            raise ValueError(f"num_classes {self.num_classes} is out of range: give 2 to {MOST_CLASSES} classes")
         if not 4 <= self.width <= 512:
             raise ValueError(f"width {self.width} is out of range: give 4 to 512 channels for the first stage")
         if not 16 <= self.input_size <= 1024:

@@ -4,12 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import ceil, prod
 
 import torch
 from torch import Tensor, nn
 
 from models.config import ModelConfig
 from models.multi_exit import MultiExitNet
+
+# Of one picture, for a network that comes from a stranger: five times ResNet-152 at 224 pixels, a second of two CPU
+# cores; and the values of one layer's output, a quarter of a gigabyte.
+MOST_MULTIPLY_ADDS = 64 * 10**9
+MOST_VALUES = 1 << 26
+# Side of an input, in pixels, up to which a bounded count may run the network.
+LARGEST_RUN = 256
+
+Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 
 @dataclass(frozen=True)
@@ -72,24 +82,29 @@ def count_cost(config: ModelConfig) -> NetworkCost:
         return network_cost(MultiExitNet(config).eval())
 
 
-def network_cost(net: MultiExitNet) -> NetworkCost:
+def network_cost(net: MultiExitNet, is_bounded: bool = False) -> NetworkCost:
     """Of a network in evaluation mode, by one picture through all of it.
 
     For one that is there this is the quicker way: the meta device takes a second to be imported.
+    is_bounded: raise ValueError, in front of the layer that would go beyond, for more than 64 billion multiply-adds or
+    a layer of more than 67 million values. Inputs above 256 pixels are then counted on the meta device.
     """
+    if is_bounded and net.config.input_size > LARGEST_RUN:
+        with torch.device("meta"):
+            net = MultiExitNet(net.config).eval()
     parameter = next(net.parameters())
     size = net.config.input_size
     counts = dict.fromkeys([*net.stages, *net.heads], 0)
-    hooks = [
-        layer.register_forward_hook(_counter(counts, part))
-        for part in counts
-        for layer in part.modules()
-        if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    ]
-    with torch.no_grad():
-        net(torch.zeros(1, 3, size, size, device=parameter.device))
-    for hook in hooks:
-        hook.remove()
+    layers = [(part, layer) for part in counts for layer in part.modules() if isinstance(layer, Layer)]
+    hooks = [layer.register_forward_hook(_counter(counts, part)) for part, layer in layers]
+    if is_bounded:
+        hooks += [layer.register_forward_pre_hook(_guard(counts)) for _, layer in layers]
+    try:
+        with torch.no_grad():
+            net(torch.zeros(1, 3, size, size, device=parameter.device))
+    finally:
+        for hook in hooks:
+            hook.remove()
     return NetworkCost(
         stage_multiply_adds=tuple(counts[stage] for stage in net.stages),
         head_multiply_adds=tuple(counts[head] for head in net.heads),
@@ -110,6 +125,31 @@ def _counter(counts: dict[nn.Module, int], part: nn.Module) -> Callable[[nn.Modu
             counts[part] += output.numel() * layer.in_features
 
     return count
+
+
+def _guard(counts: dict[nn.Module, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
+    def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+        assert isinstance(layer, Layer)
+        multiply_adds, values = _expected(layer, inputs[0])
+        if sum(counts.values()) + multiply_adds > MOST_MULTIPLY_ADDS or values > MOST_VALUES:
+            raise ValueError(
+                f"one picture takes more than {MOST_MULTIPLY_ADDS / 1e9:g} billion multiply-adds, or a layer more than "
+                f"{MOST_VALUES / 1e6:.0f} million values: give a smaller input_size or width"
+            )
+
+    return check
+
+
+def _expected(layer: Layer, x: Tensor) -> tuple[int, int]:
+    """Multiply-adds of a layer and values of its output, up to what padding adds."""
+    if isinstance(layer, nn.Linear):
+        values = x.numel() // layer.in_features * layer.out_features
+        return values * layer.in_features, values
+    taps = layer.weight[0].numel()
+    if isinstance(layer, nn.ConvTranspose2d):
+        return x.numel() * taps, x.numel() // layer.in_channels * layer.out_channels * prod(layer.stride)
+    values = layer.out_channels * prod(ceil(side / step) for side, step in zip(x.shape[-2:], layer.stride, strict=True))
+    return values * taps, values
 
 
 def _parameters(module: nn.Module) -> int:

@@ -102,8 +102,9 @@ def _joined(stages: Sequence[nn.Module]) -> nn.Module:
 
 
 def _initialise(module: nn.Module) -> None:
-    # He et al. 2015, fan-out, for convolutions, as in the journal paper's code.
-    if isinstance(module, nn.Conv2d):
+    # He et al. 2015, fan-out, for convolutions, as in the journal paper's code. On the meta device there is nothing to
+    # draw, and torch would import for two seconds to do so.
+    if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):
         torch.nn.init.zeros_(module.bias)

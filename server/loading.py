@@ -11,7 +11,6 @@ import torch
 
 from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, Bundle, load_bundle
-from models.cost import network_cost
 from models.device import choose_device
 from server.engine.brownout import Brownout, BrownoutLimits
 from server.engine.engine import Engine
@@ -60,7 +59,7 @@ def load_served(path: Path, settings: Settings) -> Bundle:
 
 def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:
     bundle = load_served(path, settings)
-    cost = network_cost(bundle.net)
+    cost = bundle.cost
     # As many as are in flight, and those that are audited behind them: less than two batches in front of a stage.
     most_held = settings.max_queue + 2 * settings.max_batch_size * bundle.net.num_exits
     runner = choose_runner(

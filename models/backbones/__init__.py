@@ -24,10 +24,12 @@ class Architecture:
     """build: makes the backbone, and raises ValueError for a width that does not fit it.
 
     standard_width: channels of the stem in the paper's network, the `ModelConfig.width` that gives its published cost.
+    is_own: it comes from a module that the operator named.
     """
 
     build: Callable[[ModelConfig], Backbone]
     standard_width: int
+    is_own: bool = False
 
 
 BACKBONES: dict[str, Architecture] = {

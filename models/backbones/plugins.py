@@ -118,5 +118,5 @@ def _entries(module: ModuleType, source: str) -> dict[str, Architecture]:
             if not callable(entry):
                 raise BackbonesError(f"{source}: {name!r} is a {type(entry).__name__}, not a function: write {EXAMPLE}")
             entry = Architecture(entry, standard_width=ModelConfig.width)
-        entries[name] = replace(entry, build=_Build(source, name, entry.build))
+        entries[name] = replace(entry, build=_Build(source, name, entry.build), is_own=True)
     return entries

@@ -15,7 +15,6 @@ import torch
 
 from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, Bundle
-from models.cost import network_cost
 from models.device import choose_device
 from server.app import create_app
 from server.decoding import MOST_THREADS
@@ -109,7 +108,7 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
     load_backbones(settings.backbones)
     device = str(choose_device(settings.device))
     whole = [load_served(path, settings) for path in settings.model or [EMBEDDED]]
-    costs = [network_cost(bundle.net) for bundle in whole]
+    costs = [bundle.cost for bundle in whole]
     bundles = [_without_weights(bundle) for bundle in whole]
     del whole
     link = EngineLink(

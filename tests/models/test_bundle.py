@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 import resource
 import stat
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
-from dataclasses import replace
+from contextlib import contextmanager, suppress
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +20,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, _swap, load_bundle, rounded, save_bundle
+from models.multi_exit import MultiExitNet
 from models.preprocess import Preprocessing
 
 
@@ -205,7 +209,11 @@ def test_every_field_is_needed(saved_bundle: Path) -> None:
         ("preprocessing", {"size": 32, "shear": 1}, "unexpected keyword argument 'shear'"),
         ("config", {"architecture": "resnet81", "num_classes": 3}, "did you mean 'resnet18'?"),
         ("config", {"architecture": 18, "num_classes": 3}, ""),
-        ("config", {"architecture": "resnet18", "num_classes": 10**15}, "3 labels for 1000000000000000 classes"),
+        (
+            "config",
+            {"architecture": "resnet18", "num_classes": 10**6},
+            "num_classes 1000000 is out of range: give 2 to 100000",
+        ),
         ("config", [], "must be a mapping"),
         ("exits", None, "not iterable"),
         ("exits", [{"exit": 1}], "exits tells of 1 exits, the network has 4"),
@@ -239,10 +247,13 @@ def test_weights_that_are_no_numbers_are_refused(value: float, saved_bundle: Pat
     refused(saved_bundle, WEIGHTS, "tensor 'heads.0.classifier.weight' holds values that are not finite numbers")
 
 
-@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float64])
-def test_tensors_of_another_type_are_refused(dtype: torch.dtype, saved_bundle: Path) -> None:
+@pytest.mark.parametrize(
+    ("dtype", "kind"),
+    [(torch.int8, "I8"), (torch.int64, "I64"), (torch.bool, "BOOL"), (torch.float8_e4m3fn, "F8_E4M3")],
+)
+def test_tensors_of_another_type_are_refused(dtype: torch.dtype, kind: str, saved_bundle: Path) -> None:
     rewrite(saved_bundle, lambda tensors: tensors.update({"heads.3.classifier.bias": torch.zeros(3).to(dtype)}))
-    refused(saved_bundle, WEIGHTS, f"tensor 'heads.3.classifier.bias' is of type {dtype}")
+    refused(saved_bundle, WEIGHTS, f"tensor 'heads.3.classifier.bias' is of type {kind}; weights are F16 or F32")
 
 
 class Trap:
@@ -265,6 +276,139 @@ def test_a_pickle_in_place_of_the_weights_is_refused_and_never_executed(saved_bu
     assert not sprung.exists()
     pickle.loads(pickle.dumps(Trap(sprung)))
     assert sprung.exists()
+
+
+def nested(depth: int) -> list[Any]:
+    value: list[Any] = []
+    for _ in range(depth):
+        value = [value]
+    return value
+
+
+@pytest.mark.parametrize("field", ["training", "fronts", "certificate"])
+@pytest.mark.parametrize(
+    ("value", "cause"),
+    [
+        (nested(300), "is nested deeper than 32 levels: flatten it"),
+        (2**63, "is a whole number of more than 64 bits"),
+        (-(2**63) - 1, "is a whole number of more than 64 bits"),
+        ("half a pair: \ud83d", "holds '\\ud83d', which is no character"),
+        ({"\udcff": 1}, "holds '\\udcff', which is no character"),
+    ],
+)
+def test_what_could_not_be_served_as_json_is_refused(field: str, value: object, cause: str, saved_bundle: Path) -> None:
+    edit(saved_bundle, **{field: {"deep": [0, value]}})
+    refused(saved_bundle, DESCRIPTION, cause)
+    refused(saved_bundle, DESCRIPTION, f"model.json: {field}.deep.1")
+
+
+def test_a_number_too_large_for_any_float_is_refused(saved_bundle: Path) -> None:
+    edit(saved_bundle, training={"loss": 12345.678})
+    path = saved_bundle / DESCRIPTION
+    path.write_text(path.read_text().replace("12345.678", "1e999"))
+    refused(saved_bundle, DESCRIPTION, "training.loss is inf: give a finite number")
+
+
+def test_labels_and_names_that_are_no_texts_are_refused(saved_bundle: Path) -> None:
+    edit(saved_bundle, labels=["a", "b", "\udc80"])
+    refused(saved_bundle, DESCRIPTION, "labels.2 holds '\\udc80', which is no character: leave it out")
+
+
+def test_a_description_beyond_all_bounds_is_not_read(saved_bundle: Path) -> None:
+    os.truncate(saved_bundle / DESCRIPTION, 1 << 40)
+    refused(saved_bundle, DESCRIPTION, "1,099,511,627,776 bytes long, above the limit of 8,388,608")
+
+
+def peak_bytes(call: Callable[[], object]) -> int:
+    """Memory that a call takes at most, above what was taken before."""
+
+    def told(name: str) -> int:
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
+
+    Path("/proc/self/clear_refs").write_text("5")
+    before = told("VmRSS")
+    call()
+    return told("VmHWM") - before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="measures the peak of memory as Linux tells it")
+@pytest.mark.parametrize(
+    ("config", "file", "cause"),
+    [
+        (
+            {"architecture": "resnet18", "width": 256},
+            WEIGHTS,
+            "the network needs [",
+        ),
+        ({"architecture": "resnet152", "width": 512}, DESCRIPTION, "parameters, above the limit of 500,000,000"),
+        ({"architecture": "resnet18", "width": 4, "num_classes": 100_000}, WEIGHTS, "the network needs [100000"),
+    ],
+)
+def test_a_network_that_its_file_does_not_hold_takes_no_memory(
+    config: dict, file: str, cause: str, saved_bundle: Path
+) -> None:
+    edit(saved_bundle, config={"num_classes": 3, "input_size": 32} | config)
+    edit(saved_bundle, labels=["x"] * config.get("num_classes", 3))
+    load_bundle_or_none(saved_bundle)
+    assert peak_bytes(lambda: refused(saved_bundle, file, cause)) < 150e6
+
+
+def load_bundle_or_none(path: Path) -> None:
+    with suppress(BundleError):
+        load_bundle(path)
+
+
+@pytest.mark.parametrize("longer", [1, 100 * 2**30])
+def test_weights_longer_than_their_header_tells_are_refused(longer: int, saved_bundle: Path) -> None:
+    size = (saved_bundle / WEIGHTS).stat().st_size
+    os.truncate(saved_bundle / WEIGHTS, size + longer)
+    refused(saved_bundle, WEIGHTS, f"not a whole safetensors file ({size + longer:,} bytes long, where its header")
+
+
+@pytest.mark.parametrize(
+    ("header", "cause"),
+    [
+        (b"[]", "a malformed header (AttributeError"),
+        (b"[" * 99_999, "a malformed header (RecursionError"),
+        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}', "a malformed header (OverflowError"),
+        (b'{"a": {"dtype": "F32"}}', "a malformed header (KeyError"),
+    ],
+)
+def test_a_malformed_header_is_refused(header: bytes, cause: str, saved_bundle: Path) -> None:
+    (saved_bundle / WEIGHTS).write_bytes(len(header).to_bytes(8, "little") + header)
+    refused(saved_bundle, WEIGHTS, cause)
+
+
+def test_a_header_without_end_is_not_read(saved_bundle: Path) -> None:
+    (saved_bundle / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
+    refused(saved_bundle, WEIGHTS, "a header of 1,099,511,627,776 bytes, above the limit of 16,777,216")
+
+
+def test_an_input_that_takes_for_ever_is_refused_before_it_is_run(saved_bundle: Path, tiny_bundle: Bundle) -> None:
+    torch.manual_seed(0)
+    config = replace(tiny_bundle.config, width=32, head="light")
+    save_bundle(replace(tiny_bundle, config=config, net=MultiExitNet(config).eval()), saved_bundle, "card")
+    assert load_bundle(saved_bundle).cost.sequential_multiply_adds[-1] > 1e8
+    edit(saved_bundle, config=asdict(config) | {"input_size": 1024}, preprocessing={"size": 1024})
+    refused(saved_bundle, DESCRIPTION, "one picture takes more than 64 billion multiply-adds, or a layer more than 67")
+
+
+def test_a_loaded_network_lies_in_memory_of_its_own(saved_bundle: Path) -> None:
+    loaded = load_bundle(saved_bundle)
+    before = outputs(loaded)
+    (saved_bundle / WEIGHTS).write_bytes(bytes((saved_bundle / WEIGHTS).stat().st_size))
+    assert all(map(torch.equal, outputs(loaded), before))
+    tensors = list(loaded.net.state_dict().values())
+    assert {tensor.device.type for tensor in tensors} == {"cpu"}
+    assert all(parameter.requires_grad for parameter in loaded.net.parameters())
+
+
+def test_loading_imports_nothing_that_takes_seconds() -> None:
+    load = "import sys; from models.bundle import EMBEDDED, load_bundle; load_bundle(EMBEDDED)"
+    code = f"{load}; print('sympy' in sys.modules)"
+    run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert run.stdout.strip() == "False"
 
 
 def test_missing_files_are_named(saved_bundle: Path, tmp_path: Path) -> None:

@@ -238,3 +238,24 @@ def test_half_the_width_is_less_than_half_the_cost(architecture: str) -> None:
     half, full = (count_cost(ModelConfig(architecture, 10, width)) for width in (standard // 2, standard))
     assert half.backbone_multiply_adds < 0.5 * full.backbone_multiply_adds
     assert half.backbone_parameters < 0.5 * full.backbone_parameters
+
+
+@pytest.mark.parametrize("input_size", [32, 320])
+def test_a_bounded_count_is_the_same_count(input_size: int) -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 10, width=4, input_size=input_size)).eval()
+    assert network_cost(net, is_bounded=True) == network_cost(net)
+
+
+def test_what_takes_too_much_is_refused_before_it_is_run() -> None:
+    for width in (32, 68):
+        # Of width 68, the very first layer has more values than a layer may have.
+        net = MultiExitNet(ModelConfig("resnet18", 10, width, input_size=1024, stem="cifar")).eval()
+        with pytest.raises(ValueError, match="more than 64 billion multiply-adds, or a layer more than 67 million va"):
+            network_cost(net, is_bounded=True)
+
+
+def test_a_refusal_leaves_no_hook_behind() -> None:
+    net = MultiExitNet(ModelConfig("resnet18", 10, width=256, input_size=256, stem="cifar")).eval()
+    with pytest.raises(ValueError, match="more than 64 billion"):
+        network_cost(net, is_bounded=True)
+    assert not any(layer._forward_hooks or layer._forward_pre_hooks for layer in net.modules())
