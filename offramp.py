@@ -135,7 +135,6 @@ def evaluate(options: EvaluateOptions) -> None:
     """
     from models.backbones.plugins import load_backbones
     from models.bundle import load_bundle
-    from models.cost import count_cost
     from models.device import choose_device, device_errors
     from training.build import check_labels
     from training.data import Batches, load_splits
@@ -153,7 +152,7 @@ def evaluate(options: EvaluateOptions) -> None:
     dtype = resolve_precision(options.precision, device)
     with device_errors("lower --batch-size"):
         outputs = collect_logits(bundle.net.to(device), batches, bundle.preprocessing, dtype)
-    evaluation = judge(outputs, bundle.calibration, count_cost(bundle.config))
+    evaluation = judge(outputs, bundle.calibration, bundle.cost)
     show_evaluation(evaluation)
     if options.output:
         keep_evaluation(evaluation, bundle.name, options.output)
@@ -237,9 +236,9 @@ def predict(options: PredictOptions) -> None:
     """
     from models.backbones.plugins import load_backbones
     from models.bundle import EMBEDDED, load_bundle
-    from models.cost import count_cost
     from models.device import choose_device, device_errors
     from models.exit_policy import ExitRule
+    from models.folder import printable
     from server.engine.errors import EngineError, InferenceFailed
     from server.engine.runners.torch_runner import TorchRunner
     from server.offline import answer_line, certified_thresholds
@@ -248,7 +247,6 @@ def predict(options: PredictOptions) -> None:
 
     load_backbones(options.backbones)
     bundle = load_bundle(options.model or EMBEDDED)
-    cost = count_cost(bundle.config)
     with device_errors("give --device cpu"):
         runner = TorchRunner(bundle, choose_device(options.device))
     if options.max_disagreement is None:
@@ -261,16 +259,20 @@ def predict(options: PredictOptions) -> None:
         try:
             answer = run(runner, read_picture(path, bundle.preprocessing), rule)
         except InferenceFailed as error:
-            failures.append(f"{path}: {error}")
+            failures.append(f"{printable(path)}: {error}")
             continue
         except ValueError as error:
             failures.append(str(error))
             continue
         except EngineError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise ValueError(f"{printable(path)}: {error}") from error
         top = [(bundle.labels[class_id], probability) for class_id, probability in answer.ranking[: options.top_k]]
-        facts = {"image": str(path), "label": top[0][0], "confidence": top[0][1], "exit": answer.exit}
-        facts |= {"exits": runner.num_stages, "exit_reason": answer.reason, "compute": cost.compute[answer.exit - 1]}
+        facts = {"image": printable(path), "label": top[0][0], "confidence": top[0][1], "exit": answer.exit}
+        facts |= {
+            "exits": runner.num_stages,
+            "exit_reason": answer.reason,
+            "compute": bundle.cost.compute[answer.exit - 1],
+        }
         typer.echo(json.dumps(facts | {"top_k": top}) if options.as_json else answer_line(facts, top))
     if failures:
         count = f"{len(failures)} of {len(options.images)} pictures have no answer\n"

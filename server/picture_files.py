@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.folder import find_pictures, listed, printable
 from models.picture import DECODE_ERRORS, EXTENSIONS, open_image
 from models.preprocess import Preprocessing
 
@@ -16,13 +17,21 @@ Picture = npt.NDArray[np.uint8]
 def read_pictures(folder: Path, preprocessing: Preprocessing, most: int = 300) -> list[Picture]:
     """Pictures in a folder and those below it, spread evenly over their names, as the network's inputs.
 
-    Raises ValueError for a folder without pictures, and for one that cannot be read.
+    Raises ValueError for a folder without pictures, and for all that cannot be read, naming ten at most.
     """
-    files = sorted(path for path in folder.rglob("*") if path.suffix.lower() in EXTENSIONS and path.is_file())
-    if not files:
+    names = find_pictures(folder).names if folder.is_dir() else []
+    if not names:
         raise ValueError(f"{folder}: no pictures there; give a folder with {', '.join(sorted(EXTENSIONS))} files")
-    chosen = np.linspace(0, len(files) - 1, min(most, len(files))).astype(int)
-    return [read_picture(files[at], preprocessing) for at in chosen]
+    pictures: list[Picture] = []
+    broken: list[Exception] = []
+    for at in np.linspace(0, len(names) - 1, min(most, len(names))).astype(int):
+        try:
+            pictures.append(read_picture(folder / names[at], preprocessing))
+        except ValueError as error:
+            broken.append(error)
+    if broken:
+        raise ValueError(listed(broken))
+    return pictures
 
 
 def read_picture(path: Path, preprocessing: Preprocessing) -> Picture:
@@ -31,4 +40,4 @@ def read_picture(path: Path, preprocessing: Preprocessing) -> Picture:
         with open_image(path.read_bytes()) as image:
             return preprocessing.apply(image)
     except DECODE_ERRORS as error:
-        raise ValueError(f"{path}: cannot be read as a picture ({error})") from error
+        raise ValueError(f"{printable(path)}: cannot be read as a picture ({error})") from error

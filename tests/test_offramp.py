@@ -192,6 +192,13 @@ def test_predict_prints_label_exit_and_cost(call, trained: Path, pictures: Path)
     assert document["compute"] == 1.0
 
 
+def test_predict_takes_a_name_that_is_not_utf8(call, trained: Path, pictures: Path, tmp_path: Path):
+    odd = tmp_path / os.fsdecode(b"caf\xe9.png")
+    shutil.copyfile(pictures / "cherry" / "0.png", odd)
+    assert call("predict", odd, "--model", trained / "bundle").startswith(f"{tmp_path}/caf\\xe9.png: ")
+    assert json.loads(call("predict", odd, "--model", trained / "bundle", "--json"))["image"].endswith("caf\\xe9.png")
+
+
 def test_predict_names_a_file_that_is_no_picture(call, trained: Path, tmp_path: Path):
     (tmp_path / "notes.jpg").write_text("not a picture")
     assert "notes.jpg" in call("predict", tmp_path / "notes.jpg", "--model", trained / "bundle", code=1)

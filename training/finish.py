@@ -11,6 +11,7 @@ from models.bundle import Bundle, load_bundle, rounded, save_bundle
 from models.cost import count_cost
 from models.device import device_errors, hardware
 from models.exit_policy import Calibration
+from models.folder import printable
 from training.answers import Answers, Outcome, outcomes
 from training.build import bundle_name
 from training.card import card
@@ -82,7 +83,7 @@ def finished(run: Run, command: str, keep_exits: bool, timed: bool) -> Finished:
         "precision": str(trainer.dtype).removeprefix("torch."),
         "hours": round(sum(report.seconds for report in trainer.history) / 3600, 3),
         "hardware": hardware(device),
-        "command": command,
+        "command": printable(command),
     }
     if trainer.teacher is not None:
         teacher = trainer.teacher

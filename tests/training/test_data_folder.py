@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import numpy as np
@@ -116,7 +117,7 @@ def test_grey_palette_transparent_16_bit_and_turned_pictures_become_rgb(tmp_path
     listed = read_image_folder(tmp_path, PREPROCESSING, seed=0)
     found: dict[str, np.ndarray] = {}
     for part in (listed.train, listed.test):
-        found.update(zip((Path(name).name for name in part.names), decode_all(part).images_NHWC, strict=True))
+        found.update(zip((Path(name).name for name in part.names), decode_all(part)[0].images_NHWC, strict=True))
     assert all(image.shape == (16, 16, 3) for image in found.values())
     assert abs(found["grey.jpg"].astype(int) - 90).max() <= 1
     assert abs(found["palette.png"].astype(int) - (200, 100, 0)).max() <= 8
@@ -145,22 +146,78 @@ def test_imagenets_usual_folder(tmp_path: Path) -> None:
     assert sets.train.class_names == synsets
     assert sets.test.names[0] == "val/n01440764/n01440764_0.JPEG"
     assert "(train/ and val/; test/ unused)" in sets.source
-    pictures = decode_all(sets.train).images_NHWC
+    pictures = decode_all(sets.train)[0].images_NHWC
     assert abs(pictures[0].astype(int) - 90).max() <= 1
     assert abs(pictures[1].astype(int) - (255, 0, 0)).max() <= 8
     assert (pictures[2] == (1, 2, 3)).all()
 
 
-def test_names_are_sorted_part_by_part_and_links_to_folders_are_not_followed(tmp_path: Path) -> None:
+def test_names_are_sorted_part_by_part(tmp_path: Path) -> None:
     for name in ("b/1.png", "b.c/2.png", "b-c.png", "b!/3.png"):
         write_picture(tmp_path / "Forest" / name, (0, 0, 0))
-    (tmp_path / "Forest" / "loop").symlink_to(tmp_path / "Forest")
     (tmp_path / "Forest" / "linked.png").symlink_to(tmp_path / "Forest" / "b-c.png")
-    (tmp_path / "Forest" / "dangling.png").symlink_to(tmp_path / "nowhere.png")
     write_part(tmp_path, 1, ("River",))
     names = sorted((tmp_path / "Forest").rglob("*.png"))
     listed = [name for name in _list_pictures(tmp_path, tmp_path, PREPROCESSING).names if name.startswith("Forest")]
-    assert listed == [path.relative_to(tmp_path).as_posix() for path in names if path.exists()]
+    assert listed == [path.relative_to(tmp_path).as_posix() for path in names]
+
+
+def test_classes_may_be_links_and_a_link_around_all_of_them_is_none(tmp_path: Path) -> None:
+    write_part(tmp_path / "elsewhere", 3)
+    root = tmp_path / "root"
+    root.mkdir()
+    for name in CLASSES:
+        (root / name).symlink_to(tmp_path / "elsewhere" / name)
+    (root / "loop").symlink_to(root)
+    (root / "up").symlink_to(tmp_path)
+    sets = read_image_folder(root, PREPROCESSING, seed=0)
+    assert sets.train.class_names == CLASSES
+    assert len(sets.train) + len(sets.test) == 9
+
+
+def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    write_part(tmp_path, 3)
+    assert read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    assert not caplog.messages
+    for name in ("Forest/a.HEIC", "Forest/b.heic", "River/deep/c.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    (tmp_path / "River" / "d.png").symlink_to(tmp_path / "nowhere.png")
+    (tmp_path / "River" / "deep" / "loop").symlink_to(tmp_path / "River")
+    read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    (said,) = caplog.messages
+    assert said == (
+        f"{tmp_path}: left out 5 files that are not taken for pictures: .heic (2), .txt (1), "
+        "links back to a folder that is read already (1), links that lead nowhere (1)"
+    )
+
+
+def test_names_that_are_not_utf8_are_taken_and_classes_of_such_names_are_refused(tmp_path: Path) -> None:
+    write_part(tmp_path, 3)
+    odd = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "Forest" / "Forest_0.png").rename(tmp_path / "Forest" / odd)
+    splits = load_splits(str(tmp_path), None, PREPROCESSING)
+    assert len(splits.train) + len(splits.calibration) + len(splits.test) == 9
+    break_picture(tmp_path / "Forest" / odd, "empty")
+    with pytest.raises(DataError, match=r"caf\\xe9\.png: cannot be decoded") as caught:
+        load_splits(str(tmp_path), None, PREPROCESSING)
+    assert str(caught.value).encode()
+    (tmp_path / "Forest").rename(tmp_path / os.fsdecode(b"For\xeat"))
+    with pytest.raises(DataError, match=r"1 class folders have a name that is not UTF-8, such as For\\xeat: rename"):
+        load_splits(str(tmp_path), None, PREPROCESSING)
+
+
+def test_a_folder_whose_own_name_is_not_utf8_is_told_in_letters(tmp_path: Path) -> None:
+    root = tmp_path / os.fsdecode(b"photos\xff")
+    write_part(root, 3)
+    assert "folder photos\\xff" in load_splits(str(root), None, PREPROCESSING).source
+
+
+@pytest.mark.parametrize("suffix", [".jfif", ".jpe", ".JIF"])
+def test_other_names_of_jpeg_are_taken(tmp_path: Path, suffix: str) -> None:
+    write_part(tmp_path, 3)
+    Image.new("RGB", (9, 9)).save(tmp_path / "River" / f"a{suffix}", "JPEG")
+    assert f"River/a{suffix}" in list(_list_pictures(tmp_path, tmp_path, PREPROCESSING).names)
 
 
 def break_picture(path: Path, how: str) -> None:
@@ -194,6 +251,16 @@ def test_all_broken_pictures_are_named_at_once_ten_at_most(tmp_path: Path) -> No
     assert said.startswith(f"{len(pictures)} pictures cannot be decoded:")
     assert [str(path) in said for path in pictures.paths] == [True] * 10 + [False] * (len(pictures) - 10)
     assert f"and {len(pictures) - 10} more" in said
+
+
+def test_broken_pictures_of_all_parts_are_counted_together(tmp_path: Path) -> None:
+    for part in ("train", "test"):
+        write_part(tmp_path / part, 4)
+        break_picture(tmp_path / part / "River" / "River_1.png", "text")
+    with pytest.raises(
+        DataError, match=r"^2 pictures cannot be decoded:\n.*train.*River_1\.png.*\n.*test.*River_1\.png"
+    ):
+        load_splits(str(tmp_path), None, PREPROCESSING)
 
 
 def walk_all(splits: Splits) -> None:

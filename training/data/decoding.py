@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
+from models.folder import printable
 from models.picture import DECODE_ERRORS, open_image
 from models.preprocess import Preprocessing
 from training.data.errors import DataError
@@ -20,8 +21,10 @@ def decode_picture(path: Path, preprocessing: Preprocessing) -> npt.NDArray[np.u
     try:
         content = path.read_bytes()
     except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}); bring the file back or remove its name") from error
-    return decode_bytes(content, str(path), preprocessing)
+        raise DataError(
+            f"{printable(path)}: cannot be read ({error.strerror}); bring the file back or remove its name"
+        ) from error
+    return decode_bytes(content, printable(path), preprocessing)
 
 
 def decode_bytes(content: bytes, name: str, preprocessing: Preprocessing) -> npt.NDArray[np.uint8]:

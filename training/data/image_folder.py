@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import logging
 import os
+from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 
+from models.folder import find_pictures, listed, printable
 from models.picture import EXTENSIONS
 from models.preprocess import Preprocessing
 from training.data.errors import DataError
 from training.data.image_set import FolderSet, ImageSet
 from training.data.parts import Parts, check_class_sizes, hold_out_test
 from training.data.shard_set import ShardSet
+
+logger = logging.getLogger(__name__)
 
 MOST_NAMED = 10
 TEST_FOLDERS = ("test", "val")
@@ -44,38 +49,49 @@ def read_image_folder(root: Path, preprocessing: Preprocessing, seed: int) -> Pa
     return Parts(everything, test, f"{title} (train/ and {test_names[0]}/{unused})")
 
 
-def decode_all(pictures: FolderSet | ShardSet) -> ImageSet:
-    """Decode every picture into memory, on all cores. Raises DataError naming the broken files, ten at most."""
-    size = pictures.preprocessing.size
-    images_NHWC = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
+def decode_all(*parts: FolderSet | ShardSet) -> list[ImageSet]:
+    """Decode every picture of the parts into memory, on all cores.
 
-    def decode_into(index: int) -> DataError | None:
+    Raises DataError with the number of the broken files of all parts, naming ten at most.
+    """
+    sizes = [(len(part), part.preprocessing.size, part.preprocessing.size, 3) for part in parts]
+    images = [np.empty(size, dtype=np.uint8) for size in sizes]
+
+    def decode_into(place: tuple[int, int]) -> DataError | None:
+        number, index = place
         try:
-            images_NHWC[index] = pictures[index][0]
+            images[number][index] = parts[number][index][0]
         except DataError as error:
             return error
         return None
 
     pool = ThreadPoolExecutor(os.cpu_count())
     try:
-        broken = [error for error in pool.map(decode_into, range(len(pictures))) if error is not None]
+        places = [(number, index) for number, part in enumerate(parts) for index in range(len(part))]
+        broken = [error for error in pool.map(decode_into, places) if error is not None]
     finally:
         # Ctrl-C ends the loading at once, without decoding all that are queued.
         pool.shutdown(cancel_futures=True)
-    if len(broken) == 1:
-        raise broken[0]
     if broken:
-        named = "\n".join(f"  {error}" for error in broken[:MOST_NAMED])
-        more = f"\n  and {len(broken) - MOST_NAMED} more" if len(broken) > MOST_NAMED else ""
-        raise DataError(f"{len(broken)} pictures cannot be decoded:\n{named}{more}")
-    return ImageSet(images_NHWC, pictures.labels_N, pictures.class_names)
+        raise DataError(listed(broken))
+    return [
+        ImageSet(images_NHWC, part.labels_N, part.class_names) for images_NHWC, part in zip(images, parts, strict=True)
+    ]
 
 
 def class_folders(part_root: Path) -> list[Path]:
-    """The folders in `part_root` that stand for a class each, sorted; none where it is no folder."""
+    """The folders in `part_root` that stand for a class each, sorted; none where it is no folder.
+
+    A link back to `part_root`, or to a folder around it, is no class.
+    """
     if not part_root.is_dir():
         return []
-    return sorted(path for path in part_root.iterdir() if path.is_dir() and not path.name.startswith("."))
+    around = (part_root.resolve(), *part_root.resolve().parents)
+    return sorted(
+        path
+        for path in part_root.iterdir()
+        if not path.name.startswith(".") and path.is_dir() and not (path.is_symlink() and path.resolve() in around)
+    )
 
 
 def _refuse_test_without_train(root: Path) -> None:
@@ -94,36 +110,36 @@ def _list_pictures(root: Path, part_root: Path, preprocessing: Preprocessing) ->
             f"{part_root}: found {len(folders)} class folders, at least 2 are needed; sort the pictures into "
             f"one folder a class, such as {part_root / 'cats' / 'photo.jpg'}"
         )
+    class_names = _class_names(folders)
     names: list[str] = []
     labels: list[int] = []
+    left_out: Counter[str] = Counter()
     for label, folder in enumerate(folders):
-        pictures = _pictures_below(folder, folder.relative_to(root).as_posix() + "/")
-        if not pictures:
+        found = find_pictures(folder)
+        if not found.names:
             raise DataError(
                 f"{folder}: class {folder.name!r} has no picture ({', '.join(sorted(EXTENSIONS))}); "
                 "add pictures or remove the folder"
             )
-        names.extend(pictures)
-        labels.extend([label] * len(pictures))
-    class_names = tuple(folder.name for folder in folders)
+        names.extend(f"{folder.relative_to(root).as_posix()}/{name}" for name in found.names)
+        labels.extend([label] * len(found.names))
+        left_out += found.left_out
+    if left_out:
+        kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:MOST_NAMED]
+        named = ", ".join(f"{kind} ({count:,})" for kind, count in kinds)
+        logger.warning("%s: left out %d files that are not taken for pictures: %s", part_root, left_out.total(), named)
     return FolderSet(root, names, np.asarray(labels, dtype=np.int64), class_names, preprocessing)
 
 
-def _pictures_below(folder: Path, prefix: str) -> list[str]:
-    """Names of the pictures in `folder` and deeper, each after `prefix`, sorted part by part."""
-    found, waiting = [], [(str(folder), prefix)]
-    while waiting:
-        place, before = waiting.pop()
-        # On 100,000 files it takes a fifth of the time of Path.rglob: the kernel tells files from folders on the way.
-        with os.scandir(place) as entries:
-            for entry in entries:
-                if entry.name.startswith("."):
-                    continue
-                if entry.is_dir(follow_symlinks=False):
-                    waiting.append((entry.path, f"{before}{entry.name}/"))
-                elif os.path.splitext(entry.name)[1].lower() in EXTENSIONS and entry.is_file():  # noqa: PTH122
-                    found.append(before + entry.name)
-    return sorted(found, key=lambda name: name.split("/"))
+def _class_names(folders: Sequence[Path]) -> tuple[str, ...]:
+    names = tuple(folder.name for folder in folders)
+    odd = [printable(name) for name in names if printable(name) != name]
+    if odd:
+        raise DataError(
+            f"{folders[0].parent}: {len(odd)} class folders have a name that is not UTF-8, such as {odd[0]}: rename "
+            "them, as these names are the labels of every answer"
+        )
+    return names
 
 
 def _check_same_classes(train: Sequence[str], test: Sequence[str], train_root: Path, test_root: Path) -> None:

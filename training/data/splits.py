@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
+from models.folder import printable
 from models.preprocess import Preprocessing
 from training.data.cifar import CIFAR_PIXELS, LAYOUTS, read_cifar
 from training.data.errors import DataError
@@ -113,11 +114,13 @@ def _file_splits(
     size_bytes = (len(parts.train) + len(parts.test)) * size**2 * 3
     if size_bytes > memory_limit_bytes:
         return Splits(train, calibration, parts.test, train.class_names, source)
-    return Splits(decode_all(train), decode_all(calibration), decode_all(parts.test), train.class_names, source)
+    in_memory = decode_all(train, calibration, parts.test)
+    return Splits(in_memory[0], in_memory[1], in_memory[2], train.class_names, source)
 
 
 def _describe(source: str, calibration_count: int, seed: int) -> str:
-    return f"{source}; {calibration_count} calibration pictures held out of train (seed {seed})"
+    # It goes into the bundle, which takes no names that are not UTF-8.
+    return printable(f"{source}; {calibration_count} calibration pictures held out of train (seed {seed})")
 
 
 def _find_folder(dataset: str, root: Path) -> Path:

@@ -133,3 +133,13 @@ def test_a_folder_without_pictures_and_a_broken_one_are_named(tmp_path):
     (tmp_path / "broken.png").write_bytes(b"no picture")
     with pytest.raises(ValueError, match=r"broken\.png: cannot be read as a picture"):
         read_pictures(tmp_path, Preprocessing(8))
+
+
+def test_all_broken_pictures_of_a_folder_are_named_at_once_and_links_are_followed(tmp_path):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "linked").symlink_to(tmp_path / "elsewhere")
+    for name in ("elsewhere/a.jfif", "folder/b\udce9.png", "elsewhere/c.png"):
+        (tmp_path / name).write_bytes(b"no picture")
+    with pytest.raises(ValueError, match=r"(?s)^3 pictures cannot be decoded:.*b\\xe9\.png.*a\.jfif.*c\.png"):
+        read_pictures(tmp_path / "folder", Preprocessing(8))
