@@ -122,6 +122,11 @@ class Preprocessing:
         return x0, y0, x1, y1
 
 
+def is_run_length_bmp(image: Image.Image) -> bool:
+    """Whether an opened picture is a BMP in run-length encoding, which Pillow decodes in Python, byte by byte."""
+    return isinstance(image, BmpImageFile) and bool(image.tile) and image.tile[0].codec_name == "bmp_rle"
+
+
 def decoded_bytes(image: Image.Image, size: int = 256) -> int:
     """Memory that decoding and converting an opened picture takes at most, beside the file that it came in.
 
@@ -132,7 +137,7 @@ def decoded_bytes(image: Image.Image, size: int = 256) -> int:
     a_pixel: float = MODE_BYTES.get(image.mode, 4)
     if image.format == "WEBP":
         a_pixel = WEBP_BYTES
-    elif isinstance(image, BmpImageFile) and image.tile and image.tile[0].codec_name == "bmp_rle":
+    elif is_run_length_bmp(image):
         a_pixel = RUN_LENGTH_BYTES
     elif image.format not in ("JPEG", "PNG", "GIF", "BMP") or _names_16_bit_colour(image):
         a_pixel *= 2

@@ -19,7 +19,7 @@ from PIL import Image
 from PIL.ImageFile import ImageFile
 
 from models.jpeg import jpeg_scans
-from models.preprocess import Preprocessing, decoded_bytes
+from models.preprocess import Preprocessing, decoded_bytes, is_run_length_bmp
 from server.engine.errors import Overloaded
 from server.images import Picture, decode, open_picture
 from server.lanes import PASSED_ON, Lane, Work
@@ -33,7 +33,8 @@ INLINE_BYTES = 16 * 1024
 INLINE_PIXELS = 128 * 128
 
 # Nanoseconds of decoding, from above, on a slow core. A progressive JPEG goes through its coefficients once a scan.
-PER_BYTE_NS, PER_PIXEL_NS, PER_JPEG_PIXEL_NS, PER_SCAN_PIXEL_NS = 10.0, 30.0, 6.0, 0.5
+# Run-length encoding is decoded in Python.
+PER_BYTE_NS, PER_RUN_LENGTH_BYTE_NS, PER_PIXEL_NS, PER_JPEG_PIXEL_NS, PER_SCAN_PIXEL_NS = 10.0, 300.0, 30.0, 6.0, 0.5
 
 # Predicted seconds: above the first a picture is dear, above the second it is refused.
 DEAR_S, MOST_S = 0.1, 1.5
@@ -181,7 +182,8 @@ def decode_s(image: Image.Image, data: bytes) -> float:
     """Predicted seconds of decoding an opened picture, from its whole size, its bytes and its scans."""
     pixels = image.width * image.height
     if image.format != "JPEG":
-        return (len(data) * PER_BYTE_NS + pixels * PER_PIXEL_NS) * 1e-9
+        per_byte_ns = PER_RUN_LENGTH_BYTE_NS if is_run_length_bmp(image) else PER_BYTE_NS
+        return (len(data) * per_byte_ns + pixels * PER_PIXEL_NS) * 1e-9
     scans = jpeg_scans(data) if "progressive" in image.info else 1
     return (len(data) * PER_BYTE_NS + pixels * (PER_JPEG_PIXEL_NS + (scans - 1) * PER_SCAN_PIXEL_NS)) * 1e-9
 

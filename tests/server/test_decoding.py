@@ -3,6 +3,7 @@
 import asyncio
 import gc
 import io
+import struct
 import threading
 
 import pytest
@@ -145,3 +146,17 @@ async def test_a_refused_picture_leaves_no_pixels_behind(decoder):
         assert num_images() == before
     finally:
         gc.enable()
+
+
+def run_length_bmp(side: int) -> bytes:
+    rows = (b"\x01\x05" * side + b"\x00\x00") * side + b"\x00\x01"
+    header = struct.pack("<IiiHHIIiiII", 40, side, side, 1, 8, 1, len(rows), 0, 0, 256, 0)
+    return b"BM" + struct.pack("<IHHI", 1078 + len(rows), 0, 0, 1078) + header + bytes(1024) + rows
+
+
+async def test_a_run_length_bmp_is_priced_by_its_bytes(decoder):
+    [picture] = await decoder.decode([run_length_bmp(100)], PREPROCESSING)
+    assert picture.shape == (32, 32, 3)
+    with pytest.raises(Problem) as caught:
+        await decoder.decode([run_length_bmp(1700)], PREPROCESSING)
+    assert caught.value.kind.status == 413
