@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import inspect
 import json
+import os
+import signal
 from collections.abc import Callable
 from typing import Annotated, Any
+
+# The first process of a container ignores a SIGTERM that it has no handler for. Set before the slow imports.
+if os.getpid() == 1:
+    signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
 import typer
 

@@ -147,7 +147,7 @@ class Registry:
         if not self._warmed_up:
             return "the models are warming up"
         dead = next((one.bundle for one in self.served if not one.engine.alive), None)
-        return f"the engine of {dead.name} version {dead.version} has ended" if dead else None
+        return f"the engine of {dead.name} version {dead.version} is not running" if dead else None
 
     async def start(self) -> None:
         """Warm up and start every engine; a failure is kept as the reason why the server is not ready."""

@@ -4,6 +4,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 from dataclasses import fields
@@ -231,6 +232,24 @@ def test_options_also_come_from_the_environment(trained: Path, pictures: Path):
 def test_an_option_out_of_range_is_refused(call, trained: Path, pictures: Path):
     text = call("predict", pictures / "lime" / "3.png", "--model", trained / "bundle", "--threshold", "1.5", code=2)
     assert "less than or equal to 1" in " ".join(text.replace("│", "").split())
+
+
+def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
+    unshare = ["unshare", "--map-root-user", "--pid", "--fork", "--mount-proc", "--kill-child"]
+    if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no process namespace can be made here")
+    command = [*unshare, sys.executable, "-m", "offramp", "serve", "--port", "0"]
+    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as outer:
+        children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
+        while not (found := children.read_text().split()):
+            assert outer.poll() is None
+        status = Path(f"/proc/{found[0]}/status")
+        # A bit for each signal that the process handles; the first is of signal 1.
+        while not int(re.search(r"SigCgt:\s*(\w+)", status.read_text())[1], 16) >> signal.SIGTERM - 1 & 1:
+            assert outer.poll() is None
+        os.kill(int(found[0]), signal.SIGTERM)
+        assert outer.stderr.read() == ""
+    assert outer.returncode == 128 + signal.SIGTERM
 
 
 def test_the_command_line_reference_is_what_the_declarations_say():

@@ -30,7 +30,7 @@ class EngineStopped(EngineError):
     """The engine takes no more samples. draining: it ends in good order; otherwise it has died."""
 
     def __init__(self, *, draining: bool) -> None:
-        super().__init__("the engine is shutting down" if draining else "the engine has ended")
+        super().__init__("the engine is shutting down" if draining else "the engine is not running")
         self.draining = draining
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import itertools
 import logging
 import shutil
 import signal
@@ -15,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from server.engine.errors import EngineError, InferenceFailed
+from server.engine.errors import EngineError
 from server.engine.request import Answer
 from server.loading import load_registry
 from server.memory import freeze_heap
@@ -31,6 +32,9 @@ logger = logging.getLogger(__name__)
 # How old a frontend's view of the engine can be where no answers come its way.
 STATE_PERIOD_S = 0.1
 
+# Every so many periods the states are told though nothing has changed: frontends see that the process lives.
+PERIODS_PER_SIGN = 5
+
 
 class EngineHost:
     """The engines of one process, and the frontends connected to them.
@@ -45,11 +49,8 @@ class EngineHost:
         self.connections: set[FrontendConnection] = set()
         self.left = asyncio.Event()
         self.left.set()
-        self.accepted = 0
-        self.failed = 0
         self._sizes = [one.bundle.config.input_size for one in registry.served]
         self._segments = segments
-        self._progress = 0
 
     def pictures(self, frontend: int) -> list[npt.NDArray[np.uint8]]:
         """A frontend's slots, as the pictures of each model."""
@@ -59,15 +60,6 @@ class EngineHost:
     def alive(self, model: int) -> bool:
         """Whether the model's engine takes samples."""
         return self.registry.why_not_ready() is None and self.engines[model].alive
-
-    def note_progress(self) -> bool:
-        """Whether samples have left an engine since the last call, or there are none: false where it hangs.
-
-        Those that failed do not count: a broken device fails all.
-        """
-        inflight = sum(engine.inflight_samples for engine in self.engines)
-        before, self._progress = self._progress, self.accepted - self.failed - inflight
-        return not inflight or self._progress > before
 
     def join(self, connection: FrontendConnection) -> None:
         """A frontend has come; `left` is unset while there is one."""
@@ -80,10 +72,10 @@ class EngineHost:
         if not self.connections:
             self.left.set()
 
-    def tell_states(self) -> None:
-        """To every frontend, where something has changed."""
+    def tell_states(self, again: bool = False) -> None:
+        """To every frontend. again: also where nothing has changed."""
         for connection in self.connections:
-            connection.tell_states()
+            connection.tell_states(again)
 
 
 class FrontendConnection(asyncio.Protocol):
@@ -125,9 +117,9 @@ class FrontendConnection(asyncio.Protocol):
                 case _:
                     raise AssertionError(f"a frontend sends no {kind.name}")
 
-    def tell_states(self) -> None:
-        """How the engines stand, where this frontend has not been told yet."""
-        self._transport.writelines(self._news())
+    def tell_states(self, again: bool = False) -> None:
+        """How the engines stand. again: also what this frontend has been told."""
+        self._transport.writelines(self._news(again))
 
     def _greet(self, hello: wire.Hello) -> None:
         if hello.digest != self._host.layout.digest:
@@ -148,7 +140,6 @@ class FrontendConnection(asyncio.Protocol):
             for slot in slots:
                 self._record(slot, refusal)
             return
-        self._host.accepted += len(slots)
         self._inflight_by_model[model] += len(slots)
         for slot, future in zip(slots, futures, strict=True):
             self._inflight[slot] = future
@@ -162,7 +153,6 @@ class FrontendConnection(asyncio.Protocol):
             return
         error = future.exception()
         assert error is None or isinstance(error, EngineError)
-        self._host.failed += isinstance(error, InferenceFailed)
         self._record(slot, future.result() if error is None else error)
 
     def _record(self, slot: int, outcome: wire.Outcome) -> None:
@@ -176,7 +166,7 @@ class FrontendConnection(asyncio.Protocol):
         if not self._transport.is_closing():
             self._transport.writelines([wire.outcomes(records), *self._news()])
 
-    def _news(self) -> list[bytes]:
+    def _news(self, again: bool = False) -> list[bytes]:
         news = []
         for model, engine in enumerate(self._host.engines):
             load = engine.load
@@ -188,7 +178,7 @@ class FrontendConnection(asyncio.Protocol):
                 load.pace_s,
                 engine.queue_depths,
             )
-            if state != self._told[model]:
+            if again or state != self._told[model]:
                 self._told[model] = state
                 news.append(wire.state(state))
         return news
@@ -212,8 +202,7 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
             return dead
         if lifeline.cut:
             break
-        if host.note_progress():
-            lifeline.beat()
+        lifeline.beat()
         await _wait(stopping, BEAT_S)
     # Where the supervisor is gone, or everybody was sent the signal, the frontends still finish what they have.
     await _wait(host.left, patience_s)
@@ -224,8 +213,8 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
 
 
 async def _keep_telling(host: EngineHost) -> None:
-    while True:
-        host.tell_states()
+    for period in itertools.count():
+        host.tell_states(again=period % PERIODS_PER_SIGN == 0)
         await asyncio.sleep(STATE_PERIOD_S)
 
 

@@ -26,14 +26,14 @@ from server.memory import freeze_heap
 from server.metrics import Metrics, share_counters
 from server.processes.acceptor import Acceptor, OpenConnections
 from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
-from server.processes.remote_engine import EngineLink
+from server.processes.remote_engine import LOOK_S, EngineLink
 from server.registry import Registry, ServedModel
 from server.serve import Server, configure_logging, http_config, log_config
 from server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-TICKS_PER_BEAT = round(BEAT_S / 0.1)
+TICKS_PER_BEAT = round(BEAT_S / LOOK_S)
 
 
 class FrontendServer(Server):
@@ -91,6 +91,7 @@ class FrontendServer(Server):
 
     async def on_tick(self, counter: int) -> bool:
         """As the server's; the tenth of a second is uvicorn's."""
+        self._link.look()
         for acceptor in self._acceptors:
             acceptor.tell()
         if counter % TICKS_PER_BEAT == 0:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import time
 from collections import Counter
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -14,7 +15,7 @@ import numpy.typing as npt
 
 from models.bundle import Bundle
 from server.engine.admission import Admission, Load
-from server.engine.errors import EngineError, EngineStopped, Overloaded
+from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
 from server.engine.request import Answer, Contract
 from server.processes import wire
 from server.processes.shared_pictures import FreeSlots, Layout, Segment
@@ -26,6 +27,14 @@ RECONNECT_S = 0.1
 
 # What a refusal says where the engine has told nothing better.
 RETRY_AFTER_S = 1.0
+
+# The engine process keeps deadlines. A frontend answers so long after a deadline where the engine process does not.
+GRACE_S = 0.05
+
+# Calls of `EngineLink.look` without a message from the engine process: after SILENT it takes no requests, after LOST
+# those that wait are given up. Calls are counted, not seconds: a machine that was suspended has missed no message.
+LOOK_S = 0.1
+SILENT, LOST = 20, 50
 
 Picture = npt.NDArray[np.uint8]
 
@@ -60,6 +69,7 @@ class EngineLink:
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
+        self._looks = 0
         self._frames = wire.Frames()
         self._outbox: list[bytes] = []
 
@@ -79,6 +89,22 @@ class EngineLink:
         for engine in self.engines:
             engine.let_go()
 
+    @property
+    def silent(self) -> bool:
+        """Whether the engine process has said nothing for SILENT looks."""
+        return self._looks >= SILENT
+
+    def look(self) -> None:
+        """Notice an engine process that has stopped. To be called every LOOK_S."""
+        if self._transport is None or not any(engine.known for engine in self.engines):
+            return
+        self._looks += 1
+        if self._looks == SILENT:
+            logger.warning("the engine process has been silent for %g s: not ready", SILENT * LOOK_S)
+        if self._looks == LOST:
+            logger.error("the engine process has been silent for %g s: requests are given up", LOST * LOOK_S)
+            self._transport.abort()
+
     # ---- for RemoteEngine ----------------------------------------------------------------------
 
     def take(
@@ -93,6 +119,10 @@ class EngineLink:
             self._waiting[slot] = engine, future, client
             future.add_done_callback(partial(self._on_done, slot))
         return slots, futures
+
+    def expire(self, futures: Sequence[asyncio.Future[Answer]], deadline_s: float) -> None:
+        """Give up what is not answered soon after the deadline, whatever the engine process does."""
+        self._loop.call_later(max(0.0, deadline_s - time.monotonic()) + GRACE_S, _expire, futures)
 
     def send(self, frame: bytes) -> None:
         """Send with all else that is said in this turn of the event loop."""
@@ -119,6 +149,9 @@ class EngineLink:
 
     def received(self, data: bytes) -> None:
         """From the engine process."""
+        if self.silent:
+            logger.warning("the engine process is heard again")
+        self._looks = 0
         for kind, body in self._frames.feed(data):
             match kind:
                 case wire.Kind.OUTCOMES:
@@ -135,6 +168,7 @@ class EngineLink:
     def lost(self) -> None:
         """The engine process is gone: nobody goes on waiting, and its successor is looked for."""
         self._transport = None
+        self._looks = 0
         self._outbox.clear()
         for engine in self.engines:
             engine.forget()
@@ -167,6 +201,12 @@ class EngineLink:
         # The slot stays taken until the engine process says that it has let go.
         if waiting is not None and waiting[1] is future:
             self.send(wire.cancel([slot]))
+
+
+def _expire(futures: Sequence[asyncio.Future[Answer]]) -> None:
+    for future in futures:
+        if not future.done():
+            future.set_exception(DeadlineExceeded("the deadline passed before the engine process answered"))
 
 
 class _Connection(asyncio.Protocol):
@@ -211,7 +251,12 @@ class RemoteEngine:
     @property
     def alive(self) -> bool:
         """Whether the engine process is there, warm, and its engine runs."""
-        return self._state.alive
+        return self._state.alive and not self._link.silent
+
+    @property
+    def known(self) -> bool:
+        """Whether the engine process has said how this engine stands."""
+        return self._state is not self._unknown
 
     @property
     def inflight_samples(self) -> int:
@@ -266,6 +311,8 @@ class RemoteEngine:
         for slot, picture in zip(slots, pictures, strict=True):
             self._pictures_NHWC[slot] = picture
         self._link.send(wire.submit(self._state.model, contract, slots, client))
+        if contract.deadline_s is not None:
+            self._link.expire(futures, contract.deadline_s)
         return futures
 
     @property

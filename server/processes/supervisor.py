@@ -33,15 +33,13 @@ logger = logging.getLogger(__name__)
 
 ENGINE = "engine"
 
-# A process that was ready and has not been heard of for so long is taken for dead. Generous: one step of a large
-# network on a slow processor is work, not a hang.
-HUNG_AFTER_S = 60.0
+# A process that was ready and has been silent for so long is killed. Its event loop speaks; no step or decode holds
+# that up.
+HUNG_AFTER_S = 10.0
 
-# Waits before a process is started again: none at first, longer when it goes on dying.
+# Waits before a process is started again that died before it was ready: none at first, longer each time. One that had
+# become ready is started again at once, since its start takes seconds already.
 RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
-
-# Who has lived so long has not died of what the last one died of.
-SOUND_AFTER_S = 60.0
 
 # Beyond what the settings give it for draining, how long a process may take to end.
 END_S = 10.0
@@ -99,17 +97,17 @@ class Child:
 class RestartDelays:
     """How long to wait before a process that has died is started again; one for each process.
 
-    delays_s: after the first death in a row, the second and so on; the last for all others.
+    delays_s: after the first death in a row before it was ready, the second and so on; the last for all others.
     """
 
     def __init__(self, delays_s: Sequence[float] = RESTART_DELAYS_S) -> None:
         self._delays_s = delays_s
         self._deaths = 0
 
-    def after(self, lived_s: float) -> float:
-        """Seconds to wait after a death, and a life of so many."""
-        self._deaths = 1 if lived_s > SOUND_AFTER_S else self._deaths + 1
-        return self._delays_s[min(self._deaths, len(self._delays_s)) - 1]
+    def after(self, ready: bool) -> float:
+        """Seconds to wait after a death. ready: whether the process had become ready."""
+        self._deaths = 0 if ready else self._deaths + 1
+        return self._delays_s[min(max(self._deaths, 1), len(self._delays_s)) - 1]
 
 
 class Supervisor:
@@ -175,9 +173,8 @@ class Supervisor:
 
     async def _keep(self, role: Role) -> None:
         """Run one process, and a new one whenever it has died."""
-        loop, delays, was_ready = asyncio.get_running_loop(), RestartDelays(self._restart_delays_s), False
+        delays, was_ready = RestartDelays(self._restart_delays_s), False
         while (child := await self._start(role)) is not None:
-            began_s = loop.time()
             await child.live(self._on_ready)
             if self._ending.is_set():
                 return
@@ -185,7 +182,7 @@ class Supervisor:
             if not was_ready:
                 self._give_up(child.failure or f"{role.name} has ended before it was ready: {child.describe_end()}")
                 return
-            delay_s = delays.after(loop.time() - began_s)
+            delay_s = delays.after(child.ready)
             logger.error("%s has died: %s; the next starts in %g s", role.name, child.describe_end(), delay_s)
             await self._pause(delay_s)
 
@@ -301,6 +298,8 @@ def supervise(
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
+    # Until the supervisor handles it: an exit by which the folder is removed.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     with tempfile.TemporaryDirectory(prefix="offramp-") as folder:
         try:
             supervisor = Supervisor(settings, listener, Path(folder), say, hung_after_s, restart_delays_s)

@@ -57,7 +57,7 @@ async def test_a_dead_engine_makes_the_server_not_ready(site, encode):
     site.engine.alive = False
     ready = await site.client.get("/readyz")
     assert (ready.status_code, ready.json()["type"]) == (503, "urn:offramp:problem:not-ready")
-    assert "engine of tiny version 1 has ended" in ready.json()["detail"]
+    assert "engine of tiny version 1 is not running" in ready.json()["detail"]
     assert (await site.client.post("/v1/predict", content=encode())).status_code == 503
     site.engine.alive = True
 

@@ -257,7 +257,7 @@ async def test_a_server_whose_engine_has_ended_ends(serve, on_a_socket, until, s
         await until(lambda: said)
         site.engine.alive = False
         await serving
-        assert site.registry.failure == "the engine of tiny version 1 has ended"
+        assert site.registry.failure == "the engine of tiny version 1 is not running"
 
 
 @pytest.mark.timeout(60)
@@ -272,7 +272,7 @@ async def test_a_server_whose_step_does_not_end_turns_unready_and_ends(bundle, o
         await until(lambda: said)
         [asked] = engine.submit([np.zeros((32, 32, 3), np.uint8)], contract())
         await serving
-    assert registry.failure == "the engine of tiny version 1 has ended"
+    assert registry.failure == "the engine of tiny version 1 is not running"
     assert isinstance(asked.exception(), InferenceFailed)
     await registry.drain()
     runner.let_all()

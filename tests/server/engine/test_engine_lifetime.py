@@ -251,7 +251,7 @@ async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
         assert [type(outcome) for outcome in outcomes] == [InferenceFailed] * 2
         assert outcomes[0] is not outcomes[1]
         assert not engine.alive
-        with pytest.raises(EngineStopped, match="has ended"):
+        with pytest.raises(EngineStopped, match="not running"):
             engine.submit([picture(3)], contract())
         await engine.drain()
         assert engine.inflight_samples == 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -21,7 +22,7 @@ from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFaile
 from server.engine.request import Answer
 from server.processes import wire
 from server.processes.engine_process import EngineHost, FrontendConnection
-from server.processes.remote_engine import EngineLink, RemoteEngine
+from server.processes.remote_engine import LOST, SILENT, EngineLink, RemoteEngine
 from server.registry import Registry, ServedModel
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
@@ -179,6 +180,70 @@ async def test_a_deadline_is_kept_by_the_engine(gated):
             await future
 
 
+def stop(process: EngineProcess) -> None:
+    """The engine process reads nothing more, as after SIGSTOP."""
+    for connection in process.connections:
+        connection._transport.pause_reading()
+
+
+async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_stopped(process, until):
+    async with connected(process) as [remote, _]:
+        stop(process)
+        futures = remote.submit([picture(1), picture(2)], contract(0.9, deadline_s=time.monotonic()))
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert [str(result) for result in results] == ["the deadline passed before the engine process answered"] * 2
+        # The pictures lie in shared memory until the engine process lets go of them.
+        assert remote.inflight_samples == 2
+        for connection in process.connections:
+            connection._transport.resume_reading()
+        await until(lambda: remote.inflight_samples == 0)
+
+
+async def test_an_engine_process_that_is_silent_takes_no_requests_until_it_is_heard_again(gated, until, server_log):
+    async with connected(gated) as [remote, other]:
+        [waiting] = remote.submit([picture(3)], contract(0.0))
+        await gated.runner.entered()
+        for _ in range(SILENT - 1):
+            remote._link.look()
+        assert remote.alive
+        remote._link.look()
+        assert not remote.alive
+        assert not other.alive
+        with pytest.raises(EngineStopped):
+            remote.submit([picture(3)], contract(0.0))
+        gated.host.tell_states(again=True)
+        await until(lambda: remote.alive and other.alive)
+        gated.runner.let_all()
+        assert (await waiting).class_id == 3
+    assert [record.message for record in server_log.records] == [
+        "the engine process has been silent for 2 s: not ready",
+        "the engine process is heard again",
+    ]
+
+
+async def test_requests_are_given_up_where_the_engine_process_stays_silent(process, until):
+    async with connected(process) as [remote, other]:
+        stop(process)
+        futures = remote.submit([picture(n) for n in range(7)], contract(0.0))
+        for _ in range(LOST):
+            remote._link.look()
+        results = await asyncio.gather(*futures, return_exceptions=True)
+        assert all(isinstance(result, EngineStopped) for result in results)
+        # The same process goes on: it is connected to anew, and what it was asked before is nobody's.
+        await until(lambda: remote.alive and other.alive)
+        answers = await asyncio.gather(*remote.submit([picture(n) for n in range(7)], contract(0.0)))
+        assert [answer.class_id for answer in answers] == list(range(7))
+
+
+async def test_an_engine_process_that_has_said_nothing_yet_is_not_silent(process):
+    link = link_to(process)
+    link.open(asyncio.get_running_loop())
+    for _ in range(2 * LOST):
+        link.look()
+    assert not link.silent
+    link.close()
+
+
 async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_engine_lets_go(gated, until):
     async with connected(gated) as [remote, _]:
         [running] = remote.submit([picture(0)], contract(0.0))
@@ -325,24 +390,6 @@ async def test_what_could_never_be_taken_in_is_a_mistake_of_the_caller(process):
             remote.submit([picture(0)], replace(contract(0.0), rule=rule))
 
 
-async def test_an_engine_that_holds_its_samples_does_not_get_on_and_one_without_any_does(gated):
-    async with connected(gated) as [remote, _]:
-        assert gated.host.note_progress()
-        assert gated.host.note_progress()
-        [first] = remote.submit([picture(0)], contract(0.0))
-        await gated.runner.entered()
-        [second] = remote.submit([picture(0)], contract(0.0))
-        assert not gated.host.note_progress()
-        gated.runner.let()
-        await first
-        assert gated.host.note_progress()
-        await gated.runner.entered()
-        assert not gated.host.note_progress()
-        gated.runner.let_all()
-        await second
-        assert gated.host.note_progress()
-
-
 async def test_outcomes_of_one_step_come_in_one_message(gated):
     """So that the cost of a message is shared by a batch."""
     async with connected(gated) as [remote, _]:
@@ -375,25 +422,3 @@ async def test_whoever_was_let_go_before_it_was_started_does_not_wait(process):
     for engine in link.engines:
         await asyncio.wait_for(engine.start(loop, lambda: None), 10)
         await engine.drain()
-
-
-async def test_pictures_that_fail_are_no_progress(process):
-    def fails(stage: int, names: list[int]) -> None:
-        if 7 in names:
-            raise RuntimeError("no memory")
-
-    process.runner.gated, process.runner.faults = True, fails
-    async with connected(process) as [remote, _]:
-        [failing] = remote.submit([picture(7)], contract(0.0))
-        await process.runner.entered()
-        [waiting] = remote.submit([picture(1)], contract(0.0))
-        assert not process.host.note_progress()
-        process.runner.let(1)
-        with pytest.raises(InferenceFailed):
-            await failing
-        await process.runner.entered()
-        assert process.host.failed == 1
-        assert not process.host.note_progress()
-        process.runner.let_all()
-        assert (await waiting).exit == 1
-        assert process.host.note_progress()
