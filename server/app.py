@@ -14,6 +14,7 @@ from starlette.responses import Response
 from starlette.types import Scope
 
 from server import openapi
+from server.accounts import Accounts
 from server.decoding import DecodeLimits, Decoder
 from server.docs_page import add_docs_page
 from server.exchange import ApiKeys, ExchangeMiddleware
@@ -30,8 +31,11 @@ from server.settings import Settings
 DESCRIPTION = "Early-exit image classification: an easy picture leaves at a shallow exit."
 
 
-def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> FastAPI:
-    """The application. Its lifespan starts the engines, and drains them at the end."""
+def create_app(registry: Registry, settings: Settings, metrics: Metrics, accounts: Accounts | None = None) -> FastAPI:
+    """The application. Its lifespan starts the engines, and drains them at the end.
+
+    accounts: of clients, shared with the other processes of the server. Default: of this process alone.
+    """
     keys = ApiKeys(settings.read_api_keys())
     decoder = Decoder(
         DecodeLimits(settings.decode_threads, settings.max_pixels, settings.decode_memory_bytes, settings.max_wait_s)
@@ -59,7 +63,7 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics) -> Fast
         telemetry={"tracing": False, "metrics": False, "logs": False},
         with_keys=keys.needed,
     )
-    predictor = Predictor(registry, settings, metrics, decoder)
+    predictor = Predictor(registry, settings, metrics, decoder, accounts)
     # For the HTTP server, which asks it before the application is called.
     app.state.gate = Gate(predictor, keys, metrics.record)
     app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())

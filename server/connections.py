@@ -9,6 +9,7 @@ from collections import deque
 from collections.abc import Callable
 from typing import Protocol
 
+from server.accounts import Accounts
 from server.http_limits import HttpLimits
 from server.problems import CLIENT_LIMIT, OVERLOADED, Problem, retry_after
 from server.proxies import TrustedProxies
@@ -67,6 +68,7 @@ class Turns:
 class Connections:
     """The connections of this process, by the address of the client.
 
+    accounts: connections of each address in all processes of the server. Default: there is this process alone.
     turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
     serving, as of the last sweep. closed: whether the server ends.
     """
@@ -75,6 +77,7 @@ class Connections:
         self,
         limits: HttpLimits | None = None,
         proxies: TrustedProxies | None = None,
+        accounts: Accounts | None = None,
         clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.limits = limits or HttpLimits()
@@ -82,6 +85,7 @@ class Connections:
         self.turns = Turns()
         self.now_s = 0.0
         self.closed = False
+        self._accounts = accounts if self.limits.client_connections else None
         self._clock = clock
         self._seen_s = clock()
         self._by_address: dict[str, set[Connection]] = {}
@@ -98,6 +102,7 @@ class Connections:
         refusal = self._too_many_of(address) or self._too_many(address)
         self._by_address.setdefault(address, set()).add(connection)
         self._count += 1
+        self._tell(address, 1)
         return refusal
 
     def leave(self, connection: Connection) -> None:
@@ -106,6 +111,7 @@ class Connections:
         if connection in siblings:
             siblings.remove(connection)
             self._count -= 1
+            self._tell(connection.address, -1)
             if not siblings:
                 del self._by_address[connection.address]
 
@@ -126,9 +132,22 @@ class Connections:
         logger.warning("%s: %s%s", address or "a client", what, more)
         self._noted_at_s, self._not_noted = self.now_s, 0
 
+    def _tell(self, address: str, change: int) -> None:
+        if self._accounts is not None:
+            with self._accounts.lock:
+                self._accounts.open(address).add_connection(change)
+
+    def _connections_of(self, address: str) -> int:
+        """In all processes."""
+        if self._accounts is None:
+            return len(self._by_address.get(address, ()))
+        with self._accounts.lock:
+            account = self._accounts.find(address)
+            return 0 if account is None else account.connections
+
     def _too_many_of(self, address: str) -> Problem | None:
         limit, siblings = self.limits.client_connections, self._by_address.get(address, set())
-        if not limit or len(siblings) < limit or self.proxies.trust(address) or _make_way(siblings, 1):
+        if not limit or self._connections_of(address) < limit or self.proxies.trust(address) or _make_way(siblings, 1):
             return None
         detail = f"you have {limit} open connections, which is the limit: use one of them, or close some"
         return Problem(CLIENT_LIMIT, detail, retry_after(1), limit="max_connections", limit_connections=limit)

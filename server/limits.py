@@ -1,4 +1,4 @@
-"""What one client may ask for: unanswered requests, compute, and its share of the deep work. Pure: no clock, no locks.
+"""What one client may ask for: unanswered requests, compute, and its share of the deep work. Pure: no clock.
 
 Compute is counted in multiply-adds. A request is taken in as if every picture went as deep as its contract allows, and
 what it did not need is given back with the answer: whoever sends pictures made to go deep pays for that, and nobody
@@ -7,13 +7,12 @@ is let in on the hope that his pictures are easy.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 
-# Clients that are remembered before it is seen whose account has come even since.
-REMEMBERED = 4096
+from server.accounts import Account, Accounts
+
 # After so many seconds work counts half.
 HALF_LIFE_S = 10.0
 # Of all the work done lately: who leaves less than this to others is alone; whose deep work is less is forgotten.
@@ -63,53 +62,26 @@ class Charge:
     spent: Cost = Cost()
 
 
-@dataclass
-class _Lately:
-    """Sums that halve every HALF_LIFE_S."""
-
-    total: float = 0.0
-    deep: float = 0.0
-    seen_s: float = -math.inf
-
-    def add(self, cost: Cost, now_s: float) -> None:
-        self.refresh(now_s)
-        self.total += cost.total
-        self.deep += cost.deep
-
-    def refresh(self, now_s: float) -> None:
-        kept = 0.5 ** (max(0.0, now_s - self.seen_s) / HALF_LIFE_S)
-        self.total, self.deep, self.seen_s = self.total * kept, self.deep * kept, max(self.seen_s, now_s)
-
-
-class _Client:
-    __slots__ = ("compute", "held", "inflight", "lately", "refilled_s")
-
-    def __init__(self, compute: float, now_s: float) -> None:
-        self.inflight, self.held, self.compute, self.refilled_s = 0, 0, compute, now_s
-        self.lately = _Lately()
-
-
 class ClientLedger:
-    """The accounts of all clients of one process. Whoever has nothing unanswered and owes nothing is forgotten.
+    """The limits of all clients. A client that has nothing unanswered and owes nothing is forgotten.
 
-    Without limits there are none.
+    accounts: shared with the other processes of the server. Without limits none are kept.
     """
 
-    def __init__(self, limits: ClientLimits) -> None:
+    def __init__(self, limits: ClientLimits, accounts: Accounts | None = None) -> None:
         self._limits = limits
         self._counts = limits.any
         self._burst = limits.compute_per_s * limits.burst_s
-        self._clients: dict[str, _Client] = {}
-        self._all = _Lately()
-
-    def __len__(self) -> int:
-        """Clients that are remembered."""
-        return len(self._clients)
+        self.accounts = Accounts() if accounts is None else accounts
 
     def too_many(self, client: str) -> Refusal | None:
         """Why one more request is refused, whatever it asks for; None where it is not."""
-        limit, account = self._limits.max_inflight, self._clients.get(client)
-        full = limit and account is not None and account.inflight >= limit
+        limit = self._limits.max_inflight
+        if not limit:
+            return None
+        with self.accounts.lock:
+            account = self.accounts.find(client)
+            full = account is not None and account.requests >= limit
         return Refusal("max_inflight", 1.0) if full else None
 
     def too_much(self, client: str, worst: Cost, now_s: float, contended: bool) -> Refusal | None:
@@ -118,15 +90,19 @@ class ClientLedger:
         contended: whether requests wait for the work at hand. A request larger than the whole burst is taken in where
         the burst is there, and paid off.
         """
-        limits, account = self._limits, self._clients.get(client)
-        if account is None:
+        if not self._counts:
             return None
-        self._refill(account, now_s)
-        wanted = min(worst.total, self._burst)
-        if limits.compute_per_s and account.compute < wanted:
-            return Refusal("compute_per_s", (wanted - account.compute) / limits.compute_per_s)
-        if contended and worst.deep and limits.deep_share < 1.0 and self._takes_too_much(account, now_s):
-            return Refusal("deep_share", 1.0)
+        limits = self._limits
+        with self.accounts.lock:
+            account = self.accounts.find(client)
+            if account is None:
+                return None
+            self._refill(account, now_s)
+            missing = min(worst.total, self._burst) - (self._burst - account.debt)
+            if limits.compute_per_s and missing > 0:
+                return Refusal("compute_per_s", missing / limits.compute_per_s)
+            if contended and worst.deep and limits.deep_share < 1.0 and self._takes_too_much(account, now_s):
+                return Refusal("deep_share", 1.0)
         return None
 
     def place(self, client: str, now_s: float) -> AbstractContextManager[None]:
@@ -139,62 +115,62 @@ class ClientLedger:
 
     @contextmanager
     def _place(self, client: str, now_s: float) -> Iterator[None]:
-        account = self._account(client, now_s)
-        account.inflight += 1
+        with self.accounts.lock:
+            account = self.accounts.open(client)
+            account.add_request(1)
         try:
             yield
         finally:
-            account.inflight -= 1
-            self._forget(client, now_s)
+            with self.accounts.lock:
+                account.add_request(-1)
+                self._forget(account, now_s)
 
     @contextmanager
     def _charged(self, client: str, worst: Cost, clock: Callable[[], float]) -> Iterator[Charge]:
-        account = self._account(client, clock())
-        account.compute -= worst.total
-        account.held += 1
+        self._charge(client, worst.total, Cost(), clock())
         charge = Charge()
         try:
             yield charge
         finally:
-            now_s = clock()
-            account.held -= 1
+            self._charge(client, charge.spent.total - worst.total, charge.spent, clock())
+
+    def _charge(self, client: str, change: float, spent: Cost, now_s: float) -> None:
+        with self.accounts.lock:
+            account = self.accounts.open(client)
             self._refill(account, now_s)
-            account.compute += worst.total - charge.spent.total
-            for lately in (account.lately, self._all):
-                lately.add(charge.spent, now_s)
-            self._forget(client, now_s)
+            # Without a limit of compute nobody owes any.
+            account.debt += change if self._limits.compute_per_s else 0.0
+            for recent in (account, self.accounts.everybody):
+                _refresh(recent, now_s)
+                recent.total += spent.total
+                recent.deep += spent.deep
+            self._forget(account, now_s)
 
-    def _account(self, client: str, now_s: float) -> _Client:
-        account = self._clients.get(client)
-        if account is None:
-            if len(self._clients) >= REMEMBERED:
-                # Whoever has asked nothing for long has paid by now.
-                for other in list(self._clients):
-                    self._forget(other, now_s)
-            account = self._clients[client] = _Client(self._burst, now_s)
-        self._refill(account, now_s)
-        return account
-
-    def _refill(self, account: _Client, now_s: float) -> None:
+    def _refill(self, account: Account, now_s: float) -> None:
         earned = max(0.0, now_s - account.refilled_s) * self._limits.compute_per_s
         account.refilled_s = max(account.refilled_s, now_s)
-        # Without a limit of compute nobody owes any.
-        account.compute = min(self._burst, account.compute + earned) if self._limits.compute_per_s else 0.0
+        account.debt = max(0.0, account.debt - earned)
 
-    def _takes_too_much(self, account: _Client, now_s: float) -> bool:
+    def _takes_too_much(self, account: Account, now_s: float) -> bool:
         """Of all that was done lately, while others have anything done at all."""
-        account.lately.refresh(now_s)
-        self._all.refresh(now_s)
-        others = self._all.total - account.lately.total
-        return others > ALONE * self._all.total and account.lately.deep > self._limits.deep_share * self._all.total
+        everybody = self.accounts.everybody
+        _refresh(account, now_s)
+        _refresh(everybody, now_s)
+        others = everybody.total - account.total
+        return others > ALONE * everybody.total and account.deep > self._limits.deep_share * everybody.total
 
-    def _forget(self, client: str, now_s: float) -> None:
-        """Where its account is as a new one's would be."""
-        account = self._clients.get(client)
-        if account is None or account.inflight or account.held:
+    def _forget(self, account: Account, now_s: float) -> None:
+        """Where it is as a new one would be."""
+        if not account.idle:
             return
         self._refill(account, now_s)
-        account.lately.refresh(now_s)
-        remembered = self._limits.deep_share < 1.0 and account.lately.deep > FORGOTTEN * self._all.total
-        if account.compute >= self._burst and not remembered:
-            del self._clients[client]
+        _refresh(account, now_s)
+        remembered = self._limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.everybody.total
+        if not account.debt and not remembered:
+            account.clear()
+
+
+def _refresh(account: Account, now_s: float) -> None:
+    """Halve the sums of recent work every HALF_LIFE_S."""
+    left = 0.5 ** (max(0.0, now_s - account.seen_s) / HALF_LIFE_S)
+    account.total, account.deep, account.seen_s = account.total * left, account.deep * left, max(account.seen_s, now_s)

@@ -16,6 +16,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import Response
 from starlette.types import Receive
 
+from server.accounts import Accounts
 from server.answers import prediction_response
 from server.bodies import FORM, JSON, Submission, parse_body, parse_query, read_body, refuse_without_pictures
 from server.decoding import Decoder
@@ -48,13 +49,20 @@ MOST_KNOWN_TERMS = 256
 class Predictor:
     """Answers prediction requests for all served models."""
 
-    def __init__(self, registry: Registry, settings: Settings, metrics: Metrics, decoder: Decoder) -> None:
+    def __init__(
+        self,
+        registry: Registry,
+        settings: Settings,
+        metrics: Metrics,
+        decoder: Decoder,
+        accounts: Accounts | None = None,
+    ) -> None:
         self._registry = registry
         self._settings = settings
         self._metrics = metrics
         self._decoder = decoder
         self._uploads = UploadBudget(settings.max_uploads_bytes)
-        self._ledger = ClientLedger(settings.client_limits)
+        self._ledger = ClientLedger(settings.client_limits, accounts)
         self._defaults = Defaults(settings.deadline_ms, settings.brownout_to)
         self._known_terms = lru_cache(MOST_KNOWN_TERMS)(self._work_out)
 

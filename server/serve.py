@@ -26,6 +26,7 @@ from server.tcp import limit_unsent
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+    from server.accounts import Accounts
     from server.http_config import HttpConfig
     from server.registry import Registry
 
@@ -177,7 +178,7 @@ def url(listener: socket.socket) -> str:
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
-def http_config(app: FastAPI, settings: Settings) -> HttpConfig:
+def http_config(app: FastAPI, settings: Settings, accounts: Accounts | None = None) -> HttpConfig:
     """How uvicorn runs the application."""
     from server.connections import Connections
     from server.http_config import HttpConfig
@@ -185,7 +186,7 @@ def http_config(app: FastAPI, settings: Settings) -> HttpConfig:
 
     return HttpConfig(
         app,
-        Connections(settings.http_limits, TrustedProxies(settings.trusted_proxies)),
+        Connections(settings.http_limits, TrustedProxies(settings.trusted_proxies), accounts),
         app.state.gate,
         loop="uvloop",
         ws="none",

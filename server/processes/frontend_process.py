@@ -16,6 +16,7 @@ import torch
 from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, Bundle
 from models.device import choose_device
+from server.accounts import Accounts
 from server.app import create_app
 from server.decoding import MOST_THREADS
 from server.engine.admission import Admission
@@ -147,14 +148,15 @@ def run_frontend(assignment: Assignment) -> int:
     try:
         metrics = Metrics(shared=assignment.folder)
         registry, link = load_remote(settings, metrics, assignment)
-        app = create_app(registry, replace(settings, decode_threads=decode_threads), metrics)
+        accounts = Accounts(assignment.accounts, settings.frontends, assignment.number)
+        app = create_app(registry, replace(settings, decode_threads=decode_threads), metrics, accounts)
     except ValueError as error:
         lifeline.failed(str(error))
         return 1
     listener = socket.socket(fileno=assignment.listener)
     shares = OpenConnections(assignment.shares, settings.frontends, assignment.number)
     server = FrontendServer(
-        http_config(app, settings),
+        http_config(app, settings, accounts),
         registry,
         settings.drain_delay_s,
         assignment.address,

@@ -30,7 +30,8 @@ class Assignment:
     folder: of this server's run; the counters of all processes lie there, and the engine's socket.
     lifeline, listener: file descriptors: the socket to the supervisor, and the listening socket: HTTP's for a
     frontend, the engine's own for the engine. segments: memory for pictures, by the number of the frontend. shares:
-    memory in which the frontends tell each other how many connections they have.
+    memory in which the frontends tell each other how many connections they have. accounts: memory of the clients'
+    accounts, which the frontends share.
     """
 
     settings: Settings
@@ -42,6 +43,7 @@ class Assignment:
     listener: int
     segments: tuple[int, ...]
     shares: int
+    accounts: int
 
     @property
     def engine_address(self) -> str:

@@ -138,6 +138,7 @@ class Supervisor:
         self._engine_listener.listen()
         self._segments = tuple(os.memfd_create(f"offramp-frontend-{n}") for n in range(settings.frontends))
         self._shares = os.memfd_create("offramp-connections")
+        self._accounts = os.memfd_create("offramp-accounts")
         self._children: dict[str, Child] = {}
         self._announced = False
         self._ending = asyncio.Event()
@@ -167,7 +168,7 @@ class Supervisor:
         await self._end(keepers.values(), [role.name for role in frontends], self._end_signal, drain_s + END_S)
         await self._end([engine_keeper], [ENGINE], signal.SIGTERM, END_S)
         self._engine_listener.close()
-        for memory in (*self._segments, self._shares):
+        for memory in (*self._segments, self._shares, self._accounts):
             os.close(memory)
         return self._failure
 
@@ -209,12 +210,16 @@ class Supervisor:
             listener=role.listener.fileno(),
             segments=self._segments,
             shares=self._shares,
+            accounts=self._accounts,
         )
         process = subprocess.Popen(
             # Not the folder that the server was started in: what lies there is not ours.
             [sys.executable, "-P", "-m", role.module],
             stdin=subprocess.PIPE,
-            pass_fds=(assignment.lifeline, assignment.listener, assignment.shares, *assignment.segments),
+            pass_fds=(
+                *(assignment.lifeline, assignment.listener, assignment.shares, assignment.accounts),
+                *assignment.segments,
+            ),
             env=_environment(),
             # A Ctrl-C is for the supervisor alone: it tells the others when to end.
             process_group=0,

@@ -145,7 +145,7 @@ class Site:
     ) -> None:
         self.clock = Clock()
         self.echo = Echo()
-        self.connections = Connections(limits, TrustedProxies(proxies), self.clock)
+        self.connections = Connections(limits, TrustedProxies(proxies), clock=self.clock)
         self.config = HttpConfig(app or self.echo, self.connections, refuse, lifespan="off", log_config=None)
         self.state = ServerState()
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import os
 from functools import partial
 
 import pytest
 
+from server.accounts import Accounts
 from server.connections import Connections, Turns
 from server.http_limits import HttpLimits, connections_of_one_process
 from server.proxies import TrustedProxies
@@ -33,7 +35,7 @@ class Client:
 
 def of(limit: int, of_one: int = 0, proxies: str = "") -> Connections:
     limits = HttpLimits(connections=limit, client_connections=of_one)
-    return Connections(limits, TrustedProxies(proxies), Clock())
+    return Connections(limits, TrustedProxies(proxies), clock=Clock())
 
 
 def enter(everyone: Connections, *clients: tuple[str, float | None]) -> list[Client]:
@@ -167,3 +169,18 @@ def test_all_are_looked_at_once_a_sweep():
 )
 def test_connections_leave_descriptors_for_everything_else(wanted, processes, descriptors, each):
     assert connections_of_one_process(wanted, processes, descriptors) == each
+
+
+def test_the_limit_of_an_address_holds_over_all_processes():
+    fd = os.memfd_create("test")
+    limits = HttpLimits(client_connections=2)
+    processes = [Connections(limits, accounts=Accounts(fd, 2, number)) for number in range(2)]
+    first, second = (Client(everyone, "a", None) for everyone in processes)
+    assert [everyone.enter(client) for everyone, client in zip(processes, (first, second), strict=True)] == [None, None]
+    refused = Client(processes[0], "a", None)
+    assert processes[0].enter(refused) is not None
+    assert processes[0].enter(Client(processes[0], "b", None)) is None
+    processes[0].leave(refused)
+    processes[1].leave(second)
+    assert processes[0].enter(Client(processes[0], "a", None)) is None
+    os.close(fd)

@@ -2,7 +2,14 @@
 
 from __future__ import annotations
 
-from server.limits import HALF_LIFE_S, REMEMBERED, ClientLedger, ClientLimits, Cost
+import os
+from collections.abc import Iterator
+from contextlib import ExitStack
+
+import pytest
+
+from server.accounts import GROUP, Accounts
+from server.limits import HALF_LIFE_S, ClientLedger, ClientLimits, Cost, Refusal
 
 
 def spend(ledger: ClientLedger, client: str, worst: float, spent: float, now_s: float, deep: float = 0.0) -> None:
@@ -97,24 +104,76 @@ def test_nobody_is_locked_out_for_what_was_long_ago() -> None:
     assert ledger.too_much("early", Cost(100.0, 70.0), later_s, contended=True) is None
 
 
-def test_whoever_owes_nothing_is_forgotten_at_once_and_others_once_they_have_paid() -> None:
+def test_a_client_that_owes_nothing_is_forgotten_at_once() -> None:
     ledger = ClientLedger(ClientLimits(compute_per_s=1.0, burst_s=100.0))
     spend(ledger, "even", 100.0, 0.0, 0.0)
-    assert len(ledger) == 0
-    for number in range(REMEMBERED):
-        spend(ledger, str(number), 10.0, 10.0, 0.0)
-    assert len(ledger) == REMEMBERED
-    spend(ledger, "one more", 10.0, 10.0, 5.0)
-    assert len(ledger) == REMEMBERED + 1
-    spend(ledger, "later", 10.0, 10.0, 11.0)
-    assert len(ledger) == 2
+    assert ledger.accounts.count == 0
+    spend(ledger, "in debt", 10.0, 10.0, 0.0)
+    assert ledger.accounts.count == 1
+    spend(ledger, "in debt", 10.0, 0.0, 10.0)
+    assert ledger.accounts.count == 0
+
+
+def test_where_there_is_no_room_the_client_that_owes_least_is_forgotten_and_none_that_waits_for_an_answer() -> None:
+    ledger = ClientLedger(ClientLimits(compute_per_s=1.0, burst_s=100.0), Accounts(num_groups=1))
+    with ledger.place("waits", 0.0):
+        for number in range(1, GROUP):
+            spend(ledger, str(number), 10.0 * number, 10.0 * number, 0.0)
+        spend(ledger, "one more", 50.0, 50.0, 0.0)
+        remembered = [name for name in (*map(str, range(1, GROUP)), "one more", "waits") if ledger.accounts.find(name)]
+    assert remembered == ["2", "3", "4", "5", "6", "7", "one more", "waits"]
+
+
+def test_a_client_beyond_the_room_is_served_without_limits() -> None:
+    ledger = ClientLedger(ClientLimits(max_inflight=1), Accounts(num_groups=1))
+    with ExitStack() as stack:
+        for number in range(GROUP):
+            stack.enter_context(ledger.place(str(number), 0.0))
+        with ledger.place("one more", 0.0):
+            assert ledger.too_many("one more") is None
+        assert ledger.too_many("0") is not None
+
+
+@pytest.fixture
+def frontends() -> Iterator[tuple[ClientLedger, ClientLedger]]:
+    """The ledgers of two processes of one server."""
+    fd = os.memfd_create("test")
+    limits = ClientLimits(max_inflight=2, compute_per_s=100.0, burst_s=2.0, deep_share=0.5)
+    yield ClientLedger(limits, Accounts(fd, 2, 0)), ClientLedger(limits, Accounts(fd, 2, 1))
+    os.close(fd)
+
+
+def test_limits_hold_over_all_processes(frontends) -> None:
+    one, other = frontends
+    with one.place("a", 0.0), other.place("a", 0.0):
+        assert [ledger.too_many("a") is None for ledger in frontends] == [False, False]
+    assert other.too_many("a") is None
+    spend(one, "a", 150.0, 150.0, 0.0, deep=100.0)
+    for ledger in frontends:
+        refusal = ledger.too_much("a", Cost(100.0), 0.0, contended=False)
+        assert refusal == Refusal("compute_per_s", 0.5)
+    spend(other, "b", 20.0, 20.0, 0.0)
+    assert other.too_much("a", Cost(10.0, 5.0), 0.0, contended=True) == Refusal("deep_share", 1.0)
+    assert one.too_much("b", Cost(10.0, 5.0), 0.0, contended=True) is None
+
+
+def test_what_a_dead_process_left_unanswered_is_cleared_by_its_successor() -> None:
+    fd = os.memfd_create("test")
+    limits = ClientLimits(max_inflight=2)
+    alive = ClientLedger(limits, Accounts(fd, 2, 1))
+    dead = ClientLedger(limits, Accounts(fd, 2, 0)).place("a", 0.0)
+    with dead, alive.place("a", 0.0):
+        assert alive.too_many("a") is not None
+        Accounts(fd, 2, 0)
+        assert alive.too_many("a") is None
+    os.close(fd)
 
 
 def test_without_limits_nobody_is_remembered() -> None:
     ledger = ClientLedger(ClientLimits())
     for number in range(100):
         spend(ledger, str(number), 100.0, 100.0, 0.0, deep=70.0)
-    assert len(ledger) == 0
+    assert ledger.accounts.count == 0
 
 
 def test_time_that_seems_to_go_back_is_not_earned_twice() -> None:

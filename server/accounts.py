@@ -1,0 +1,163 @@
+"""Numbers of each client, in memory that all processes of a server share: a limit of a client holds over all of them.
+
+A client has a row, found by a digest of its name. Rows of zeros are free, and are what a new client starts with.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import hashlib
+import mmap
+import os
+from array import array
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, nullcontext
+from functools import lru_cache
+from types import TracebackType
+
+# A client's row is in one group of rows, chosen by its digest.
+GROUPS, GROUP = 1024, 8
+
+
+class _Number:
+    """A number of an account, by its column."""
+
+    def __init__(self, column: int) -> None:
+        self._column = column
+
+    def __get__(self, account: Account, owner: type[Account]) -> float:
+        return account.row[self._column]
+
+    def __set__(self, account: Account, value: float) -> None:
+        account.row[self._column] = value
+
+
+class Account:
+    """One client's row.
+
+    name: its digest, 0 in a free row. debt: multiply-adds not yet paid off, as of `refilled_s`. total, deep: sums of
+    recent work, as of `seen_s`; see `server.limits`. Behind them each process has a count of requests and one of
+    connections, which no other process writes: those of a process that died are cleared by the next in its place.
+    """
+
+    COLUMNS = 6
+
+    name, debt, refilled_s, total, deep, seen_s = map(_Number, range(COLUMNS))
+
+    def __init__(self, row: memoryview[float] | array[float], num_processes: int, own: int) -> None:
+        self.row = row
+        self._requests = self.COLUMNS + own
+        self._connections = self._requests + num_processes
+        self._split = self.COLUMNS + num_processes
+
+    @property
+    def requests(self) -> int:
+        """Unanswered requests, in all processes."""
+        return int(sum(self.row[self.COLUMNS : self._split]))
+
+    @property
+    def connections(self) -> int:
+        """Open connections, in all processes."""
+        return int(sum(self.row[self._split :]))
+
+    def add_request(self, change: int) -> None:
+        """Count requests of this process."""
+        self.row[self._requests] += change
+
+    def add_connection(self, change: int) -> None:
+        """Count connections of this process."""
+        self.row[self._connections] += change
+
+    @property
+    def idle(self) -> bool:
+        """Whether the client has nothing open in any process."""
+        return not self.requests and not self.connections
+
+    def clear(self) -> None:
+        """Free the row."""
+        for column in range(len(self.row)):
+            self.row[column] = 0.0
+
+
+class Accounts:
+    """The rows of all clients. Use and change them inside `with accounts.lock`.
+
+    memory_fd: an anonymous file that the processes share. Default: memory of this process alone. own: this process's
+    number, below `num_processes`.
+    """
+
+    def __init__(
+        self, memory_fd: int | None = None, num_processes: int = 1, own: int = 0, num_groups: int = GROUPS
+    ) -> None:
+        self._num_processes, self._own, self._num_groups = num_processes, own, num_groups
+        self._width = Account.COLUMNS + 2 * num_processes
+        size_bytes = 8 * self._width * (num_groups * GROUP + 1)
+        self.lock: AbstractContextManager[object]
+        if memory_fd is None:
+            self.lock, memory = nullcontext(), mmap.mmap(-1, size_bytes)
+        else:
+            os.ftruncate(memory_fd, size_bytes)
+            self.lock, memory = _FileLock(memory_fd), mmap.mmap(memory_fd, size_bytes)
+        self._numbers = memoryview(memory).cast("d")
+        self.everybody = self._row(num_groups * GROUP)
+        with self.lock:
+            for number in range(num_groups * GROUP if memory_fd is not None else 0):
+                account = self._row(number)
+                for column in (account._requests, account._connections):
+                    account.row[column] = 0.0
+
+    @property
+    def count(self) -> int:
+        """Clients that are remembered."""
+        return sum(1 for number in range(self._num_groups * GROUP) if self._row(number).name)
+
+    def find(self, client: str) -> Account | None:
+        """The client's account; None where it has none."""
+        digest = _digest(client)
+        return next((account for account in self._group(digest) if account.name == digest), None)
+
+    def open(self, client: str) -> Account:
+        """The client's account, a new one where it has none.
+
+        In a full group the idle client with the smallest debt is forgotten for it. Where none is idle, the new account
+        is not kept.
+        """
+        if (account := self.find(client)) is not None:
+            return account
+        digest = _digest(client)
+        idle = [account for account in self._group(digest) if account.idle]
+        if not idle:
+            return Account(array("d", bytes(8 * self._width)), self._num_processes, self._own)
+        account = min(idle, key=lambda one: (bool(one.name), one.debt))
+        account.clear()
+        account.name = digest
+        return account
+
+    def _group(self, digest: float) -> Iterator[Account]:
+        first = int(digest) % self._num_groups * GROUP
+        return map(self._row, range(first, first + GROUP))
+
+    def _row(self, number: int) -> Account:
+        start = number * self._width
+        return Account(self._numbers[start : start + self._width], self._num_processes, self._own)
+
+
+class _FileLock:
+    """A lock between processes, which the system releases where its holder dies."""
+
+    def __init__(self, fd: int) -> None:
+        self._fd = fd
+
+    def __enter__(self) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_EX)
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        fcntl.lockf(self._fd, fcntl.LOCK_UN)
+
+
+@lru_cache(maxsize=4096)
+def _digest(client: str) -> float:
+    # 48 bits are exact in a double, and 1 more is never 0.
+    return float(1 + int.from_bytes(hashlib.blake2b(client.encode(), digest_size=6).digest()))
