@@ -70,7 +70,8 @@ class Connections:
 
     accounts: connections of each address in all processes of the server. Default: there is this process alone.
     turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
-    serving, as of the last sweep. closed: whether the server ends.
+    serving, as of the last sweep. draining: whether each connection ends with its next answer. closed: whether the
+    server accepts no more.
     """
 
     def __init__(
@@ -84,7 +85,7 @@ class Connections:
         self.proxies = proxies or TrustedProxies()
         self.turns = Turns()
         self.now_s = 0.0
-        self.closed = False
+        self.draining = self.closed = False
         self._accounts = accounts if self.limits.client_connections else None
         self._clock = clock
         self._seen_s = clock()

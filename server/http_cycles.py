@@ -121,7 +121,7 @@ class Cycles:
             default_headers=self._state.default_headers,
             message_event=asyncio.Event(),
             expect_100_continue=head.fields.get(b"expect", b"").lower() == b"100-continue",
-            keep_alive=head.keep_alive,
+            keep_alive=head.keep_alive and not self._config.connections.draining,
             on_response=self._on_response,
         )
 

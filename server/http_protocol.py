@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 # closed, the kernel sends a reset, which can destroy the answer.
 LINGER_S = 2.0
 
+# While the server ends: how long a new connection waits for its first request.
+FIRST_REQUEST_S = 0.2
+
 # After a client has ended its side: when to look whether it has gone altogether, before the sweep does.
 LOOKS_S = (0.01, 0.1, 0.4)
 
@@ -80,7 +83,7 @@ class HttpProtocol(asyncio.Protocol):
         if problem is not None:
             self._reject(problem)
         elif self._all.closed:
-            transport.close()
+            self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
         """Tell every application that still works for this client."""
@@ -124,11 +127,17 @@ class HttpProtocol(asyncio.Protocol):
     # Called by the server and by Connections
 
     def shutdown(self) -> None:
-        """Take nothing more: end with the answer in progress."""
+        """End with the answer in progress. On a new connection the first request may be on its way: wait a moment."""
+        if self._pipeline.running is not None:
+            self._pipeline.running.keep_alive = False
+        elif self._pipeline.newest is None and not self._deaf:
+            self._loop.call_later(FIRST_REQUEST_S, self._close_unless_answering)
+        else:
+            self._transport.close()
+
+    def _close_unless_answering(self) -> None:
         if self._pipeline.running is None:
             self._transport.close()
-        else:
-            self._pipeline.running.keep_alive = False
 
     @property
     def idle_since_s(self) -> float | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import logging.config
 import os
@@ -20,7 +21,7 @@ import uvicorn
 from server.engine.step_watch import ENGINE_THREAD
 from server.memory import freeze_heap
 from server.settings import Settings
-from server.tcp import limit_unsent
+from server.tcp import accept_waiting, limit_unsent
 
 # Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
 if TYPE_CHECKING:
@@ -68,7 +69,7 @@ class Server(uvicorn.Server):
         if self._registry.draining:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
-        self._registry.draining = True
+        self._registry.draining = self._connections.draining = True
         self._close_at_s = time.monotonic() + (self._drain_delay_s if sig == signal.SIGTERM else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
@@ -85,9 +86,17 @@ class Server(uvicorn.Server):
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; a connection that is just being accepted is closed too."""
-        self._connections.closed = True
+        """As uvicorn's; a connection that waits to be accepted gets the answer to its first request."""
+        self._connections.closed = self._connections.draining = True
+        for listener in sockets or []:
+            await accept_waiting(listener, self._protocol)
         await super().shutdown(sockets)
+
+    def _protocol(self) -> asyncio.Protocol:
+        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
+            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
+        )
+        return protocol
 
     def on_ready(self) -> None:
         """Called once, when the server can answer."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import socket
 import struct
+from collections.abc import Callable
 
 # Of struct tcp_info in linux/tcp.h: the state is the first byte, tcpi_bytes_acked a 64-bit number at byte 120.
 CLOSED_STATE = 7
@@ -72,3 +73,16 @@ class Unread:
         if not self._goal_bytes or read_bytes >= self._goal_bytes:
             self._goal_bytes, self._since_s = read_bytes + waiting_bytes, now_s
         return now_s - self._since_s > self._limit_s
+
+
+async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    """Accept the connections that wait in a listening socket: the end of the socket would reset them."""
+    loop = asyncio.get_running_loop()
+    listener.setblocking(False)
+    while True:
+        try:
+            connection, _ = listener.accept()
+            connection.setblocking(False)
+            await loop.connect_accepted_socket(make_protocol, connection)
+        except OSError:
+            return

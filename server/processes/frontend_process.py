@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import os
 import signal
@@ -68,12 +67,6 @@ class FrontendServer(Server):
         for acceptor in self._acceptors:
             acceptor.close()
         await super().shutdown(sockets)
-
-    def _protocol(self) -> asyncio.Protocol:
-        protocol: asyncio.Protocol = self.config.http_protocol_class(  # type: ignore[call-arg]
-            config=self.config, server_state=self.server_state, app_state=self.lifespan.state
-        )
-        return protocol
 
     def on_ready(self) -> None:
         """The supervisor announces the server, once for all its processes."""

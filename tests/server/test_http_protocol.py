@@ -414,27 +414,60 @@ async def test_http_1_0_knows_no_answer_before_the_answer():
     assert wire.answers == [b"200 /a"]
 
 
-@pytest.mark.parametrize(("working", "closed"), [(False, True), (True, False)])
-async def test_a_server_that_ends_closes_what_is_idle_and_finishes_what_is_not(working, closed):
+async def test_a_server_that_ends_closes_idle_connections_and_finishes_the_answer_in_progress():
     site = Site()
+    idle, idle_wire = site.connect()
+    idle.data_received(GET % b"a")
+    await site.until(lambda: bool(idle_wire.answers))
+    idle.shutdown()
+    assert idle_wire.closed
     site.echo.open.clear()
-    protocol, wire = site.connect()
-    if working:
-        protocol.data_received(GET % b"a" + GET % b"b")
-        await site.settle()
-    protocol.shutdown()
-    assert wire.closed is closed
+    busy, busy_wire = site.connect()
+    busy.data_received(GET % b"a" + GET % b"b")
+    await site.settle()
+    busy.shutdown()
+    assert not busy_wire.closed
     site.echo.open.set()
     await site.settle()
-    assert wire.closed
-    assert wire.answers == [b"200 /a"] * working
-    assert b"connection: close" in wire.written or not working
+    assert busy_wire.closed
+    assert busy_wire.answers == [b"200 /a"]
+    assert b"connection: close" in busy_wire.written
 
 
-async def test_a_connection_that_is_accepted_while_the_server_ends_is_closed():
+@pytest.mark.parametrize("accepted_late", [False, True])
+async def test_a_new_connection_still_gets_the_answer_to_its_first_request_while_the_server_ends(accepted_late):
     site = Site()
-    site.connections.closed = True
-    _, wire = site.connect()
+    site.connections.draining = True
+    site.connections.closed = accepted_late
+    protocol, wire = site.connect()
+    if not accepted_late:
+        protocol.shutdown()
+    assert not wire.closed
+    protocol.data_received(GET % b"a")
+    await site.settle()
+    assert wire.answers == [b"200 /a"]
+    assert b"connection: close" in wire.written
+    assert wire.closed
+
+
+async def test_a_new_connection_without_a_request_is_closed_soon_while_the_server_ends():
+    site = Site()
+    protocol, wire = site.connect()
+    protocol.shutdown()
+    assert not wire.closed
+    await site.until(lambda: wire.closed)
+
+
+async def test_while_the_server_drains_each_answer_ends_its_connection():
+    site = Site()
+    protocol, wire = site.connect()
+    protocol.data_received(GET % b"a")
+    await site.settle()
+    assert not wire.closed
+    site.connections.draining = True
+    protocol.data_received(GET % b"b")
+    await site.settle()
+    assert wire.answers == [b"200 /a", b"200 /b"]
     assert wire.closed
 
 

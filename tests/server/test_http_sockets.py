@@ -16,6 +16,7 @@ import uvloop
 from server.http_limits import HttpLimits
 from server.http_protocol import HttpProtocol
 from server.serve import listen
+from server.tcp import accept_waiting
 from tests.server.http_wire import Site, answer
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -119,6 +120,22 @@ def test_a_client_that_goes_after_half_closing_is_noticed(run):
                 return connection not in site.state.connections
 
             await site.until(sweep)
+
+    run(check())
+
+
+def test_connections_that_wait_when_the_server_ends_are_answered(run):
+    async def check() -> None:
+        site = Site()
+        site.connections.closed = site.connections.draining = True
+        listener = listen("127.0.0.1", 0)
+        streams = [await asyncio.open_connection(*listener.getsockname()) for _ in range(3)]
+        await accept_waiting(listener, partial(HttpProtocol, site.config, site.state, {}))
+        listener.close()
+        for reader, writer in streams:
+            writer.write(GET % b"a")
+            assert b"/a" in await read_all(reader)
+            writer.close()
 
     run(check())
 
