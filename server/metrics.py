@@ -36,7 +36,7 @@ from server.engine.audit import OF_THRESHOLDS
 from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
-from server.problems import CLIENT_GONE_STATUS, KINDS, REJECTIONS
+from server.problems import CLIENT_GONE_STATUS, KINDS, NO_REQUEST, REJECTIONS
 from server.processes.family import FamilyCollector
 from server.registry import EngineClient
 
@@ -132,6 +132,9 @@ class Metrics:
             "model",
         )
         self.rejections = counter("rejections_total", "Requests refused at once.", "reason")
+        self.http_rejections = counter(
+            "http_rejections_total", "Answers to what is no request, or none that is whole.", "code"
+        )
         self.cancelled = counter(
             "cancelled_total",
             "Uploads cut off (upload), and pictures given up because nobody waited any more (queued, running).",
@@ -190,6 +193,10 @@ class Metrics:
         if exchange.rejection is not None:
             self.rejections.labels(exchange.rejection).inc()
 
+    def record_no_request(self, status: int) -> None:
+        """A client was answered that has sent no request, or none that is whole."""
+        self.http_rejections.labels(str(status)).inc()
+
     def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(model, str(status)), self.request_duration.labels(model)
 
@@ -201,6 +208,8 @@ class Metrics:
         self.build_info.labels(version("offramp"), platform.python_version(), version("torch")).set(1)
         for reason in REJECTIONS:
             self.rejections.labels(reason)
+        for kind in NO_REQUEST:
+            self.http_rejections.labels(str(kind.status))
         for phase in PHASES:
             self.cancelled.labels(phase)
         self._start_requests(NO_MODEL)
