@@ -22,7 +22,6 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
     values,
 )
 from prometheus_client.core import GaugeMetricFamily
@@ -36,6 +35,7 @@ from server.engine.audit import OF_THRESHOLDS
 from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
+from server.exposition import Exposition
 from server.problems import CLIENT_GONE_STATUS, KINDS, NO_REQUEST, REJECTIONS
 from server.processes.family import FamilyCollector
 from server.registry import EngineClient
@@ -167,6 +167,7 @@ class Metrics:
         self.decode_duration_of = cache(self.decode_duration.labels)
         self._engines = EngineGauges()
         self._collectors.register(self._engines)
+        self._exposition = Exposition(self._collectors)
         self._start_at_zero()
 
     def add_model(self, bundle: Bundle, cost: NetworkCost, device: str) -> ModelObserver:
@@ -200,9 +201,9 @@ class Metrics:
     def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(model, str(status)), self.request_duration.labels(model)
 
-    def expose(self) -> bytes:
+    async def expose(self) -> bytes:
         """The text format."""
-        return generate_latest(self._collectors)
+        return await self._exposition.text()
 
     def _start_at_zero(self) -> None:
         self.build_info.labels(version("offramp"), platform.python_version(), version("torch")).set(1)
