@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from typing import cast
 
+from starlette.types import Scope
 from uvicorn._types import HTTPScope
 
 from server.exchange import ApiKeys, Exchange, Report, client_of, new_request_id, request_id_of
@@ -39,7 +41,7 @@ class Gate:
         client = client_of(fields, scope, self._keys)
         found = None if client is None else self._predictor.overload(model, client)
         if client is None or found is None:
-            scope[PASSED] = True
+            cast(Scope, scope)[PASSED] = True
             return None
         name, overload = found
         problem = from_engine(overload)
