@@ -131,7 +131,8 @@ class Predictor:
         name = model or self._registry.default_name
         if name not in self._registry or self._registry.why_not_ready() is not None:
             return None
-        pictures, overloads = 1 + self._decoder.pending, list[Overloaded]()
+        pictures = 1 + self._decoder.pending
+        overloads: list[Overloaded] = []
         for served in self._registry.versions(name).values():
             overload = served.engine.overload(pictures, client)
             if overload is None:
