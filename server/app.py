@@ -17,7 +17,7 @@ from server import openapi
 from server.accounts import Accounts
 from server.decoding import DecodeLimits, Decoder
 from server.docs_page import add_docs_page
-from server.exchange import ApiKeys, ExchangeMiddleware
+from server.exchange import ApiKeys, ExchangeMiddleware, Report
 from server.express import ExpressMiddleware
 from server.gate import Gate
 from server.hosts import HostMiddleware
@@ -65,13 +65,12 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics, account
     )
     predictor = Predictor(registry, settings, metrics, decoder, accounts)
     # For the HTTP server, which asks it before the application is called.
-    app.state.gate = Gate(predictor, keys, metrics.record)
+    report = Report(metrics.record, settings.access_log)
+    app.state.gate = Gate(predictor, keys, report, metrics.record_no_request)
     app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())
     if settings.allowed_hosts:
         app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)
-    app.add_middleware(
-        ExchangeMiddleware, keys=keys, refuse=_refuse, record=metrics.record, access_log=settings.access_log
-    )
+    app.add_middleware(ExchangeMiddleware, keys=keys, refuse=_refuse, report=report)
     app.include_router(prediction_routes(predictor))
     app.include_router(model_routes(registry))
     app.include_router(operator_routes(registry, metrics))

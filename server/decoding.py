@@ -76,6 +76,8 @@ class Decoder:
         self._slow = Lane(
             "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory
         )
+        # Apart from the slow lane, whose waits are predicted from how long its calls take.
+        self._memory = Lane("offramp-memory", 1, 0, NICENESS)
         Image.MAX_IMAGE_PIXELS = limits.max_pixels
         # It is refused, which the client hears and the log need not.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
@@ -93,10 +95,12 @@ class Decoder:
         request = _Request(client, preprocessing, asyncio.get_running_loop())
         self.pending += len(images)
         try:
-            results = await asyncio.gather(*(self._begin(request, data, at) for at, data in enumerate(images)))
+            results = await asyncio.gather(
+                *(self._begin(request, data, at) for at, data in enumerate(images)), return_exceptions=True
+            )
         finally:
             self.pending -= len(images)
-        error = next((result for result in results if isinstance(result, Exception)), None)
+        error = next((result for result in results if isinstance(result, BaseException)), None)
         if error is None:
             return cast(list[Picture], results)
         try:
@@ -108,29 +112,25 @@ class Decoder:
 
     async def run(self, client: str, function: Callable[..., Result], *arguments: Any) -> Result:
         """Run a short function in the quick lane; raises what it raises."""
-        loop = asyncio.get_running_loop()
-        future: asyncio.Future[Result] = loop.create_future()
-        self._quick.put(Work(client, partial(function, *arguments), future, loop))
-        return await future
+        # Awaited without a name: a frame that holds the future of an error that was raised here would be a cycle.
+        return await _put(self._quick, client, partial(function, *arguments))
 
-    def return_memory(self) -> None:
-        """Return the memory of large bodies that are gone to the system, on a thread."""
-        loop = asyncio.get_running_loop()
-        # The slow lane returns memory after whatever it does.
-        self._slow.put(Work("", lambda: None, loop.create_future(), loop))
+    def return_memory(self) -> asyncio.Future[None]:
+        """Return the memory of large bodies that are gone to the system, on a thread; done when it is returned."""
+        return _put(self._memory, "", return_free_memory)
 
     def close(self) -> None:
         """Give up what is not decoded yet, and wait for nothing."""
-        self._quick.close()
-        self._slow.close()
+        for lane in (self._quick, self._slow, self._memory):
+            lane.close()
 
-    def _begin(self, request: _Request, data: bytes, index: int) -> asyncio.Future[Picture | Problem]:
-        future: asyncio.Future[Picture | Problem] = request.loop.create_future()
+    def _begin(self, request: _Request, data: bytes, index: int) -> asyncio.Future[Picture]:
+        future: asyncio.Future[Picture] = request.loop.create_future()
         opening = partial(self._open, request, data, index, future)
-        self._quick.put(Work(request.client, _problems_returned(opening), future, request.loop, CHEAP_BYTES))
+        self._quick.put(Work(request.client, opening, future, request.loop, CHEAP_BYTES))
         return future
 
-    def _open(self, request: _Request, data: bytes, index: int, future: asyncio.Future[Picture | Problem]) -> Any:
+    def _open(self, request: _Request, data: bytes, index: int, future: asyncio.Future[Picture]) -> Any:
         """Decode a cheap picture, or pass a dear one on. On a thread of the quick lane."""
         as_file = partial(_Source, given_up=lambda: future.done() or self._quick.closed)
         image = open_picture(data, index, self._limits.max_pixels, as_file)
@@ -148,7 +148,7 @@ class Decoder:
             # Asked once a request: its own pictures before this one are no reason to refuse it.
             self._check_wait(self._slow, request.client)
             request.has_dear = True
-        self._slow.put(Work(request.client, _problems_returned(decoding), future, request.loop, memory_bytes))
+        self._slow.put(Work(request.client, decoding, future, request.loop, memory_bytes))
         return PASSED_ON
 
     def _check_wait(self, lane: Lane, client: str) -> None:
@@ -196,17 +196,8 @@ def _too_dear(image: Image.Image, index: int, max_pixels: int) -> Problem:
     return Problem(TOO_MANY_PIXELS, detail, image=index, limit_pixels=max_pixels)
 
 
-def _problems_returned(function: Callable[[], Any]) -> Callable[[], Any]:
-    """The function, but that it returns a Problem or Overloaded that it raised, without its frames.
-
-    The frames hold the picture's pixels, and an exception that waits in a future would keep them.
-    """
-
-    def run() -> Any:
-        try:
-            return function()
-        except (Problem, Overloaded) as problem:
-            problem.__cause__ = problem.__context__ = problem.__traceback__ = None
-            return problem
-
-    return run
+def _put(lane: Lane, client: str, run: Callable[[], Result]) -> asyncio.Future[Result]:
+    loop = asyncio.get_running_loop()
+    future: asyncio.Future[Result] = loop.create_future()
+    lane.put(Work(client, run, future, loop))
+    return future

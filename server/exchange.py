@@ -56,11 +56,26 @@ class ApiKeys:
         return sum(hmac.compare_digest(given, digest) for digest in self._digests) > 0
 
 
+class Report:
+    """Tells the counters of a finished exchange, and the access log where there is one.
+
+    record: called with the exchange and its duration in seconds.
+    """
+
+    def __init__(self, record: Callable[[Exchange, float], None], access_log: bool) -> None:
+        self._record = record
+        self._access_log = access_log
+
+    def __call__(self, scope: Mapping[str, Any], exchange: Exchange, duration_s: float) -> None:
+        self._record(exchange, duration_s)
+        if self._access_log:
+            _log(scope, exchange, duration_s)
+
+
 class ExchangeMiddleware:
     """Gives each request its Exchange and X-Request-Id, checks its key, and reports it when it is over.
 
     refuse: makes the answer to a protected path without (None) or with a wrong key (its bytes).
-    record: told of every finished exchange and of its duration in seconds.
     """
 
     def __init__(
@@ -68,14 +83,12 @@ class ExchangeMiddleware:
         app: ASGIApp,
         keys: ApiKeys,
         refuse: Callable[[Scope, bytes | None], ASGIApp],
-        record: Callable[[Exchange, float], None],
-        access_log: bool,
+        report: Report,
     ) -> None:
         self.app = app
         self._keys = keys
         self._refuse = refuse
-        self._record = record
-        self._access_log = access_log
+        self._report = report
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -101,10 +114,7 @@ class ExchangeMiddleware:
         finally:
             # An exception on its way out becomes a 500 in the layer around this one.
             exchange.status = exchange.status or 500
-            duration_s = time.monotonic() - exchange.started_s
-            self._record(exchange, duration_s)
-            if self._access_log:
-                _log(scope, exchange, duration_s)
+            self._report(scope, exchange, time.monotonic() - exchange.started_s)
 
 
 def new_request_id() -> str:
@@ -141,7 +151,7 @@ def _digest(key: bytes) -> bytes:
     return hashlib.sha256(key).digest()
 
 
-def _log(scope: Scope, exchange: Exchange, duration_s: float) -> None:
+def _log(scope: Mapping[str, Any], exchange: Exchange, duration_s: float) -> None:
     # Quoted again: a decoded path may hold line breaks, and a log line must stay one line.
     method, path = scope["method"], quote(scope["path"])
     status, request_id, client = exchange.status, exchange.request_id, _address(scope)

@@ -16,7 +16,7 @@ from uvicorn.server import ServerState
 
 from server.http_cycles import Cycles, Flow
 from server.pipeline import Pipeline
-from server.problems import REQUEST_TIMEOUT, Problem, raw_response
+from server.problems import REQUEST_TIMEOUT, Problem
 from server.request_parser import BODY, REQUEST, SLICE_BYTES, Expects, Head, RequestParser
 from server.tcp import Unread, is_reset, reset
 
@@ -56,7 +56,7 @@ class HttpProtocol(asyncio.Protocol):
             config.load()
         self.address = ""
         self._state = server_state
-        self._refuse = config.refuse
+        self._door = config.door
         self._loop = _loop or asyncio.get_running_loop()
         self._all = config.connections
         self._limits = config.connections.limits
@@ -217,8 +217,8 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See request_parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        if self._refuse is not None and self._pipeline.is_empty:
-            answer = self._refuse(scope)
+        if self._pipeline.is_empty:
+            answer = self._door.refuse(scope, self._state.default_headers)
             if answer is not None:
                 raise Refused(answer)
         self._pipeline.add(self._cycles.cycle(scope, head))
@@ -284,12 +284,12 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _reject(self, problem: Problem) -> None:
-        self._part(raw_response(problem, self._state.default_headers))
+        # A request that is cut off in the middle of its answer gets no other.
+        unanswered = self._pipeline.cut_off()
+        self._part(self._door.reject(problem, self.address, self._state.default_headers) if unanswered else b"")
 
     def _part(self, answer: bytes) -> None:
         """Read nothing more, and end the connection with this answer, after those that are due."""
-        if not self._pipeline.cut_off():
-            answer = b""
         self._deaf, self._kept = True, b""
         self._last_answer = answer
         if self._pipeline.is_empty:

@@ -6,6 +6,7 @@ import asyncio
 import os
 import threading
 import time
+import traceback
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -95,6 +96,7 @@ class Lane:
         while (work := self._next()) is not None:
             start_s = time.monotonic()
             result, error = _outcome(work)
+            _empty_frames(error)
             self._finish(work, time.monotonic() - start_s)
             if result is not PASSED_ON:
                 _hand_over(work, result, error)
@@ -135,6 +137,13 @@ def _outcome(work: Work) -> tuple[Any, BaseException | None]:
         return work.run(), None
     except Exception as error:  # noqa: BLE001 - whoever waits gets it, as from concurrent.futures
         return None, error
+
+
+def _empty_frames(error: BaseException | None) -> None:
+    """Clear the local variables behind an error: they hold pictures and bodies, and the future that will hold it."""
+    while error is not None:
+        traceback.clear_frames(error.__traceback__)
+        error = error.__cause__ or error.__context__
 
 
 def _hand_over(work: Work, result: Any, error: BaseException | None) -> None:

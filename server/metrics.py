@@ -22,7 +22,6 @@ from prometheus_client import (
     PlatformCollector,
     ProcessCollector,
     disable_created_metrics,
-    generate_latest,
     values,
 )
 from prometheus_client.core import GaugeMetricFamily
@@ -36,7 +35,8 @@ from server.engine.audit import OF_THRESHOLDS
 from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
-from server.problems import CLIENT_GONE_STATUS, KINDS, REJECTIONS
+from server.exposition import Exposition
+from server.problems import CLIENT_GONE_STATUS, KINDS, NO_REQUEST, REJECTIONS
 from server.processes.family import FamilyCollector
 from server.registry import EngineClient
 
@@ -132,6 +132,9 @@ class Metrics:
             "model",
         )
         self.rejections = counter("rejections_total", "Requests refused at once.", "reason")
+        self.http_rejections = counter(
+            "http_rejections_total", "Answers to what is no request, or none that is whole.", "code"
+        )
         self.cancelled = counter(
             "cancelled_total",
             "Uploads cut off (upload), and pictures given up because nobody waited any more (queued, running).",
@@ -164,6 +167,7 @@ class Metrics:
         self.decode_duration_of = cache(self.decode_duration.labels)
         self._engines = EngineGauges()
         self._collectors.register(self._engines)
+        self._exposition = Exposition(self._collectors)
         self._start_at_zero()
 
     def add_model(self, bundle: Bundle, cost: NetworkCost, device: str) -> ModelObserver:
@@ -190,17 +194,23 @@ class Metrics:
         if exchange.rejection is not None:
             self.rejections.labels(exchange.rejection).inc()
 
+    def record_no_request(self, status: int) -> None:
+        """A client was answered that has sent no request, or none that is whole."""
+        self.http_rejections.labels(str(status)).inc()
+
     def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(model, str(status)), self.request_duration.labels(model)
 
-    def expose(self) -> bytes:
+    async def expose(self) -> bytes:
         """The text format."""
-        return generate_latest(self._collectors)
+        return await self._exposition.text()
 
     def _start_at_zero(self) -> None:
         self.build_info.labels(version("offramp"), platform.python_version(), version("torch")).set(1)
         for reason in REJECTIONS:
             self.rejections.labels(reason)
+        for kind in NO_REQUEST:
+            self.http_rejections.labels(str(kind.status))
         for phase in PHASES:
             self.cancelled.labels(phase)
         self._start_requests(NO_MODEL)

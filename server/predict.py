@@ -42,6 +42,9 @@ LARGE_BODY_BYTES = 2**20
 # Whether the client hangs up is watched by a task of its own, which most answers come too early to be worth.
 UNWATCHED_S = 0.05
 
+# In the scope of a request that the gate has let pass.
+PASSED = "offramp.passed"
+
 # Sets of parameters whose terms are kept for the next who asks for the same.
 MOST_KNOWN_TERMS = 256
 
@@ -73,8 +76,9 @@ class Predictor:
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
         self._refuse_unless_ready()
-        if found_overload := self.overload(exchange.model, exchange.client):
-            raise found_overload[1]
+        # Not asked again where the gate has just asked, which passed the request with the same headers.
+        if PASSED not in request.scope and (refused := self.overload(exchange.model, exchange.client)):
+            raise refused[1]
         self._refuse_beyond(self._ledger.too_many(exchange.client))
         # Who cannot even pay for one picture at exit 1 need not upload it.
         least = found.spent(1)
@@ -107,7 +111,7 @@ class Predictor:
         busy = served.engine.inflight_samples > self._settings.max_batch_size
         self._refuse_beyond(self._ledger.too_much(exchange.client, most, time.monotonic(), contended=busy))
         deadline_s = None if terms.deadline_ms is None else exchange.started_s + terms.deadline_ms / 1000
-        contract = replace(terms.contract, deadline_s=deadline_s)
+        contract = terms.contract if deadline_s is None else replace(terms.contract, deadline_s=deadline_s)
         with self._ledger.charged(exchange.client, most, time.monotonic) as charge:
             async with while_connected(receive):
                 pictures, decode_s = await self._decode(images, served, exchange.client, deadline_s)
@@ -133,13 +137,15 @@ class Predictor:
         Asked before the upload, so that no client waits for its refusal; the body may yet name any version.
         """
         name = model or self._registry.default_name
-        if name not in self._registry.names or self._registry.why_not_ready() is not None:
+        if name not in self._registry or self._registry.why_not_ready() is not None:
             return None
-        engines = [served.engine for served in self._registry.versions(name).values()]
         pictures = 1 + self._decoder.pending
-        overloads = [overload for engine in engines if (overload := engine.overload(pictures, client))]
-        if len(overloads) < len(engines):
-            return None
+        overloads: list[Overloaded] = []
+        for served in self._registry.versions(name).values():
+            overload = served.engine.overload(pictures, client)
+            if overload is None:
+                return None
+            overloads.append(overload)
         return name, min(overloads, key=lambda overload: overload.retry_after_s)
 
     def _refuse_beyond(self, refusal: Refusal | None) -> None:

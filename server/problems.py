@@ -74,6 +74,18 @@ HTTP_VERSION = Kind("http-version", 505, "The HTTP version is not supported")
 # After these the client is better served by a new connection: perhaps by another replica.
 LAST_ON_THEIR_CONNECTION = (INTERNAL, DRAINING)
 
+# Those of the HTTP server's own answers, which need no request.
+NO_REQUEST = (
+    MALFORMED_REQUEST,
+    METHOD_NOT_ALLOWED,
+    REQUEST_TIMEOUT,
+    URL_TOO_LONG,
+    CLIENT_LIMIT,
+    HEADERS_TOO_LARGE,
+    OVERLOADED,
+    HTTP_VERSION,
+)
+
 KINDS: tuple[Kind, ...] = tuple(kind for kind in list(globals().values()) if isinstance(kind, Kind))
 REJECTIONS: tuple[str, ...] = tuple(kind.rejection for kind in KINDS if kind.rejection)
 

@@ -89,6 +89,7 @@ class ServedModel:
 class Registry:
     """Served models in the order given; the first is the default, and of a model the first version is.
 
+    served: every version of every model.
     Raises ValueError when there is none, or one name and version come twice.
     """
 
@@ -104,9 +105,13 @@ class Registry:
                     "leave one out, or give it another version"
                 )
             versions[one.bundle.version] = one
+        self.served = [one for versions in self._models.values() for one in versions.values()]
         self.draining = False
         self.failure: str | None = None
         self._warmed_up = False
+
+    def __contains__(self, name: str) -> bool:
+        return name in self._models
 
     @property
     def default_name(self) -> str:
@@ -117,11 +122,6 @@ class Registry:
     def names(self) -> tuple[str, ...]:
         """All models, the default first."""
         return tuple(self._models)
-
-    @property
-    def served(self) -> list[ServedModel]:
-        """Every version of every model."""
-        return [one for versions in self._models.values() for one in versions.values()]
 
     def versions(self, name: str) -> dict[str, ServedModel]:
         """All versions of a model, its default first. Raises UnknownModel."""
@@ -146,8 +146,10 @@ class Registry:
             return self.failure
         if not self._warmed_up:
             return "the models are warming up"
-        dead = next((one.bundle for one in self.served if not one.engine.alive), None)
-        return f"the engine of {dead.name} version {dead.version} is not running" if dead else None
+        for one in self.served:
+            if not one.engine.alive:
+                return f"the engine of {one.bundle.name} version {one.bundle.version} is not running"
+        return None
 
     async def start(self) -> None:
         """Warm up and start every engine; a failure is kept as the reason why the server is not ready."""

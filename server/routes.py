@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import gzip
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
 from prometheus_client import CONTENT_TYPE_LATEST
+from prometheus_client.exposition import gzip_accepted
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response
 
@@ -16,6 +18,9 @@ from server.predict import Predictor
 from server.problems import DRAINING, NOT_READY, Problem, retry_after
 from server.registry import Registry
 from server.schemas import ModelFacts, ModelList, PredictionAnswer, Status
+
+# The lowest makes the metrics ten times smaller, in a fifth of the time of the highest.
+GZIP_LEVEL = 1
 
 ModelName = Annotated[str, Path(description="Name of a served model.", examples=["cifar100-resnet18"])]
 Version = Annotated[str | None, Query(description="Version of the model. Default: the first served.")]
@@ -81,8 +86,11 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
 
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse, response_description="Prometheus's text format")
-    async def prometheus() -> Response:
+    async def prometheus(request: Request) -> Response:
         """Metrics for Prometheus; docs/metrics.md tells what each is for."""
-        return Response(metrics.expose(), media_type=CONTENT_TYPE_LATEST)
+        text, headers = await metrics.expose(), {"Vary": "Accept-Encoding"}
+        if gzip_accepted(request.headers.get("accept-encoding", "")):
+            text, headers["Content-Encoding"] = gzip.compress(text, GZIP_LEVEL), "gzip"
+        return Response(text, headers=headers, media_type=CONTENT_TYPE_LATEST)
 
     return router

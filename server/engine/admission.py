@@ -33,7 +33,8 @@ class Admission:
         """
         others = load.num_clients - bool(own)
         wait_s = load.pace_s * min(load.inflight, (own + 1) * (others + 1) - 1)
-        reserve = int(RESERVE * self.max_samples) if own > RESERVE * self.max_samples else 0
-        if load.inflight + num_pictures > self.max_samples - reserve or wait_s > self.max_wait_s:
+        reserve = int(RESERVE * self.max_samples)
+        room = self.max_samples - reserve if own > reserve else self.max_samples
+        if load.inflight + num_pictures > room or wait_s > self.max_wait_s:
             return Overloaded(retry_after_s=max(1.0, wait_s))
         return None

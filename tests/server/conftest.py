@@ -41,7 +41,7 @@ class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
     holds: keep every answer back. rung: that its answers claim. stopped: raised by submit. overloaded: told to whoever
-    asks for room. failures: by red value, what its future delivers.
+    asks for room, `asks` times so far. failures: by red value, what its future delivers.
     """
 
     observer: Observer
@@ -52,6 +52,7 @@ class BrightnessEngine:
     max_samples: int = 1024
     failures: dict[int, Exception] = field(default_factory=dict)
     alive: bool = False
+    asks: int = 0
     contracts: list[Contract] = field(default_factory=list)
     waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
     asked: dict[asyncio.Future[Answer], tuple[int, Contract]] = field(default_factory=dict)
@@ -75,6 +76,7 @@ class BrightnessEngine:
         return Load(len(self.waiting), 1, 0.001)
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
+        self.asks += 1
         full = len(self.waiting) + num_pictures > self.max_samples
         return self.overloaded or (Overloaded(1.0) if full else None)
 

@@ -10,7 +10,7 @@ from typing import Any
 from uvicorn.server import ServerState
 
 from server.connections import Connections
-from server.http_config import HttpConfig, Refuse
+from server.http_config import Doorkeeper, HttpConfig
 from server.http_limits import HttpLimits
 from server.http_protocol import HttpProtocol
 from server.proxies import TrustedProxies
@@ -141,12 +141,12 @@ class Site:
         app: Any = None,
         limits: HttpLimits | None = None,
         proxies: str = "",
-        refuse: Refuse | None = None,
+        door: Doorkeeper | None = None,
     ) -> None:
         self.clock = Clock()
         self.echo = Echo()
         self.connections = Connections(limits, TrustedProxies(proxies), clock=self.clock)
-        self.config = HttpConfig(app or self.echo, self.connections, refuse, lifespan="off", log_config=None)
+        self.config = HttpConfig(app or self.echo, self.connections, door, lifespan="off", log_config=None)
         self.state = ServerState()
 
     def connect(self, peer: str = "192.0.2.1") -> tuple[HttpProtocol, Wire]:

@@ -5,6 +5,8 @@ import gc
 import io
 import struct
 import threading
+import weakref
+from functools import partial
 
 import pytest
 from PIL import Image
@@ -13,7 +15,8 @@ from models.preprocess import Preprocessing
 from server import decoding
 from server.decoding import DecodeLimits, Decoder, decode_s
 from server.engine.errors import Overloaded
-from server.problems import Problem
+from server.lanes import Work
+from server.problems import MALFORMED_BODY, Problem
 
 PREPROCESSING = Preprocessing(32)
 LIMITS = DecodeLimits(threads=1, max_pixels=30_000_000)
@@ -146,6 +149,71 @@ async def test_a_refused_picture_leaves_no_pixels_behind(decoder):
         assert num_images() == before
     finally:
         gc.enable()
+
+
+@pytest.mark.parametrize("kind", [partial(Problem, MALFORMED_BODY), ValueError], ids=["problem", "bug"])
+async def test_an_error_of_what_was_run_leaves_nothing_behind(decoder, kind):
+    class Body:
+        pass
+
+    def refuse(body):
+        raise kind("no")
+
+    body = Body()
+    gone = weakref.ref(body)
+    gc.collect()
+    gc.disable()
+    try:
+        with pytest.raises((Problem, ValueError)):
+            await decoder.run("", refuse, body)
+        del body
+        # The thread lets go of the last call after it has handed over the result.
+        await decoder.run("", threading.get_ident)
+        assert gone() is None
+    finally:
+        gc.enable()
+
+
+class Exhausted(Preprocessing):
+    """Runs out of memory while it works on a picture."""
+
+    def apply(self, image):
+        raise MemoryError
+
+
+async def test_a_failure_leaves_no_pixels_behind(decoder):
+    gc.collect()
+    gc.disable()
+    try:
+        before = num_images()
+        for num_pictures in (1, 3):
+            with pytest.raises(MemoryError):
+                await decoder.decode([encoded((300, 300))] * num_pictures, Exhausted(32))
+        await decoder.run("", threading.get_ident)
+        assert num_images() == before
+    finally:
+        gc.enable()
+
+
+async def test_returning_memory_changes_no_predicted_wait(decoder):
+    await decoder.decode([blank(3000)], PREPROCESSING)
+    mean_s = decoder._slow._mean_s
+    await asyncio.gather(*(decoder.return_memory() for _ in range(3)))
+    assert decoder._slow._mean_s == mean_s > 0
+    ended, begun = threading.Event(), asyncio.Event()
+
+    def busy():
+        loop.call_soon_threadsafe(begun.set)
+        ended.wait()
+
+    loop = asyncio.get_running_loop()
+    decoder._slow.put(Work("other", busy, loop.create_future(), loop))
+    await begun.wait()
+    wait_s = decoder._slow.wait_s("one")
+    returned = [decoder.return_memory() for _ in range(3)]
+    assert decoder._slow.wait_s("one") == wait_s > 0
+    ended.set()
+    await asyncio.gather(*returned)
 
 
 def run_length_bmp(side: int) -> bytes:

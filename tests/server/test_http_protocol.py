@@ -8,6 +8,7 @@ import logging
 
 import pytest
 
+from server.http_config import OpenDoor
 from server.http_limits import HttpLimits
 from tests.server.http_wire import Site, answer
 
@@ -364,11 +365,12 @@ async def test_a_body_that_goes_on_too_long_after_its_answer_gets_no_second_one(
 async def test_a_request_can_be_refused_by_its_head_alone():
     asked = []
 
-    def refuse(scope):
-        asked.append((scope["method"], scope["path"], scope["client"]))
-        return b"HTTP/1.1 503 No\r\nConnection: close\r\n\r\n" if scope["path"] == "/no" else None
+    class Door(OpenDoor):
+        def refuse(self, scope, headers):
+            asked.append((scope["method"], scope["path"], scope["client"]))
+            return b"HTTP/1.1 503 No\r\nConnection: close\r\n\r\n" if scope["path"] == "/no" else None
 
-    site = Site(refuse=refuse)
+    site = Site(door=Door())
     protocol, wire = site.connect()
     protocol.data_received(GET % b"yes" + GET % b"behind")
     await site.settle()

@@ -23,8 +23,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(offramp_\w+)` \| (\w+) \| (.*?) \|", re.MULTILINE)
 
 
-def families(metrics: Metrics) -> dict:
-    return {family.name: family for family in text_string_to_metric_families(metrics.expose().decode())}
+async def families(metrics: Metrics) -> dict:
+    return {family.name: family for family in text_string_to_metric_families((await metrics.expose()).decode())}
 
 
 def documented() -> dict[str, tuple[str, frozenset[str]]]:
@@ -43,7 +43,7 @@ async def test_every_metric_is_documented_with_its_type_and_labels(site):
     # What steps cost is known only when an engine has measured it.
     site.metrics.step_cost.labels("tiny", "1", "1", "32").set(0.1)
     exposed = {}
-    for name, family in families(site.metrics).items():
+    for name, family in (await families(site.metrics)).items():
         if name.startswith("offramp_"):
             full_name = f"{name}_total" if family.type == "counter" else name
             assert family.samples, f"{full_name} has no series before the first request"
@@ -144,6 +144,13 @@ def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
 
     assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [6, 1, 0, 2]
     assert value("offramp_inflight_samples") == 9
+
+
+@pytest.mark.parametrize("accepted", ["gzip", "deflate, gzip;q=0.5", "identity"])
+async def test_the_exposition_is_compressed_for_who_accepts_it(site, accepted):
+    response = await site.client.get("/metrics", headers={"Accept-Encoding": accepted})
+    assert response.headers.get("Content-Encoding") == ("gzip" if "gzip" in accepted else None)
+    assert "offramp_build_info" in response.text
 
 
 async def test_queue_depths_are_the_engines_own_at_the_moment_of_asking(metrics):

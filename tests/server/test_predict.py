@@ -303,6 +303,13 @@ async def test_a_deadline_counts_from_its_own_request(site, encode):
     assert first < second
 
 
+async def test_requests_on_the_same_terms_share_a_contract(site, encode):
+    for _ in range(2):
+        await site.client.post("/v1/predict", content=encode())
+    first, second = site.engine.contracts
+    assert first is second
+
+
 async def test_of_values_in_json_that_are_equal_one_may_be_wrong(site, encode):
     image = base64.b64encode(encode()).decode()
     for value, status in ((1, 200), (True, 422), (1.0, 200)):

@@ -196,7 +196,12 @@ async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_s
         assert remote.inflight_samples == 2
         for connection in process.connections:
             connection._transport.resume_reading()
-        await until(lambda: remote.inflight_samples == 0)
+
+        def released() -> bool:
+            process.host.tell_states()
+            return remote.inflight_samples == 0
+
+        await until(released)
 
 
 async def test_an_engine_process_that_is_silent_takes_no_requests_until_it_is_heard_again(gated, until, server_log):
