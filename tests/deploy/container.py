@@ -1,4 +1,4 @@
-"""What the chart's Deployment starts, run as a container would be: its user, a read-only root, its volumes, process 1."""
+"""What the chart's Deployment starts, run as a container: its user, a read-only root, its volumes, process 1."""
 
 from __future__ import annotations
 
@@ -64,7 +64,7 @@ class Running:
         return self._log.read_text()
 
     def stop(self, grace_s: int, meanwhile: Callable[[], None]) -> int:
-        """As a kubelet ends it, once the preStop hook is over; the exit status. Raises TimeoutExpired after the grace."""
+        """As a kubelet ends it after the preStop hook; the exit status. Raises TimeoutExpired after the grace."""
         os.kill(self._pid, signal.SIGTERM)
         meanwhile()
         return self.process.wait(grace_s)
@@ -72,7 +72,7 @@ class Running:
 
 @contextmanager
 def started(bwrap: str, container: Container, volumes: Mapping[str, Path], log: Path) -> Iterator[Running]:
-    """Run it in namespaces of its own, without capabilities. volumes: folders by the names of the chart; `tmp` is empty."""
+    """Run it in namespaces of its own, without capabilities. volumes: folders by their names; `tmp` is empty."""
     told, tells = os.pipe()
     command = [bwrap, "--unshare-user", "--unshare-pid", "--unshare-ipc", "--cap-drop", "ALL", "--die-with-parent"]
     command += ["--as-pid-1", "--info-fd", str(tells), "--uid", str(container.user), "--gid", str(container.group)]
@@ -92,7 +92,9 @@ def started(bwrap: str, container: Container, volumes: Mapping[str, Path], log: 
     for name, value in env.items():
         command += ["--setenv", name, value]
     with log.open("w") as output, os.fdopen(told) as info:
-        process = subprocess.Popen([*command, *container.command], stdout=output, stderr=output, text=True, pass_fds=[tells])
+        process = subprocess.Popen(
+            [*command, *container.command], stdout=output, stderr=output, text=True, pass_fds=[tells]
+        )
         os.close(tells)
         with process:
             try:

@@ -1,4 +1,4 @@
-"""Schemas of the custom resources that the chart writes, cut down to the fields that a chart may set; others are refused.
+"""Schemas of the custom resources that the chart writes, cut down to what a chart may set; other fields are refused.
 
 Sources, under Apache-2.0:
 KEDA, config/crd/bases/keda.sh_scaledobjects.yaml, and https://keda.sh/docs/latest/scalers/prometheus for the metadata.
@@ -86,7 +86,13 @@ SERVICE_MONITOR = fields(
     endpoints=several(fields("port", port=TEXT, path=TEXT, scheme=TEXT, interval=DURATION, scrapeTimeout=DURATION)),
 )
 RULE = fields(
-    "expr alert", alert=TEXT, expr=TEXT, keep_firing_for=DURATION, labels=LABELS, annotations=LABELS, **{"for": DURATION}
+    "expr alert",
+    alert=TEXT,
+    expr=TEXT,
+    keep_firing_for=DURATION,
+    labels=LABELS,
+    annotations=LABELS,
+    **{"for": DURATION},
 )
 PROMETHEUS_RULE = fields("groups", groups=several(fields("name", name=TEXT, interval=DURATION, rules=several(RULE))))
 

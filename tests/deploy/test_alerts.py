@@ -1,4 +1,4 @@
-"""The alert rules and the queries of the chart: they parse, ring when they should, and ask for metrics that there are."""
+"""The alerts and queries of the chart: they parse, ring when they should, and ask for metrics that there are."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_every_alert_rings_when_it_should(promtool):
 
 
 def check_asked_for(queries: str) -> None:
-    """Every metric in them is exposed from the start, with a value for the labels that the chart does not add itself."""
+    """Every metric in them is exposed from the start, with the labels that a cluster does not add."""
     exposed = Metrics().expose().decode()
     asked = METRIC.findall(queries)
     assert asked
