@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import socket
 import stat
 import time
@@ -56,6 +57,12 @@ class Client:
             assert self._running.process.poll() is None, self._running.log
             time.sleep(0.05)
         assert self.http.get("/readyz").status_code == 200
+
+    def wait_until_closed(self) -> None:
+        """Nobody listens any more."""
+        with contextlib.suppress(ConnectionError):
+            while True:
+                socket.create_connection(("127.0.0.1", self._port)).close()
 
     def predict(self) -> httpx.Response:
         return self.http.post("/v1/predict", content=PICTURE, headers=self._headers)
@@ -117,6 +124,7 @@ def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bw
         answers: list[bytes] = []
 
         def after_the_signal() -> None:
+            client.wait_until_closed()
             answers.extend(finish(connection) for connection in begun)
 
         assert running.stop(container.grace_s, after_the_signal) == 0
