@@ -7,6 +7,8 @@ PORT = 8000
 # An extra package index for torch, for machines whose default index would bring CUDA along (or the wrong one):
 #   make serve TORCH_INDEX=https://download.pytorch.org/whl/cpu
 TORCH_INDEX ?=
+# Extras of pyproject.toml; dev,deploy has the checks of the Helm chart too.
+EXTRAS ?= dev
 IMAGE ?= offramp
 # The tool that builds the image: docker, podman or buildah.
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
@@ -23,14 +25,14 @@ INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
 help: ## Show this list
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
-venv: $(STAMP) ## Create the virtual environment with pinned versions (VENV, PYTHON, TORCH_INDEX)
+venv: $(STAMP) ## Create the virtual environment with pinned versions (VENV, PYTHON, TORCH_INDEX, EXTRAS)
 
 # torch goes first and by its pinned version alone: pip then takes a CPU build where the machine has one at hand,
 # and every later install finds the requirement met.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/pip check
 	@touch $@
 

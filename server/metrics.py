@@ -327,18 +327,22 @@ class EngineGauges(Collector):
         self._engines.setdefault(model, []).append(engine)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """In flight, and waiting for each stage."""
+        """In flight, waiting for each stage, and the wait that this means."""
         inflight = GaugeMetricFamily(
             "offramp_inflight_samples", "Pictures in the engine, not yet answered.", labels=("model",)
         )
         waiting = GaugeMetricFamily(
             "offramp_stage_queue_depth", "Pictures waiting for a stage.", labels=("model", "stage")
         )
+        wait = GaugeMetricFamily(
+            "offramp_predicted_wait_seconds", "What the pictures in flight still take.", labels=("model",)
+        )
         for model, engines in self._engines.items():
+            wait.add_metric((model,), sum(engine.load.wait_s for engine in engines))
             inflight.add_metric((model,), float(sum(engine.inflight_samples for engine in engines)))
             for stage, depth in enumerate(_waiting([engine.queue_depths for engine in engines]), start=1):
                 waiting.add_metric((model, str(stage)), float(depth))
-        return inflight, waiting
+        return inflight, waiting, wait
 
 
 def _waiting(depths: Sequence[tuple[int, ...]]) -> list[int]:

@@ -18,6 +18,11 @@ class Load:
     num_clients: int
     pace_s: float
 
+    @property
+    def wait_s(self) -> float:
+        """What all samples in flight still take, as a new one behind them would wait."""
+        return self.pace_s * self.inflight
+
 
 @dataclass(frozen=True, slots=True)
 class Admission:

@@ -14,6 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from models.cost import count_cost
 from models.exit_policy import ExitReason
+from server.engine.admission import Load
 from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.metrics import Metrics
@@ -132,6 +133,7 @@ class WaitingEngine:
     def __init__(self, *queue_depths: int) -> None:
         self.queue_depths = queue_depths
         self.inflight_samples = sum(queue_depths)
+        self.load = Load(self.inflight_samples, 1, 0.25)
 
 
 def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
@@ -144,6 +146,7 @@ def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
 
     assert [value("offramp_stage_queue_depth", stage=stage) for stage in "1234"] == [6, 1, 0, 2]
     assert value("offramp_inflight_samples") == 9
+    assert value("offramp_predicted_wait_seconds") == 9 * 0.25
 
 
 @pytest.mark.parametrize("accepted", ["gzip", "deflate, gzip;q=0.5", "identity"])

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Sequence
 
 import numpy as np
@@ -278,3 +280,14 @@ def test_more_samples_than_it_is_warm_for_are_refused(bundle):
     runner.warm_up(4)
     with pytest.raises(ValueError, match="5 samples are out of range: this runner is warm for 4"):
         runner.run(1, PICTURES[:5])
+
+
+def test_openvino_reports_to_nobody():
+    """Its telemetry is on by default, and needs a home directory to be switched off in."""
+    source = "from server.engine.runners.openvino_runner import ov; from openvino.tools.ovc import telemetry_utils; "
+    source += "print(telemetry_utils.tm.__name__)"
+    # Under CI it would be silent anyway.
+    environment = {name: value for name, value in os.environ.items() if name != "CI"}
+    command = [sys.executable, "-c", source]
+    said = subprocess.run(command, env=environment, capture_output=True, text=True, check=True).stdout
+    assert said == "openvino.tools.ovc.telemetry_stub\n"
