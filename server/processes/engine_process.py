@@ -190,12 +190,13 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
     patience_s: how long frontends that are still there may take to finish.
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
-    loop.add_signal_handler(signal.SIGTERM, stopping.set)
     server = await loop.create_unix_server(partial(FrontendConnection, host), sock=listener)
     states = asyncio.create_task(_keep_telling(host))
     await host.registry.start()
     if host.registry.failure is not None:
         return host.registry.failure
+    # Not before: a process that warms up has nothing to finish.
+    loop.add_signal_handler(signal.SIGTERM, stopping.set)
     lifeline.ready([])
     while not stopping.is_set():
         if (dead := host.registry.why_not_ready()) is not None:

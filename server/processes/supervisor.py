@@ -265,10 +265,13 @@ class Supervisor:
     async def _end(
         self, keepers: Iterable[asyncio.Task[None]], names: Iterable[str], sig: signal.Signals, within_s: float
     ) -> None:
-        """Ask processes to end, and see to it; who never became ready has nothing to finish."""
+        """Ask processes to end, and kill those that do not.
+
+        Those not known to be ready get SIGTERM: it kills a process that loads, and a frontend may answer already.
+        """
         children = [self._children[name] for name in names if name in self._children]
         for child in children:
-            child.process.send_signal(sig if child.ready else signal.SIGKILL)
+            child.process.send_signal(sig if child.ready else signal.SIGTERM)
         _, late = await asyncio.wait(keepers, timeout=within_s)
         if late:
             for child in children:
