@@ -11,6 +11,9 @@ IMAGE ?= offramp
 # The tool that builds the image: docker, podman or buildah.
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 BUILD_ARGS ?=
+# How the tests are run: pytest's options, and their workers.
+PYTEST_ARGS ?=
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -37,8 +40,8 @@ $(STAMP): pyproject.toml constraints.txt
 serve: $(STAMP) ## Serve the embedded model (HOST, PORT)
 	@exec $(BIN)/offramp serve --host $(HOST) --port $(PORT)
 
-test: $(STAMP) ## Run the tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, on every core (WORKERS, PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .
