@@ -29,11 +29,11 @@ help: ## Show this list
 venv: $(STAMP) ## Create the virtual environment with pinned versions (VENV, PYTHON, TORCH_INDEX)
 
 # torch goes first and by its pinned version alone: pip then takes a CPU build where the machine has one at hand,
-# and every later install finds the requirement met.
+# and every later install finds the requirement met. Python compiles what is imported, a small part of all.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --no-compile $(INDEX) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --no-compile $(INDEX) -c constraints.txt -e '.[dev]'
 	$(BIN)/pip check
 	@touch $@
 
@@ -46,7 +46,7 @@ test: $(STAMP) ## Run the tests, on every core (WORKERS, PYTEST_ARGS)
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy
+	$(BIN)/mypy --num-workers 2
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## Format the code and repair what lint can

@@ -63,11 +63,12 @@ async def test_every_early_answer_is_compared_and_a_false_promise_rings(server: 
 async def test_load_lowers_thresholds_as_far_as_requests_allow(server: Server) -> None:
     await until(lambda: ready(server))
     given_way: list[dict[str, Any]] = []
-    while not given_way:
+    level = 0.0
+    # The last requests of a slow burst feel that the load is over: the level may have fallen before it is looked at.
+    while not given_way or not level:
         answers = await ask(server, 40, {"max_disagreement": "0.01", "degrade_to": "0.05"})
-        given_way = [one for one in answers if one["exit_reason"] == "brownout"]
+        level = total(await server.samples(), "offramp_brownout_level")
+        given_way += [one for one in answers if one["exit_reason"] == "brownout"]
     assert all(one["in_force"] == {"max_disagreement": 0.05} and one["exit"] == 1 for one in given_way)
-    # No request has come since that would feel that the load is over.
-    assert total(await server.samples(), "offramp_brownout_level") > 0
     kept = [one for one in await ask(server, 40, {"max_disagreement": "0.01"}) if "in_force" not in one]
     assert len(kept) == 40
