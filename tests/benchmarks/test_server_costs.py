@@ -30,7 +30,6 @@ def noise(number: int) -> list[bytes]:
     return png
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(tmp_path: Path) -> None:
     started: list[int] = []

@@ -36,7 +36,6 @@ from models.bundle import save_bundle
 from tests.benchmarks.served_here import served_here
 from tests.bundles import certificate_of_nothing, tiny_bundle
 
-pytestmark = pytest.mark.timeout(600)
 needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
 ANSWERS = [Answer(0, 5, 1, "confident", 0.25), Answer(1, 6, 4, "final", 1.0), Answer(2, 7, 1, "brownout", 0.25)]

@@ -34,8 +34,6 @@ from tests.server.processes.supervised import (
     until,
 )
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def tiny(bundle, tmp_path_factory) -> Path:

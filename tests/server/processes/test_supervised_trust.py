@@ -14,8 +14,6 @@ from models.bundle import Bundle, save_bundle
 from tests.bundles import certificate_of_nothing
 from tests.server.processes.supervised import Server, encoded_pictures, serving, total, until
 
-pytestmark = pytest.mark.timeout(600)
-
 # Every early answer is compared. A wait too short for any load but none.
 TRUST: dict[str, Any] = {"audit_share": 1.0, "audit_false_alarm_every": 100.0, "brownout_wait_s": 0.001}
 PICTURES = encoded_pictures()
