@@ -46,7 +46,7 @@ test: $(STAMP) ## Run the tests, on every core (WORKERS, PYTEST_ARGS)
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy --num-workers 2
+	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
 format: $(STAMP) ## Format the code and repair what lint can
