@@ -43,7 +43,7 @@ from server.processes.supervisor import supervise
 from server.settings import Settings
 
 options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
-sys.exit(supervise(Settings(**options), hung_after_s=6, **eval(sys.argv[3])))
+sys.exit(supervise(Settings(**options), **({"hung_after_s": 6} | eval(sys.argv[3]))))
 """
 
 

@@ -187,7 +187,8 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
         own.process.send_signal(signal.SIGTERM)
         os.kill(engine, signal.SIGCONT)
 
-    with serving(tiny, tmp_path) as own:
+    # The engine is stopped for a while, and not taken for dead.
+    with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [answer] = await with_requests_in_flight(own, pictures[:1], drain)
         assert answer.status_code == 200
@@ -208,7 +209,8 @@ async def test_a_second_ctrl_c_ends_all_at_once_and_leaves_nothing_behind(tiny, 
             return True
         return False
 
-    with serving(tiny, tmp_path) as own:
+    # The engine is stopped for a while, and not taken for dead.
+    with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [engine] = own.children("engine")
         # A request that is never answered: it holds up the end that the first signal asks for.
