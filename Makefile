@@ -13,6 +13,9 @@ IMAGE ?= offramp
 # The tool that builds the image: docker, podman or buildah.
 BUILDER ?= $(firstword $(foreach tool,docker podman buildah,$(if $(shell command -v $(tool)),$(tool))))
 BUILD_ARGS ?=
+# How the tests are run: pytest's options, and their workers.
+PYTEST_ARGS ?=
+WORKERS ?= auto
 
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
@@ -28,19 +31,19 @@ help: ## Show this list
 venv: $(STAMP) ## Create the virtual environment with pinned versions (VENV, PYTHON, TORCH_INDEX, EXTRAS)
 
 # torch goes first and by its pinned version alone: pip then takes a CPU build where the machine has one at hand,
-# and every later install finds the requirement met.
+# and every later install finds the requirement met. Python compiles what is imported, a small part of all.
 $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
-	$(BIN)/pip install --quiet $(INDEX) -c constraints.txt -e '.[$(EXTRAS)]'
+	$(BIN)/pip install --quiet --no-compile $(INDEX) -c constraints.txt "$$(grep '^torch==' constraints.txt)"
+	$(BIN)/pip install --quiet --no-compile $(INDEX) -c constraints.txt -e '.[$(EXTRAS)]'
 	$(BIN)/pip check
 	@touch $@
 
 serve: $(STAMP) ## Serve the embedded model (HOST, PORT)
 	@exec $(BIN)/offramp serve --host $(HOST) --port $(PORT)
 
-test: $(STAMP) ## Run the tests
-	@$(BIN)/python -m pytest
+test: $(STAMP) ## Run the tests, on every core (WORKERS, PYTEST_ARGS)
+	@$(BIN)/python -m pytest --numprocesses $(WORKERS) --maxprocesses 8 --dist worksteal $(PYTEST_ARGS)
 
 check: $(STAMP) ## Check format, lint, types and import directions
 	$(BIN)/ruff format --check .

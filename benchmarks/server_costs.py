@@ -266,7 +266,7 @@ def cpu(setting: Setting) -> list[dict[str, Any]]:
 
 def engine_cpu_ms(setting: Setting, threshold: float) -> float:
     """Of the engine without HTTP, for one picture."""
-    pictures = [*setting.pictures] * max(1, 5000 // len(setting.pictures))
+    pictures = [*setting.pictures] * max(1, min(5000, setting.options.requests) // len(setting.pictures))
     before_s = time.process_time()
     asyncio.run(through_engine(setting.runner, setting.profile, pictures, threshold, MAX_BATCH_SIZE))
     return 1e3 * (time.process_time() - before_s) / len(pictures)

@@ -104,7 +104,9 @@ def compare(fleet: Fleet, observed: Sequence[Observed], seed: int = 0) -> list[C
     return compared
 
 
-def fitted(fleet: Fleet, closed: Sequence[Observed], request_S: Sequence[float]) -> Fleet:
+def fitted(
+    fleet: Fleet, closed: Sequence[Observed], request_S: Sequence[float], samples: int = FITTING_SAMPLES
+) -> Fleet:
     """The fleet with that request_s of those given, and that contended_s, with which these closed loops come out best.
 
     Best: their worst throughput is least wrong.
@@ -115,7 +117,7 @@ def fitted(fleet: Fleet, closed: Sequence[Observed], request_S: Sequence[float])
         candidate = replace(fleet, request_s=request_s, contended_s=contended_s, sharing=SHARING)
         wrong = 0.0
         for one in closed:
-            reached = predict(candidate, one, samples=FITTING_SAMPLES)["throughput"]
+            reached = predict(candidate, one, samples=samples)["throughput"]
             wrong = max(wrong, abs(reached / one.figures["throughput"] - 1.0))
             if wrong >= least_wrong:
                 break
@@ -147,15 +149,18 @@ def read_recorded(document: Mapping[str, Any]) -> tuple[list[Observed], list[Obs
     return closed, opened
 
 
-def over_http(fleet: Fleet, path: Path, seed: int = 0) -> dict[str, Any]:
-    """Fit to the closed loops of the first and the middle threshold of a recorded file, and predict all others."""
+def over_http(fleet: Fleet, path: Path, seed: int = 0, samples: int = FITTING_SAMPLES) -> dict[str, Any]:
+    """Fit to the closed loops of the first and the middle threshold of a recorded file, and predict all others.
+
+    samples: of each loop that is simulated to fit.
+    """
     try:
         closed, opened = read_recorded(json.loads(path.read_text(encoding="utf-8")))
     except (OSError, json.JSONDecodeError) as error:
         raise BenchmarkError(f"{path} cannot be read: {error}") from error
     fits = [closed[0], closed[len(closed) // 2]]
     whole_s = 1.0 / fits[0].figures["throughput"]
-    fleet = fitted(fleet, fits, [share * whole_s for share in REQUEST_SHARES])
+    fleet = fitted(fleet, fits, [share * whole_s for share in REQUEST_SHARES], samples)
     others = [one for one in closed if one not in fits]
     return {"recorded": path.name, **agreement(fleet, fits, [*others, *opened], seed)}
 

@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+# Before torch is imported. Tiny tensors gain nothing from a second thread, and the workers have a core each.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+
 # A deadline says how busy the machine is, not what the code does.
 settings.register_profile("offramp", deadline=None)
 settings.load_profile("offramp")

@@ -207,7 +207,6 @@ def answers(address: str) -> bool:
     return True
 
 
-@pytest.mark.timeout(600)
 def test_sigterm_ends_the_process_with_code_0(tiny):
     with serving(tiny) as (process, address):
         assert httpx.get(f"{address}/readyz").status_code == 200
@@ -215,7 +214,6 @@ def test_sigterm_ends_the_process_with_code_0(tiny):
         assert process.wait() == 0
 
 
-@pytest.mark.timeout(600)
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
 def test_a_second_signal_ends_the_process_at_once(tiny, second):
     with serving(tiny, drain_delay_s=3600) as (process, address):
@@ -227,7 +225,6 @@ def test_a_second_signal_ends_the_process_at_once(tiny, second):
         assert process.wait() == -second
 
 
-@pytest.mark.timeout(600)
 def test_ctrl_c_twice_does_not_wait_for_a_request_that_never_comes_to_an_end(tiny):
     with serving(tiny) as (process, address):
         host, port = address.removeprefix("http://").split(":")
@@ -243,7 +240,6 @@ def test_ctrl_c_twice_does_not_wait_for_a_request_that_never_comes_to_an_end(tin
             assert process.wait() == -signal.SIGINT
 
 
-@pytest.mark.timeout(600)
 def test_the_garbage_collector_leaves_alone_what_is_there_before_serving(tiny):
     with serving(tiny) as (process, _):
         process.send_signal(signal.SIGUSR1)

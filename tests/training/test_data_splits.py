@@ -13,16 +13,12 @@ from models.preprocess import Preprocessing
 from training.data import DataError, ImageSet, Splits, load_splits
 from training.data.stratify import stratified_holdout
 
-# Sixty mosaics take seconds of CPU time, which are minutes beside a training that owns every core.
-REAL_DATA = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def cifar100(data_root: Path) -> Splits:
     return load_splits("cifar100", data_root, Preprocessing(size=32))
 
 
-@REAL_DATA
 def test_cifar100_has_all_its_pictures_and_a_balanced_calibration_part(cifar100: Splits) -> None:
     assert [len(s) for s in (cifar100.train, cifar100.calibration, cifar100.test)] == [45_000, 5_000, 10_000]
     assert (np.bincount(cifar100.train.labels_N) == 450).all()
@@ -32,7 +28,6 @@ def test_cifar100_has_all_its_pictures_and_a_balanced_calibration_part(cifar100:
     assert "5000 calibration pictures held out of train" in cifar100.source
 
 
-@REAL_DATA
 def test_cifar100_pixels_have_the_published_mean_and_deviation(cifar100: Splits) -> None:
     assert isinstance(cifar100.train, ImageSet)
     assert isinstance(cifar100.calibration, ImageSet)

@@ -51,7 +51,6 @@ def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
     return max((tensor.float() - other["net"][name].float()).abs().max().item() for name, tensor in one["net"].items())
 
 
-@pytest.mark.timeout(600)  # three launches of torch
 def test_two_processes_equal_one_with_the_doubled_batch(start: Start) -> None:
     alone, together = start(1, 16), start(2, 8)
     assert together["steps"] == alone["steps"] == [1, 2, 3]

@@ -22,8 +22,16 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 PROJECT = Path(__file__).resolve().parents[3]
-# Nothing is audited unless a test wants it: audits are drawn at random, and each is some more steps.
-OPTIONS: dict[str, Any] = {"device": "cpu", "runner": "torch", "threads": 1, "decode_threads": 1, "audit_share": 0.0}
+# Nothing is audited unless a test wants it: audits are drawn at random, and each is some more steps. Nobody is refused
+# because the machine is busy.
+OPTIONS: dict[str, Any] = {
+    "device": "cpu",
+    "runner": "torch",
+    "threads": 1,
+    "decode_threads": 1,
+    "audit_share": 0.0,
+    "max_wait_s": 60.0,
+}
 FRONTENDS = ("frontend-0", "frontend-1")
 RUN = "offramp-*"
 POLL_S = 0.02
@@ -35,7 +43,7 @@ from server.processes.supervisor import supervise
 from server.settings import Settings
 
 options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
-sys.exit(supervise(Settings(**options), hung_after_s=6, **eval(sys.argv[3])))
+sys.exit(supervise(Settings(**options), **({"hung_after_s": 6} | eval(sys.argv[3]))))
 """
 
 

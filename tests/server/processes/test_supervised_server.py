@@ -34,8 +34,6 @@ from tests.server.processes.supervised import (
     until,
 )
 
-pytestmark = pytest.mark.timeout(600)
-
 
 @pytest.fixture(scope="module")
 def tiny(bundle, tmp_path_factory) -> Path:
@@ -97,8 +95,12 @@ async def test_answers_are_those_of_one_process(server, tiny, pictures):
         for path in ("/v1/models", "/v1/models/tiny", "/v1/models/none"):
             answers = [(await client.get(path)).json() for client in (one, several)]
             assert len({str({**answer, "request_id": ""}) for answer in answers}) == 1
+        # How many batch sizes are timed at the start depends on how busy the machine is.
         names = [
-            {line.split(" ")[0] for line in (await client.get("/metrics")).text.splitlines()}
+            {
+                re.sub(r'batch_size="\d+"', "", line).split(" ")[0]
+                for line in (await client.get("/metrics")).text.splitlines()
+            }
             for client in (one, several)
         ]
         # One process's own metrics are the whole server's here, and named alike.
@@ -199,7 +201,8 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
         own.process.send_signal(signal.SIGTERM)
         os.kill(engine, signal.SIGCONT)
 
-    with serving(tiny, tmp_path) as own:
+    # The engine is stopped for a while, and not taken for dead.
+    with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [answer] = await with_requests_in_flight(own, pictures[:1], drain)
         assert answer.status_code == 200
@@ -220,7 +223,8 @@ async def test_a_second_ctrl_c_ends_all_at_once_and_leaves_nothing_behind(tiny, 
             return True
         return False
 
-    with serving(tiny, tmp_path) as own:
+    # The engine is stopped for a while, and not taken for dead.
+    with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [engine] = own.children("engine")
         # A request that is never answered: it holds up the end that the first signal asks for.
