@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
 import subprocess
@@ -37,7 +38,7 @@ def test_every_alert_rings_when_it_should(promtool):
 
 def check_asked_for(queries: str) -> None:
     """Every metric in them is exposed from the start, with the labels that a cluster does not add."""
-    exposed = Metrics().expose().decode()
+    exposed = asyncio.run(Metrics().expose()).decode()
     asked = METRIC.findall(queries)
     assert asked
     for name, selector in asked:
