@@ -31,10 +31,17 @@ from server.settings import Settings
 DESCRIPTION = "Early-exit image classification: an easy picture leaves at a shallow exit."
 
 
-def create_app(registry: Registry, settings: Settings, metrics: Metrics, accounts: Accounts | None = None) -> FastAPI:
+def create_app(
+    registry: Registry,
+    settings: Settings,
+    metrics: Metrics,
+    accounts: Accounts | None = None,
+    warm_first: bool = False,
+) -> FastAPI:
     """The application. Its lifespan starts the engines, and drains them at the end.
 
-    accounts: of clients, shared with the other processes of the server. Default: of this process alone.
+    accounts: of clients, shared with the other processes of the server. Default: of this process alone. warm_first:
+    the lifespan starts with warm models, and raises RuntimeError where they cannot be warmed up.
     """
     keys = ApiKeys(settings.read_api_keys())
     decoder = Decoder(
@@ -45,6 +52,10 @@ def create_app(registry: Registry, settings: Settings, metrics: Metrics, account
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
         # Not awaited: while the models warm up, /livez answers and /readyz says what is missing.
         starting = asyncio.create_task(registry.start())
+        if warm_first:
+            await starting
+            if registry.failure is not None:
+                raise RuntimeError(registry.failure)
         yield
         await starting
         await registry.drain()

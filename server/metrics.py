@@ -201,6 +201,10 @@ class Metrics:
     def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
         return self.requests.labels(model, str(status)), self.request_duration.labels(model)
 
+    def collect(self) -> Iterable[Metric]:
+        """Every family with its samples."""
+        return self._collectors.collect()
+
     async def expose(self) -> bytes:
         """The text format."""
         return await self._exposition.text()

@@ -1,0 +1,138 @@
+"""Offramp as an application of Ray Serve: replicas of the same web application, each with its own engine.
+
+    serve run server.ray_app:app replicas=2 model=runs/photos/bundle
+
+Ray starts, checks, scales and replaces the replicas; its proxy takes the place of our HTTP server. Needs the `ray`
+extra.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Mapping
+from dataclasses import fields, replace
+from typing import Any
+
+import ray
+from prometheus_client import Metric
+from pydantic import TypeAdapter, ValidationError
+from ray import serve
+from ray.serve import metrics as ray_metrics
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from server.app import create_app
+from server.loading import load_registry
+from server.metrics import Metrics
+from server.serve import configure_logging, log_config
+from server.settings import Settings
+
+logger = logging.getLogger(__name__)
+
+# Options of our own HTTP server and its processes, which are Ray's business here.
+OF_OUR_SERVER = frozenset(
+    "host port frontends drain_delay_s drain_timeout_s trusted_proxies allowed_hosts max_connections "
+    "client_max_connections max_header_kib max_headers max_url_kib header_timeout_s body_timeout_s keep_alive_s "
+    "write_timeout_s".split()
+)
+
+# Arguments that are no options of `offramp serve`.
+REPLICAS, CPUS, GPUS = "replicas", "cpus", "gpus"
+
+# How often the metrics are copied to Ray's. Ray exports them every 10 s.
+COPY_S = 5.0
+
+
+def app(arguments: Mapping[str, Any]) -> serve.Application:
+    """The application for `serve run` and `serve deploy`.
+
+    arguments: `replicas` (1), `cpus` (1) and `gpus` (0) of each replica, and options of `offramp serve` with _ for -.
+    Raises ValueError that names a wrong argument.
+    """
+    given = dict(arguments)
+    actor = {"num_cpus": float(given.pop(CPUS, 1)), "num_gpus": float(given.pop(GPUS, 0))}
+    replicas = given.pop(REPLICAS, None)
+    settings = settings_of(given)
+    options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
+    if replicas is not None:
+        options["num_replicas"] = int(replicas)
+    return Offramp.options(**options).bind(settings)  # type: ignore[attr-defined, no-any-return]
+
+
+def settings_of(arguments: Mapping[str, Any]) -> Settings:
+    """Options of `offramp serve`, as texts or values. Raises ValueError that names a wrong one."""
+    known = {option.name for option in fields(Settings)} - OF_OUR_SERVER
+    if unknown := arguments.keys() - known:
+        name = min(unknown)
+        why = "is Ray's business: leave it out" if name in OF_OUR_SERVER else "is no option of offramp serve"
+        raise ValueError(f"{name} {why}; the arguments are replicas, cpus, gpus, {', '.join(sorted(known))}")
+    model = arguments.get("model")
+    given = {**arguments, "model": model.split(",")} if isinstance(model, str) else arguments
+    try:
+        return TypeAdapter(Settings).validate_python(given)
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}") from None
+
+
+@serve.deployment(health_check_period_s=2.0, graceful_shutdown_timeout_s=40.0)
+@serve.ingress()
+class Offramp:
+    """One replica. It is ready when its models are warm, and healthy while their engines run."""
+
+    def __init__(self, settings: Settings) -> None:
+        configure_logging(log_config(settings.log_level))
+        cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
+        settings = replace(
+            settings, threads=settings.threads or cpus, decode_threads=settings.decode_threads or cpus
+        )
+        self._metrics = Metrics()
+        self._registry = load_registry(settings, self._metrics)
+        self._app = create_app(self._registry, settings, self._metrics, warm_first=True)
+
+    def __serve_build_asgi_app__(self) -> ASGIApp:
+        self._copying = asyncio.get_running_loop().create_task(copy_metrics(self._metrics))
+        return WithoutPrefix(self._app)
+
+    def check_health(self) -> None:
+        """Raises RuntimeError that says why the replica cannot answer."""
+        if (reason := self._registry.why_not_ready()) is not None:
+            raise RuntimeError(reason)
+
+
+class WithoutPrefix:
+    """The application below a route prefix: it sees paths without the prefix."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope.get("root_path"):
+            scope["path"] = scope["path"].removeprefix(scope["root_path"]) or "/"
+        await self.app(scope, receive, send)
+
+
+async def copy_metrics(metrics: Metrics) -> None:
+    """Copy the metrics to Ray's, which adds application, deployment and replica, for as long as the replica lives."""
+    gauges = Gauges()
+    while True:
+        for family in metrics.collect():
+            gauges.copy(family)
+        await asyncio.sleep(COPY_S)
+
+
+class Gauges:
+    """Ray's gauges, one for each name of a sample: buckets and counters are copied as the numbers that they are."""
+
+    def __init__(self) -> None:
+        self._gauges: dict[str, ray_metrics.Gauge] = {}
+
+    def copy(self, family: Metric) -> None:
+        """Copy the samples of a family. Those of the process itself are left to Ray."""
+        if family.name.startswith(("process_", "python_")):
+            return
+        for sample in family.samples:
+            if sample.name not in self._gauges:
+                keys = tuple(sample.labels)
+                self._gauges[sample.name] = ray_metrics.Gauge(sample.name, family.documentation, tag_keys=keys)
+            self._gauges[sample.name].set(sample.value, dict(sample.labels))
