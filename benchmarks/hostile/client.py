@@ -38,6 +38,7 @@ AFTER_REFUSAL_S = 0.02
 # Of a request that is sent slowly: one a tick.
 LAST_BYTES = 1000
 CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
+INTERIM = re.compile(rb"\AHTTP/1\.1 1\d\d.*?\r\n\r\n", re.DOTALL)
 CLOSE = re.compile(rb"(?i)\r\nconnection: *close")
 
 
@@ -210,7 +211,8 @@ class _Client:
             return
         except OSError as error:
             return self._end(connection, 0, REFUSED if isinstance(error, ConnectionRefusedError) else BROKEN)
-        connection.answer += data
+        # A server may say in between that it goes on (RFC 9110, 15.2).
+        connection.answer = INTERIM.sub(b"", connection.answer + data)
         if connection.carries is None:
             self._idle.remove(connection)
             self._close(connection)

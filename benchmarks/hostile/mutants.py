@@ -40,6 +40,8 @@ EDGES = (
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 FORM = "multipart/form-data; boundary=B"
 MOST_BYTES = 2**16
+# Errors that are right where the request has this in it: too much work, a deadline that has passed, another HTTP.
+ASKED_FOR = {503: b"", 504: b"deadline_ms", 505: b"HTTP/"}
 
 
 class Seeds:
@@ -168,7 +170,7 @@ def mutants(setting: Setting) -> dict[str, Any]:
                 numbers, at = range(at, min(end, at + CHUNK)), min(end, at + CHUNK)
                 found = sent_mutants(server.port, seeds, numbers)
                 statuses.update(str(one.status) if one.status else one.body for one in found)
-                bad += [{"number": one.number, "answer": one.status or one.body} for one in found if is_bad(one)]
+                bad += [{"number": one.number, "answer": one.status or one.body} for one in found if is_bad(one, seeds)]
                 alive = all(one.body != REFUSED for one in found)
                 say(f"{at - options.first:,} mutants: {dict(statuses)}")
         dead += not alive
@@ -188,11 +190,11 @@ def sent_mutants(port: int, seeds: Seeds, numbers: range) -> list[Sent]:
     return found
 
 
-def is_bad(one: Sent) -> bool:
+def is_bad(one: Sent, seeds: Seeds) -> bool:
     """Whether the server failed. One that ends a connection over a head that it cannot read has not."""
     if one.status == 0:
         return one.body == SILENT or (one.body == BROKEN and KINDS[one.number % len(KINDS)] != "head")
-    return one.status >= 500 and one.status != 503
+    return one.status >= 500 and (one.status not in ASKED_FOR or ASKED_FOR[one.status] not in seeds.mutant(one.number))
 
 
 def keep(setting: Setting, seeds: Seeds, bad: Sequence[dict[str, Any]]) -> None:
