@@ -1,6 +1,6 @@
 """Markdown for readers, from result files; and the documents that hold it, kept in step with them.
 
-    python -m benchmarks.tables            # write the tables into performance.md, paper.md, trust.md and operations.md of docs/
+    python -m benchmarks.tables            # write the tables into docs/: performance, paper, trust and operations.md
     python -m benchmarks.tables --check    # fail where a document is stale
 
 A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several

@@ -39,7 +39,7 @@ class Attack:
 
 def post(body: bytes, media_type: str = "application/octet-stream") -> bytes:
     """A prediction asked for."""
-    return Ask("/v1/predict", media_type, body).encoded()
+    return Ask("/v1/predict", media_type, body, {"Connection": "close"}).encoded()
 
 
 def form(part: bytes, count: int) -> bytes:
@@ -76,7 +76,7 @@ ATTACKS = {
     "slow writers": Attack(200, lambda: (post(bytes(4000)), HEAD + b"X: " + b"a" * 2000), "drip"),
     "never-readers": Attack(100, lambda: (GET * 1000,), "mute"),
     "pipelining": Attack(64, lambda: (GET * 100,), "close"),
-    "TLS and junk": Attack(32, lambda: (TLS_HELLO, JUNK, b"\n" * 1000)),
+    "TLS and junk": Attack(32, lambda: (TLS_HELLO, JUNK)),
 }
 
 

@@ -1,6 +1,6 @@
 """A client on bare sockets: an open or a closed loop of whole requests, some 50 µs of CPU each.
 
-    python -m benchmarks.hostile.client < load.json > result.json
+    python -m benchmarks.hostile.client LOAD_AS_JSON FOLDER_OF_REQUESTS
 
 The open loop of `benchmarks.peers` costs several times as much where each refusal ends its connection: at five times
 the capacity it would take the server's cores. Latency counts from the scheduled time.
@@ -24,13 +24,13 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
+from threading import Event
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.load import ROOT
-from benchmarks.peers.open_loop import Sent
 from benchmarks.peers.requests import read_requests
 from benchmarks.plan import poisson_arrivals
 
+ROOT = Path(__file__).resolve().parents[2]
 # What became of a request without an answer: the body of its record, whose status is 0.
 REFUSED, BROKEN, SILENT = "no connection", "connection ended", "no answer in time"
 TICK_S = 0.05
@@ -78,8 +78,23 @@ class Load:
 
 
 @dataclass(frozen=True)
+class Sent:
+    """One request and its fate; seconds by the system's monotonic clock.
+
+    status 0: no answer came, and body says why; else body is the answer's where that was to be kept.
+    """
+
+    number: int
+    due_s: float
+    sent_s: float
+    done_s: float
+    status: int
+    body: str = ""
+
+
+@dataclass(frozen=True)
 class Seen:
-    """Requests in the order of their ends; times by the system's monotonic clock. load_cpu_s: the client's own."""
+    """Requests in the order of their ends. load_cpu_s: the client's own."""
 
     load: Load
     sent: tuple[Sent, ...] = field(repr=False)
@@ -91,15 +106,21 @@ class Seen:
         return dict(sorted(Counter(str(one.status) if one.status else one.body for one in self.sent).items()))
 
 
-def run_load(load: Load, folder: Path) -> Seen:
-    """Send the requests in `folder` from a new process. Raises BenchmarkError with its last words if it fails."""
-    command = [sys.executable, "-m", "benchmarks.hostile.client", str(folder)]
-    told = subprocess.run(
-        command, cwd=ROOT, input=json.dumps(asdict(load)), capture_output=True, text=True, check=False
-    )
-    if told.returncode:
-        raise BenchmarkError(f"the client failed with {told.returncode}: {told.stderr[-2000:]}")
-    result = json.loads(told.stdout)
+def run_load(load: Load, folder: Path, started: Event | None = None) -> Seen:
+    """Send the requests in `folder` from a new process. started: set when it begins.
+
+    Raises BenchmarkError with its last words if it fails.
+    """
+    command = [sys.executable, "-m", "benchmarks.hostile.client", json.dumps(asdict(load)), str(folder)]
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        first = process.stdout.readline()
+        if started:
+            started.set()
+        told = process.stdout.read()
+    if process.returncode:
+        raise BenchmarkError(f"the client failed with {process.returncode}: {(first + told)[-2000:]}")
+    result = json.loads(told)
     return Seen(load, tuple(Sent(*each) for each in result["sent"]), result["start_s"], result["load_cpu_s"])
 
 
@@ -265,15 +286,17 @@ class _Client:
 
 
 def main() -> None:
-    """Read a load from stdin, run it, write what was seen to stdout."""
-    requests = read_requests(Path(sys.argv[1]))
+    """Run a load, and write a line at its start and what was seen to stdout."""
+    load, folder = Load(**json.loads(sys.argv[1])), Path(sys.argv[2])
+    requests = read_requests(folder)
     if not requests:
-        raise BenchmarkError(f"{sys.argv[1]}: no requests to send")
+        raise BenchmarkError(f"{folder}: no requests to send")
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # A collection over all records would stop the clock for milliseconds, and the run is short.
     gc.disable()
-    seen = send(Load(**json.load(sys.stdin)), requests)
+    print("started", flush=True)
+    seen = send(load, requests)
     rows = [list(vars(one).values()) for one in seen.sent]
     json.dump({"sent": rows, "start_s": seen.start_s, "load_cpu_s": seen.load_cpu_s}, sys.stdout)
 

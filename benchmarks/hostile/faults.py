@@ -12,12 +12,12 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from subprocess import TimeoutExpired
+from threading import Event
 from typing import Any
 
 from benchmarks.errors import BenchmarkError
-from benchmarks.hostile.client import BROKEN, REFUSED, Load, Seen, run_load, send_each
+from benchmarks.hostile.client import BROKEN, REFUSED, Load, Seen, Sent, run_load, send_each
 from benchmarks.hostile.setting import READYZ, Setting, say
-from benchmarks.peers.open_loop import Sent
 from benchmarks.peers.requests import Ask
 from benchmarks.processes import members
 from benchmarks.stats import spread
@@ -72,14 +72,14 @@ def faults(setting: Setting) -> dict[str, Any]:
         raise BenchmarkError(f"faults {', '.join(sorted(unknown))}: choose of {', '.join(FAULTS)}")
     rows = []
     for frontends in options.frontends_of("faults"):
-        with setting.serve(frontends) as server:
-            known = references(setting, server.port)
+        known: References = {}
         for name in names:
             if frontends == 0 and "frontend" in name:
                 continue
             runs = []
             for _ in range(options.repeats if FAULTS[name].ends_server else 1):
                 with setting.serve(frontends) as server:
+                    known = known or references(setting, server.port)
                     runs.append(faulted(setting, server, FAULTS[name], known))
                 say(f"{name}, {frontends} frontends: {runs[-1]}")
             rows.append({"fault": name, "frontends": frontends, **over_runs(runs)})
@@ -122,11 +122,13 @@ def faulted(setting: Setting, server: Any, fault: Fault, known: References) -> d
     load = Load(server.port, CONNECTIONS, fault.length_s, timeout_s=60.0, bodies=True)
     probes = Load(server.port, 200, fault.length_s, PROBES_PER_S, evenly=True, timeout_s=1.0)
     ended: dict[str, Any] = {}
+    started = (Event(), Event())
     with ThreadPoolExecutor(2) as pool:
-        start_s = time.monotonic()
-        seen = pool.submit(run_load, load, folder)
-        ready = pool.submit(run_load, probes, setting.requests("readyz", READYZ))
-        signals_s = []
+        seen = pool.submit(run_load, load, folder, started[0])
+        ready = pool.submit(run_load, probes, setting.requests("readyz", READYZ), started[1])
+        for event in started:
+            event.wait()
+        start_s, signals_s = time.monotonic(), []
         for at_s, number, role in fault.steps:
             time.sleep(max(0.0, start_s + at_s - time.monotonic()))
             signals_s.append(time.monotonic())

@@ -7,6 +7,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from benchmarks.errors import BenchmarkError
 from benchmarks.hostile.client import Load, Seen, run_load
 from benchmarks.hostile.setting import HONEST_SOURCE, LIVEZ, Setting, say
 from benchmarks.stats import percentile, spread
@@ -35,7 +36,7 @@ def overloaded(setting: Setting, port: int, folder: Path, turn: int) -> list[dic
     """One round: a cell for the closed loop and one for each open loop."""
     seconds = setting.options.seconds
     closed, livez = with_probes(setting, Load(port, CONNECTIONS, seconds + WARMUP_S), folder)
-    capacity = answered_per_s(closed)
+    capacity = capacity_of(closed)
     cells = [{"load": "closed", **figures(closed, capacity), **livez}]
     for times in TIMES_CAPACITY:
         load = Load(port, MOST_CONNECTIONS, seconds + WARMUP_S, times * capacity, timeout_s=30.0, seed=turn)
@@ -60,7 +61,7 @@ def besieged(setting: Setting, port: int, folder: Path, turn: int) -> list[dict[
     """One round: the honest client's fate alone and beside the greedy one."""
     length_s = setting.options.seconds + WARMUP_S
     greedy = Load(port, CONNECTIONS, length_s)
-    capacity = answered_per_s(run_load(greedy, folder))
+    capacity = capacity_of(run_load(greedy, folder))
     honest = Load(port, CONNECTIONS, length_s, HONEST_SHARE * capacity, source=HONEST_SOURCE, seed=turn)
     alone = run_load(honest, folder)
     with ThreadPoolExecutor(1) as pool:
@@ -95,6 +96,13 @@ def answered_per_s(seen: Seen) -> float:
     ends_s = (one.done_s - seen.start_s for one in seen.sent if one.status == 200)
     measured_s = seen.load.duration_s - WARMUP_S
     return sum(WARMUP_S <= at_s < seen.load.duration_s for at_s in ends_s) / measured_s
+
+
+def capacity_of(closed: Seen) -> float:
+    """What a closed loop comes to. Raises BenchmarkError where nothing was answered."""
+    if not (found := answered_per_s(closed)):
+        raise BenchmarkError(f"the server answered none of the closed loop's requests: {closed.statuses()}")
+    return found
 
 
 def figures(seen: Seen, capacity: float) -> dict[str, float]:

@@ -58,8 +58,8 @@ def overload_section(document: Document) -> str:
         for row in document["rows"]
     ]
     how = (
-        f"c: a closed loop of {document['connections']} connections, in the same round; then Poisson arrivals at 2 c and 5 c, "
-        f"timed from when they were due. Median (least–most) of {document['rounds_each']} rounds of "
+        f"c: closed loop of {document['connections']} connections, in the same round; then Poisson arrivals at 2 c and "
+        f"5 c, timed from when they were due. Median (least–most) of {document['rounds_each']} rounds of "
         f"{document['seconds']:g} s. Broken: most without an answer in a round. /livez: every "
         f"{1000 / document['probes_per_s']:.0f} ms on a connection of its own. Client: the cores that it took from the "
         "server by itself."
