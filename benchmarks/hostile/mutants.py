@@ -40,8 +40,8 @@ EDGES = (
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 FORM = "multipart/form-data; boundary=B"
 MOST_BYTES = 2**16
-# Errors that are right where the request has this in it: too much work, a deadline that has passed, another HTTP.
-ASKED_FOR = {503: b"", 504: b"deadline_ms", 505: b"HTTP/"}
+# Errors that are right where the request has this in it: too much work, a deadline that has passed, no HTTP/1.
+ASKED_FOR = {503: b"", 504: b"deadline_ms", 505: b""}
 
 
 class Seeds:

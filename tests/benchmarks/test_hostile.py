@@ -6,6 +6,7 @@ import io
 import json
 import socket
 import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -20,7 +21,7 @@ from PIL import Image
 from benchmarks.errors import BenchmarkError
 from benchmarks.hostile import bombs, faults
 from benchmarks.hostile.client import BROKEN, REFUSED, SILENT, Load, Seen, Sent, run_load, send, send_each
-from benchmarks.hostile.mutants import KINDS, Seeds, with_check_sums
+from benchmarks.hostile.mutants import KINDS, Seeds, is_bad, with_check_sums
 from benchmarks.hostile.options import PARTS, HostileOptions
 from benchmarks.hostile.overload import overload
 from benchmarks.hostile.parts import MEASURE, measured
@@ -197,10 +198,14 @@ def test_photographs_that_are_not_answered_beside_an_attack_are_lost(setting: Se
 
 
 def test_errors_of_a_server_and_lost_probes_are_told_apart_from_goodput(setting: Setting) -> None:
-    turns = iter(range(10**9))
+    turns, one_by_one = iter(range(10**9)), threading.Lock()
 
     def answer(request: bytes) -> bytes | None:
-        return b"" if b"livez" in request else (OK, ERROR)[next(turns) % 2]
+        if b"livez" in request:
+            return b""
+        with one_by_one:
+            time.sleep(0.005)
+            return (OK, ERROR)[next(turns) % 2]
 
     rows = overload(facing(setting, answer))["rows"]
     assert all(row["broken"]["min"] > 0 and row["livez_lost"]["min"] > 0 for row in rows)
@@ -246,7 +251,7 @@ def test_mutants_that_fail_are_listed_and_kept_and_dead_servers_counted(setting:
         number = next(seen)
         if number == 40:
             servers[-1].close()
-        return {10: ERROR, 20: None, 30: b"", 40: b""}.get(number, OK)
+        return {10: ERROR, 30: b"", 40: b""}.get(number, OK)
 
     def start(*_: object) -> Fake:
         servers.append(Fake(answer))
@@ -259,6 +264,20 @@ def test_mutants_that_fail_are_listed_and_kept_and_dead_servers_counted(setting:
     (failed,) = (one["number"] for one in part["bad"] if one["answer"] == 500)
     kept = setting.options.output.parent / "hostile-mutants" / f"{failed}.http"
     assert kept.read_bytes() == Seeds(setting.png).mutant(failed)
+
+
+def test_silence_is_a_failure_and_so_is_an_end_of_the_connection_where_the_head_was_whole(setting: Setting) -> None:
+    seeds, head = Seeds(setting.png), KINDS.index("head")
+    bad = [
+        (body, status, kind)
+        for body, status in ((SILENT, 0), (BROKEN, 0), (REFUSED, 0), ("", 500), ("", 503), ("", 504), ("", 422))
+        for kind, number in (("picture", 0), ("head", head))
+        if is_bad(Sent(number, 0.0, 0.0, 0.0, status, body), seeds)
+    ]
+    assert bad == [
+        *((SILENT, 0, "picture"), (SILENT, 0, "head"), (BROKEN, 0, "picture")),
+        *(("", status, kind) for status in (500, 504) for kind in ("picture", "head")),
+    ]
 
 
 def test_a_mutant_follows_from_its_number(setting: Setting) -> None:
