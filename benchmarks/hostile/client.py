@@ -226,12 +226,13 @@ class _Client:
         self._watch(connection, listens | writes)
 
     def _read(self, connection: _Connection) -> None:
+        why = BROKEN
         try:
             data = connection.socket.recv(2**16)
         except BlockingIOError:
             return
         except OSError as error:
-            return self._end(connection, 0, REFUSED if isinstance(error, ConnectionRefusedError) else BROKEN)
+            data, why = b"", REFUSED if isinstance(error, ConnectionRefusedError) else BROKEN
         # A server may say in between that it goes on (RFC 9110, 15.2).
         connection.answer = INTERIM.sub(b"", connection.answer + data)
         if connection.carries is None:
@@ -239,7 +240,7 @@ class _Client:
             self._close(connection)
         elif not data:
             told = self._load.way == "close" and connection.answer.startswith(b"HTTP/1.1 ")
-            self._end(connection, int(connection.answer[9:12]) if told else 0, "" if told else BROKEN)
+            self._end(connection, int(connection.answer[9:12]) if told else 0, "" if told else why)
         elif self._load.way != "close":
             head, blank, body = connection.answer.partition(b"\r\n\r\n")
             length = CONTENT_LENGTH.search(head)

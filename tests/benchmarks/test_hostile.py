@@ -5,6 +5,7 @@ from __future__ import annotations
 import io
 import json
 import socket
+import struct
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -104,11 +105,17 @@ def here(model: Path | None, *options: str) -> Iterator[Any]:
         yield SimpleNamespace(port=server.port, forget_peak=lambda: None, peak_rss_bytes=lambda: 2**20)
 
 
+@pytest.fixture(scope="module")
+def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("hostile") / "tiny"
+    save_bundle(tiny_bundle(), folder, "A card.")
+    return folder
+
+
 @pytest.fixture
-def setting(tmp_path: Path) -> Setting:
-    save_bundle(tiny_bundle(), tmp_path / "tiny", "A card.")
+def setting(tiny: Path, tmp_path: Path) -> Setting:
     options = HostileOptions(
-        model=tmp_path / "tiny",
+        model=tiny,
         frontends="0",
         rounds=1,
         seconds=0.5,
@@ -333,6 +340,24 @@ def test_a_closed_loop_keeps_its_connections_and_those_told_to_end_are_replaced(
         seen = send(load(server.port), [LIVE])
         assert len(server.sources) == len(seen.sent) > 8
         assert seen.statuses().keys() == {"200"}
+
+
+def test_a_server_that_resets_idle_connections_is_met_on_new_ones() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+
+        def serve() -> None:
+            for _ in range(3):
+                connection, _ = listener.accept()
+                connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+                connection.recv(1000)
+                connection.sendall(OK)
+                # A reset would take an unread answer with it.
+                time.sleep(0.02)
+                connection.close()
+
+        threading.Thread(target=serve, daemon=True).start()
+        job = load(listener.getsockname()[1], rate=5.0, evenly=True, duration_s=0.6)
+        assert send(job, [LIVE]).statuses() == {"200": 3}
 
 
 @pytest.mark.parametrize(("way", "became"), [("close", "200"), ("mute", SILENT), ("drip", SILENT)])
