@@ -180,15 +180,15 @@ def is_right(one: Sent, known: References) -> bool:
 
 
 def readiness(ready: Seen, signals_s: Sequence[float]) -> dict[str, float | None]:
-    """Seconds from the first signal to the first answer that is not 200, and from the last to the next that is."""
+    """Seconds from the first signal to the first answer that is not 200, and from the last until all are again."""
     looks = sorted((one.done_s, one.status == 200) for one in ready.sent)
-    red_s = next((at_s for at_s, green in looks if at_s >= signals_s[0] and not green), None)
-    since_s = signals_s[-1] if red_s is None else max(red_s, signals_s[-1])
-    last_red_s = max((at_s for at_s, green in looks if not green and at_s >= since_s), default=since_s)
-    green_s = None if red_s is None else next((at_s for at_s, green in looks if at_s > last_red_s and green), None)
+    reds_s = [at_s for at_s, green in looks if not green and at_s >= signals_s[0]]
+    if not reds_s:
+        return {"red_s": None, "green_s": None}
+    green_s = next((at_s for at_s, green in looks if green and at_s > reds_s[-1]), None)
     return {
-        "red_s": None if red_s is None else red_s - signals_s[0],
-        "green_s": None if green_s is None else green_s - signals_s[-1],
+        "red_s": reds_s[0] - signals_s[0],
+        "green_s": None if green_s is None else max(0.0, green_s - signals_s[-1]),
     }
 
 
