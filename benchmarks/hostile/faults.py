@@ -55,7 +55,7 @@ def _stop_of(seconds: float, length_s: float) -> Fault:
 
 
 FAULTS = {
-    "SIGKILL of the engine": Fault(((1.0, signal.SIGKILL, "engine"),), 30.0),
+    "SIGKILL of the engine": Fault(((1.0, signal.SIGKILL, "engine"),), 40.0),
     "SIGKILL of frontends": Fault(tuple((1.0 + 2 * n, signal.SIGKILL, "frontend") for n in range(8)), 35.0),
     "SIGSTOP of the engine, 4 s": _stop_of(4.0, 15.0),
     "SIGSTOP of the engine, 20 s": _stop_of(20.0, 45.0),
