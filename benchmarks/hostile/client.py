@@ -1,9 +1,9 @@
-"""A client on bare sockets: an open or a closed loop of whole requests, some 50 µs of CPU each.
+"""A client on bare sockets: an open or a closed loop of whole requests, some 0.15 ms of CPU each with a new connection.
 
     python -m benchmarks.hostile.client LOAD_AS_JSON FOLDER_OF_REQUESTS
 
-The open loop of `benchmarks.peers` costs several times as much where each refusal ends its connection: at five times
-the capacity it would take the server's cores. Latency counts from the scheduled time.
+The open loop of `benchmarks.peers` costs thirty times as much where each refusal ends its connection: at five times the
+capacity it would take the server's cores. Latency counts from the scheduled time.
 """
 
 from __future__ import annotations
