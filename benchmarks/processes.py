@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -35,6 +36,11 @@ class Running:
 
     port: int
     mark: str
+    process: subprocess.Popen[bytes]
+
+    def named(self, word: str) -> list[int]:
+        """Its processes with `word` in their command line."""
+        return [pid for pid in members(self.mark) if word.encode() in _of(pid, "cmdline")]
 
     def cpu_s(self) -> float:
         """CPU seconds of all its processes, and of those that these have waited for."""
@@ -43,6 +49,17 @@ class Running:
     def rss_bytes(self) -> int:
         """Resident memory of all its processes; what they share counts in each."""
         return sum(_rss_bytes(pid) for pid in members(self.mark))
+
+    def forget_peak(self) -> None:
+        """Let `peak_rss_bytes` count from now."""
+        for pid in members(self.mark):
+            # proc(5): 5 resets the peak.
+            (PROC / str(pid) / "clear_refs").write_text("5")
+
+    def peak_rss_bytes(self) -> int:
+        """Of each process the most, together: at least as much as all ever held at one time."""
+        peaks = (re.search(rb"VmHWM:\s+(\d+) kB", _of(pid, "status")) for pid in members(self.mark))
+        return sum(1024 * int(peak[1]) for peak in peaks if peak)
 
 
 @contextmanager
@@ -69,7 +86,7 @@ def running(
                 if process.poll() is not None or time.monotonic() > deadline_s:
                     raise BenchmarkError(_why_not_ready(process.poll(), ready_timeout_s, log))
                 time.sleep(POLL_S)
-            yield Running(port, mark)
+            yield Running(port, mark, process)
         finally:
             _stop(process, mark)
 
@@ -109,6 +126,14 @@ def cpu_s_from_stat(stat: str, ticks_per_s: int, waited_for: bool = False) -> fl
     fields = stat.rpartition(")")[2].split()
     # proc(5): own time is fields 14 and 15, that of children 16 and 17.
     return sum(int(ticks) for ticks in fields[11 : 15 if waited_for else 13]) / ticks_per_s
+
+
+def _of(pid: int, file: str) -> bytes:
+    """Of a process; empty where it has ended."""
+    try:
+        return (PROC / str(pid) / file).read_bytes()
+    except OSError:
+        return b""
 
 
 def _rss_bytes(pid: int) -> int:

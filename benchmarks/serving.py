@@ -53,10 +53,16 @@ def server_under_test(options: BenchOptions | AccuracyOptions) -> Iterator[Serve
 @contextmanager
 def own_server(model: Path | None, *options: str) -> Iterator[Running]:
     """`offramp serve` on a free port: ready inside, ended after. Raises BenchmarkError if not ready."""
-    port = free_port()
-    command = [sys.executable, "-m", "offramp", "serve", "--port", str(port), "--log-level", "warning"]
     # A closed loop waits for its answers: none is to be refused for the wait.
-    command += ["--max-wait-s", "60", *options]
+    with default_server(model, "--max-wait-s", "60", *options) as server:
+        yield server
+
+
+@contextmanager
+def default_server(model: Path | None, *options: str) -> Iterator[Running]:
+    """The same, but with the default of every option that is not given."""
+    port = free_port()
+    command = [sys.executable, "-m", "offramp", "serve", "--port", str(port), "--log-level", "warning", *options]
     if model is not None:
         command += ["--model", str(model.resolve())]
     with running(command, port, is_ready, {"PYTHONPATH": str(ROOT)}, READY_TIMEOUT_S) as server:

@@ -1,6 +1,6 @@
 """Markdown for readers, from result files; and the documents that hold it, kept in step with them.
 
-    python -m benchmarks.tables            # write the tables into docs/performance.md, paper.md and trust.md
+    python -m benchmarks.tables            # write the tables into docs/: performance, paper, trust and operations.md
     python -m benchmarks.tables --check    # fail where a document is stale
 
 A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several
@@ -19,6 +19,7 @@ from typing import Any
 
 from benchmarks.errors import BenchmarkError
 from benchmarks.figures import provenance, shares, with_extremes
+from benchmarks.hostile.report import HOSTILE_SECTIONS
 from benchmarks.paper_report import paper_section
 from benchmarks.peers.report import section as peers_section
 from benchmarks.server_costs_report import server_costs_section
@@ -28,7 +29,7 @@ from benchmarks.trust.report import TRUST_SECTIONS
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-DOCUMENTS = tuple(PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust"))
+DOCUMENTS = tuple(PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust", "operations"))
 MARKED = re.compile(
     r"(<!-- results: (?P<name>[\w.-]+)(?:#(?P<part>[\w-]+))? -->\n)(?P<body>.*?)(?P<end><!-- end of results -->)",
     re.DOTALL,
@@ -189,6 +190,7 @@ SECTIONS = {
     "server-costs": server_costs_section,
     "simulate": simulation_section,
     **TRUST_SECTIONS,
+    **HOSTILE_SECTIONS,
 }
 
 
@@ -219,7 +221,11 @@ def main(arguments: Sequence[str], results: Path = RESULTS) -> int:
     """Write or check the documents; 1 when one is stale, with its name and the fix."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Tables of the docs from results.")
     parser.add_argument(
-        "documents", nargs="*", type=Path, default=DOCUMENTS, help="default: performance, paper and trust of docs/"
+        "documents",
+        nargs="*",
+        type=Path,
+        default=DOCUMENTS,
+        help="default: performance, paper, trust and operations of docs/",
     )
     parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
     options = parser.parse_args(arguments)

@@ -31,9 +31,11 @@ logger = logging.getLogger(__name__)
 
 # Options of our own HTTP server and its processes, which are Ray's business here.
 OF_OUR_SERVER = frozenset(
-    "host port frontends drain_delay_s drain_timeout_s trusted_proxies allowed_hosts max_connections "
-    "client_max_connections max_header_kib max_headers max_url_kib header_timeout_s body_timeout_s keep_alive_s "
-    "write_timeout_s".split()
+    (
+        *("host", "port", "frontends", "drain_delay_s", "drain_timeout_s", "trusted_proxies", "allowed_hosts"),
+        *("max_connections", "client_max_connections", "max_header_kib", "max_headers", "max_url_kib"),
+        *("header_timeout_s", "body_timeout_s", "keep_alive_s", "write_timeout_s"),
+    )
 )
 
 # Arguments that are no options of `offramp serve`.
@@ -56,7 +58,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
     if replicas is not None:
         options["num_replicas"] = int(replicas)
-    return Offramp.options(**options).bind(settings)  # type: ignore[attr-defined, no-any-return]
+    return Offramp.options(**options).bind(settings)  # type: ignore[attr-defined]
 
 
 def settings_of(arguments: Mapping[str, Any]) -> Settings:
@@ -83,9 +85,7 @@ class Offramp:
     def __init__(self, settings: Settings) -> None:
         configure_logging(log_config(settings.log_level))
         cpus = max(1, int(ray.get_runtime_context().get_assigned_resources().get("CPU", 1)))
-        settings = replace(
-            settings, threads=settings.threads or cpus, decode_threads=settings.decode_threads or cpus
-        )
+        settings = replace(settings, threads=settings.threads or cpus, decode_threads=settings.decode_threads or cpus)
         self._metrics = Metrics()
         self._registry = load_registry(settings, self._metrics)
         self._app = create_app(self._registry, settings, self._metrics, warm_first=True)

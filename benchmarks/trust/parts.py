@@ -11,6 +11,7 @@ from typing import Any
 import typer
 
 from benchmarks.machine import provenance
+from benchmarks.part_files import write_part
 from benchmarks.trust.attack import attack
 from benchmarks.trust.audit import audit, audit_cost
 from benchmarks.trust.brownout import brownout
@@ -37,7 +38,7 @@ def run(options: TrustOptions) -> int:
         setting = prepared(options, Path(folder))
         for name in options.parts:
             # Written after each, so that what took minutes is not lost to a fault in the next.
-            write(options.output, name, measured(setting, name))
+            write_part(options.output, "trust", tuple(MEASURE), name, measured(setting, name))
             typer.echo(f"{name}: written to {options.output}")
     typer.echo(json.dumps({"output": str(options.output), "parts": options.parts}))
     return 0
@@ -47,12 +48,3 @@ def measured(setting: Setting, name: str) -> dict[str, Any]:
     """One part, as a document of its own."""
     head = {"benchmark": f"trust-{name}", **provenance(), "served": setting.served, "dataset": setting.options.dataset}
     return {**head, **MEASURE[name](setting)}
-
-
-def write(output: Path, name: str, part: dict[str, Any]) -> None:
-    """Put a part into the result file; the others stay as they are."""
-    parts: dict[str, Any] = json.loads(output.read_text())["parts"] if output.exists() else {}
-    parts[name] = part
-    document = {"benchmark": "trust", "parts": {known: parts[known] for known in MEASURE if known in parts}}
-    output.parent.mkdir(parents=True, exist_ok=True)
-    output.write_text(json.dumps(document, indent=2) + "\n")

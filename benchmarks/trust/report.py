@@ -32,7 +32,7 @@ def certified_section(document: Document) -> str:
     )
     head = "promised | bound | seen when certified | served | accuracy | compute | exit mix, %"
     how = f"Each picture once for each promise, {document['pictures']:,} in all."
-    return _section(document, told, _table(head, rows), how)
+    return _section(document, told, table(head, rows), how)
 
 
 def audit_section(document: Document) -> str:
@@ -60,11 +60,11 @@ def audit_section(document: Document) -> str:
         document,
         first,
         "Corrupted pictures, of the severities of CIFAR-100-C:",
-        _table(f"corruption | severity | {columns}", corrupted),
+        table(f"corruption | severity | {columns}", corrupted),
         f"Clean pictures under a wrong certificate: {promise:.1%} promised for the thresholds of a looser contract:",
-        _table(f"thresholds of | {columns}", wrong),
+        table(f"thresholds of | {columns}", wrong),
         "What an alarm changes under the last of these, by `--audit-on-alarm`; pictures after the alarm:",
-        _table("on alarm | rang | true disagreement | compute", reactions),
+        table("on alarm | rang | true disagreement | compute", reactions),
         how,
     )
 
@@ -92,7 +92,7 @@ def audit_cost_section(document: Document) -> str:
         f"Closed loops of {document['connections']} connections, {document['seconds']} s each, at max_disagreement "
         f"{document['promise']}; median (least–most) of {document['rounds_each']} rounds by turns, ratios in rounds."
     )
-    return _section(document, _table("audited | pictures/s | against none | p99, ms", rows), how)
+    return _section(document, table("audited | pictures/s | against none | p99, ms", rows), how)
 
 
 def brownout_section(document: Document) -> str:
@@ -129,7 +129,7 @@ def brownout_section(document: Document) -> str:
     head = (
         "brownout | in time/s | refused | p50, ms | p99, ms | disagreement | compute | exit mix, % | reasons | failed"
     )
-    return _section(document, _table(head, rows), told, how)
+    return _section(document, table(head, rows), told, how)
 
 
 def privacy_section(document: Document) -> str:
@@ -153,7 +153,7 @@ def privacy_section(document: Document) -> str:
         f"(least–most) of {document['rounds_each']} rounds by turns."
     )
     head = "server | p50 alone, ms | p99 alone, ms | pictures/s | against off | AUROC, once | AUROC, repeated"
-    return _section(document, _table(head, rows), how)
+    return _section(document, table(head, rows), how)
 
 
 def attack_section(document: Document) -> str:
@@ -202,7 +202,7 @@ def attack_section(document: Document) -> str:
         "| attacker, GMAC/s | attacker's share | failed"
     )
     depth_head = "asked for | pictures | compute | exit mix, % | accuracy"
-    return _section(document, how_made, _table(depth_head, depth), _table(head, rows), how)
+    return _section(document, how_made, table(depth_head, depth), table(head, rows), how)
 
 
 TRUST_SECTIONS = {
@@ -215,7 +215,8 @@ TRUST_SECTIONS = {
 }
 
 
-def _table(head: str, rows: Sequence[Sequence[str]]) -> str:
+def table(head: str, rows: Sequence[Sequence[str]]) -> str:
+    """Markdown of one head, its cells divided by bars, and rows of cells."""
     lines = [f"| {head} |", "| ---: " * (head.count("|") + 1) + "|"]
     return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 

@@ -64,6 +64,9 @@ def test_adopted_children_belong_to_the_server_and_end_with_it() -> None:
         assert server.cpu_s() >= 0.3
         # Of an interpreter each.
         assert server.rss_bytes() > 2 * 4_000_000
+        server.forget_peak()
+        assert server.peak_rss_bytes() >= server.rss_bytes()
+        assert server.named("HTTPServer") == [server.process.pid]
     assert members(server.mark) == []
     assert server.cpu_s() == 0.0
     assert server.rss_bytes() == 0

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 
 from benchmarks.errors import BenchmarkError
+from benchmarks.part_files import write_part
 from benchmarks.peers.open_loop import OpenJob, OpenResult, Sent
 from benchmarks.trust.answers import (
     Answer,
@@ -27,7 +28,7 @@ from benchmarks.trust.audit import cost_row
 from benchmarks.trust.brownout import Level, changes, recovered
 from benchmarks.trust.loads import measured_of, outcome
 from benchmarks.trust.options import TrustOptions
-from benchmarks.trust.parts import MEASURE, measured, write
+from benchmarks.trust.parts import MEASURE, measured
 from benchmarks.trust.privacy import told_apart
 from benchmarks.trust.report import TRUST_SECTIONS
 from benchmarks.trust.setting import LabelledPictures, Setting, prepared
@@ -150,9 +151,9 @@ CHECKS = {
 
 def test_a_part_measured_anew_leaves_the_others_as_they_were(tmp_path: Path) -> None:
     output = tmp_path / "results" / "trust.json"
-    write(output, "audit", {"n": 1})
-    write(output, "certified", {"n": 2})
-    write(output, "audit", {"n": 3})
+    write_part(output, "trust", tuple(MEASURE), "audit", {"n": 1})
+    write_part(output, "trust", tuple(MEASURE), "certified", {"n": 2})
+    write_part(output, "trust", tuple(MEASURE), "audit", {"n": 3})
     assert json.loads(output.read_text()) == {
         "benchmark": "trust",
         "parts": {"certified": {"n": 2}, "audit": {"n": 3}},
