@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve import metrics as ray_metrics
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.bundle import EMBEDDED, load_bundle
 from server.app import create_app
 from server.loading import load_registry
 from server.metrics import Metrics
@@ -55,6 +56,9 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     actor = {"num_cpus": float(given.pop(CPUS, 1)), "num_gpus": float(given.pop(GPUS, 0))}
     replicas = given.pop(REPLICAS, None)
     settings = settings_of(given)
+    for path in settings.model or [EMBEDDED]:
+        # Now, while the replicas of before still serve: BundleError is a ValueError.
+        load_bundle(path)
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
     if replicas is not None:
         options["num_replicas"] = int(replicas)
