@@ -19,6 +19,9 @@ logger = logging.getLogger(__name__)
 # Between two looks more time than this does not count: a process that was stopped or busy has read nothing meanwhile.
 LONGEST_TURN_S = 2.0
 
+# Pause between pipelined requests of several connections.
+TURN_S = 0.001
+
 # Connections closed at once to make room, so that looking for them is rarely needed.
 GIVING_WAY = 32
 
@@ -40,10 +43,11 @@ class Connection(Protocol):
 
 
 class Turns:
-    """One thing in each turn of the event loop, for what may as well be done later.
+    """One pipelined request at a time, with a pause before the next.
 
-    A hundred clients that send a thousand requests each without waiting for answers are so served one by one, between
-    the requests of those that wait.
+    A hundred clients that send a thousand requests each without waiting for answers are served one by one, between the
+    requests of those that wait. Without the pause the event loop would never be idle, and the engine's thread would
+    wait for the interpreter's lock: a prediction beside 64 such clients took 58 ms instead of 15.
     """
 
     def __init__(self) -> None:
@@ -62,7 +66,7 @@ class Turns:
         finally:
             self._due.popleft()
             if self._due:
-                asyncio.get_running_loop().call_soon(self._next)
+                asyncio.get_running_loop().call_later(TURN_S, self._next)
 
 
 class Connections:
