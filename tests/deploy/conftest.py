@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import shutil
+import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import ModuleType
@@ -22,15 +23,17 @@ def absent(what: str) -> None:
     """Skip the test; under CI fail it."""
     if os.environ.get("CI", "").lower() == "true":
         pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed")
+    pytest.skip(f"{what} is not installed", allow_module_level=True)
 
 
-def needed(name: str) -> ModuleType:
-    """A module of the extra `deploy`."""
+def needed(name: str, extra: str = "deploy") -> ModuleType:
+    """A module of an extra."""
     try:
-        return importlib.import_module(name)
+        # What libraries do to each other at import is their affair.
+        with warnings.catch_warnings(action="ignore"):
+            return importlib.import_module(name)
     except ModuleNotFoundError:
-        absent(f"{name} (extra `deploy`)")
+        absent(f"{name} (extra `{extra}`)")
         raise
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import re
 import shutil
@@ -20,7 +21,6 @@ from typing import Any
 
 import httpx
 import pytest
-from starlette.testclient import TestClient
 
 from benchmarks.processes import free_port
 from models.bundle import save_bundle
@@ -32,15 +32,15 @@ from tests.deploy.conftest import needed
 from tests.server.conftest import make_bundle
 from tests.server.processes.supervised import encoded_pictures
 
-ray = needed("ray")
-serve = needed("ray.serve")
+ray = needed("ray", "ray")
+serve = needed("ray.serve", "ray")
 
-THRESHOLD = 0.12
+PATH = "/v1/predict?threshold=0.12"
 CLIENTS = 8
 # Batches of other sizes compute in another order.
 ALIKE = 1e-5
 
-pytestmark = pytest.mark.timeout(600)
+pytestmark = [pytest.mark.timeout(600), pytest.mark.filterwarnings("ignore:::ray")]
 
 
 @pytest.fixture(scope="module")
@@ -99,15 +99,19 @@ def pictures() -> list[bytes]:
 def expected(tiny, pictures) -> list[float]:
     """The confidence that one server has for each picture: no two are alike."""
     metrics, settings = Metrics(), Settings(model=[tiny], device="cpu", runner="torch", threads=1, audit_share=0.0)
-    with TestClient(create_app(load_registry(settings, metrics), settings, metrics, warm_first=True)) as client:
-        confidences = [confidence(ask(client, "", picture)) for picture in pictures]
+    app = create_app(load_registry(settings, metrics), settings, metrics, warm_first=True)
+
+    async def asked() -> list[httpx.Response]:
+        async with (
+            app.router.lifespan_context(app),
+            httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://one") as client,
+        ):
+            return [await client.post(PATH, content=picture) for picture in pictures]
+
+    confidences = [confidence(answer) for answer in asyncio.run(asked())]
     ordered = sorted(confidences)
     assert min(b - a for a, b in pairwise(ordered)) > 2 * ALIKE
     return confidences
-
-
-def ask(client: httpx.Client, url: str, picture: bytes) -> httpx.Response:
-    return client.post(f"{url}/v1/predict", content=picture, params={"threshold": THRESHOLD})
 
 
 def confidence(answer: httpx.Response) -> float:
@@ -143,7 +147,7 @@ def load(cluster: Cluster, pictures: list[bytes], expected: list[float]) -> Iter
             while not over.is_set():
                 at = number % len(pictures)
                 start_s = time.monotonic()
-                answer = ask(client, cluster.url, pictures[at])
+                answer = client.post(cluster.url + PATH, content=pictures[at])
                 seen.longest_s = max(seen.longest_s, time.monotonic() - start_s)
                 seen.statuses[answer.status_code] += 1
                 if answer.status_code == 200:
