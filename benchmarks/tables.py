@@ -1,6 +1,6 @@
 """Markdown for readers, from result files; and the documents that hold it, kept in step with them.
 
-    python -m benchmarks.tables            # write the tables into docs/: performance, paper, trust and operations.md
+    python -m benchmarks.tables            # write the tables into the documents in docs/
     python -m benchmarks.tables --check    # fail where a document is stale
 
 A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several
@@ -22,6 +22,7 @@ from benchmarks.figures import provenance, shares, with_extremes
 from benchmarks.hostile.report import HOSTILE_SECTIONS
 from benchmarks.paper_report import paper_section
 from benchmarks.peers.report import section as peers_section
+from benchmarks.ray_proxy import section as ray_proxy_section
 from benchmarks.server_costs_report import server_costs_section
 from benchmarks.simulate_tables import simulation_section
 from benchmarks.targets import targets_section
@@ -29,7 +30,9 @@ from benchmarks.trust.report import TRUST_SECTIONS
 
 PROJECT = Path(__file__).resolve().parent.parent
 RESULTS = PROJECT / "benchmarks" / "results"
-DOCUMENTS = tuple(PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust", "operations"))
+DOCUMENTS = tuple(
+    PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust", "operations", "scaling")
+)
 MARKED = re.compile(
     r"(<!-- results: (?P<name>[\w.-]+)(?:#(?P<part>[\w-]+))? -->\n)(?P<body>.*?)(?P<end><!-- end of results -->)",
     re.DOTALL,
@@ -189,6 +192,7 @@ SECTIONS = {
     "peers": peers_section,
     "server-costs": server_costs_section,
     "simulate": simulation_section,
+    "ray-proxy": ray_proxy_section,
     **TRUST_SECTIONS,
     **HOSTILE_SECTIONS,
 }
