@@ -120,7 +120,9 @@ def test_where_there_is_no_room_the_client_that_owes_least_is_forgotten_and_none
         for number in range(1, GROUP_SIZE):
             spend(ledger, str(number), 10.0 * number, 10.0 * number, 0.0)
         spend(ledger, "one more", 50.0, 50.0, 0.0)
-        remembered = [name for name in (*map(str, range(1, GROUP_SIZE)), "one more", "waits") if ledger.accounts.find(name)]
+        remembered = [
+            name for name in (*map(str, range(1, GROUP_SIZE)), "one more", "waits") if ledger.accounts.find(name)
+        ]
     assert remembered == ["2", "3", "4", "5", "6", "7", "one more", "waits"]
 
 

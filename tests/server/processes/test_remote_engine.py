@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import os
 import time
+import weakref
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -202,6 +204,18 @@ async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_s
             return remote.inflight_samples == 0
 
         await until(released)
+
+
+async def test_an_answer_is_not_kept_until_its_deadline(process):
+    async with connected(process) as [remote, _]:
+        [future] = remote.submit([picture(1)], contract(0.0, deadline_s=time.monotonic() + 3600.0))
+        await future
+        gone = weakref.ref(future)
+        del future
+        # The event loop holds it until this task has slept once.
+        await asyncio.sleep(0)
+        gc.collect()
+        assert gone() is None
 
 
 async def test_an_engine_process_that_is_silent_takes_no_requests_until_it_is_heard_again(gated, until, server_log):
