@@ -114,7 +114,7 @@ def test_a_client_that_owes_nothing_is_forgotten_at_once() -> None:
     assert ledger.accounts.find("in debt") is None
 
 
-def test_where_there_is_no_room_the_client_that_owes_least_is_forgotten_and_none_that_waits_for_an_answer() -> None:
+def test_where_there_is_no_room_the_idle_client_that_owes_least_is_forgotten() -> None:
     ledger = ClientLedger(ClientLimits(compute_per_s=1.0, burst_s=100.0), Accounts(num_groups=1))
     with ledger.place("waits", 0.0):
         for number in range(1, GROUP_SIZE):
