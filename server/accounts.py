@@ -16,7 +16,7 @@ from functools import lru_cache
 from types import TracebackType
 
 # A client's row is in one group of rows, chosen by its digest.
-GROUPS, GROUP = 1024, 8
+NUM_GROUPS, GROUP_SIZE = 1024, 8
 
 
 class _Number:
@@ -37,7 +37,7 @@ class Account:
 
     name: its digest, 0 in a free row. debt: multiply-adds not yet paid off, as of `refilled_s`. total, deep: sums of
     recent work, as of `seen_s`; see `server.limits`. Behind them each process has a count of requests and one of
-    connections, which no other process writes: those of a process that died are cleared by the next in its place.
+    connections, which only it writes. The successor of a process that died clears them.
     """
 
     COLUMNS = 6
@@ -65,8 +65,12 @@ class Account:
         self.row[self._requests] += change
 
     def add_connection(self, change: int) -> None:
-        """Count connections of this process."""
-        self.row[self._connections] += change
+        """Count connections of this process. Never below 0: a connection may end that no account has counted."""
+        self.row[self._connections] = max(0.0, self.row[self._connections] + change)
+
+    def clear_own_counts(self) -> None:
+        """Forget the requests and connections of this process."""
+        self.row[self._requests] = self.row[self._connections] = 0.0
 
     @property
     def idle(self) -> bool:
@@ -87,11 +91,11 @@ class Accounts:
     """
 
     def __init__(
-        self, memory_fd: int | None = None, num_processes: int = 1, own: int = 0, num_groups: int = GROUPS
+        self, memory_fd: int | None = None, num_processes: int = 1, own: int = 0, num_groups: int = NUM_GROUPS
     ) -> None:
         self._num_processes, self._own, self._num_groups = num_processes, own, num_groups
         self._width = Account.COLUMNS + 2 * num_processes
-        size_bytes = 8 * self._width * (num_groups * GROUP + 1)
+        size_bytes = 8 * self._width * (num_groups * GROUP_SIZE + 1)
         self.lock: AbstractContextManager[object]
         if memory_fd is None:
             self.lock, memory = nullcontext(), mmap.mmap(-1, size_bytes)
@@ -99,17 +103,10 @@ class Accounts:
             os.ftruncate(memory_fd, size_bytes)
             self.lock, memory = _FileLock(memory_fd), mmap.mmap(memory_fd, size_bytes)
         self._numbers = memoryview(memory).cast("d")
-        self.everybody = self._row(num_groups * GROUP)
+        self.everybody = self._row(num_groups * GROUP_SIZE)
         with self.lock:
-            for number in range(num_groups * GROUP if memory_fd is not None else 0):
-                account = self._row(number)
-                for column in (account._requests, account._connections):
-                    account.row[column] = 0.0
-
-    @property
-    def count(self) -> int:
-        """Clients that are remembered."""
-        return sum(1 for number in range(self._num_groups * GROUP) if self._row(number).name)
+            for number in range(num_groups * GROUP_SIZE if memory_fd is not None else 0):
+                self._row(number).clear_own_counts()
 
     def find(self, client: str) -> Account | None:
         """The client's account; None where it has none."""
@@ -134,8 +131,8 @@ class Accounts:
         return account
 
     def _group(self, digest: float) -> Iterator[Account]:
-        first = int(digest) % self._num_groups * GROUP
-        return map(self._row, range(first, first + GROUP))
+        first = int(digest) % self._num_groups * GROUP_SIZE
+        return map(self._row, range(first, first + GROUP_SIZE))
 
     def _row(self, number: int) -> Account:
         start = number * self._width

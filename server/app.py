@@ -77,7 +77,7 @@ def create_app(
     predictor = Predictor(registry, settings, metrics, decoder, accounts)
     # For the HTTP server, which asks it before the application is called.
     report = Report(metrics.record, settings.access_log)
-    app.state.gate = Gate(predictor, keys, report, metrics.record_no_request)
+    app.state.gate = Gate(predictor, keys, report, metrics.record_http_rejection)
     app.add_middleware(ExpressMiddleware, predictor=predictor, handlers=exception_handlers())
     if settings.allowed_hosts:
         app.add_middleware(HostMiddleware, allowed=settings.allowed_hosts)

@@ -72,7 +72,7 @@ class Turns:
 class Connections:
     """The connections of this process, by the address of the client.
 
-    accounts: connections of each address in all processes of the server. Default: there is this process alone.
+    accounts: connections of each address in all processes of the server. Default: this process alone.
     turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
     serving, as of the last sweep. draining: whether each connection ends with its next answer. closed: whether the
     server accepts no more.
@@ -107,7 +107,7 @@ class Connections:
         refusal = self._too_many_of(address) or self._too_many(address)
         self._by_address.setdefault(address, set()).add(connection)
         self._count += 1
-        self._tell(address, 1)
+        self._count_in_account(address, 1)
         return refusal
 
     def leave(self, connection: Connection) -> None:
@@ -116,7 +116,7 @@ class Connections:
         if connection in siblings:
             siblings.remove(connection)
             self._count -= 1
-            self._tell(connection.address, -1)
+            self._count_in_account(connection.address, -1)
             if not siblings:
                 del self._by_address[connection.address]
 
@@ -137,7 +137,7 @@ class Connections:
         logger.warning("%s: %s%s", address or "a client", what, more)
         self._noted_at_s, self._not_noted = self.now_s, 0
 
-    def _tell(self, address: str, change: int) -> None:
+    def _count_in_account(self, address: str, change: int) -> None:
         if self._accounts is not None:
             with self._accounts.lock:
                 self._accounts.open(address).add_connection(change)

@@ -79,7 +79,7 @@ class Decoder:
         # Apart from the slow lane, whose waits are predicted from how long its calls take.
         self._memory = Lane("offramp-memory", 1, 0, NICENESS)
         Image.MAX_IMAGE_PIXELS = limits.max_pixels
-        # It is refused, which the client hears and the log need not.
+        # Such a picture is refused: the client gets an error, and the log needs no warning.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing, client: str = "") -> list[Picture]:

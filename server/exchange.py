@@ -57,7 +57,7 @@ class ApiKeys:
 
 
 class Report:
-    """Tells the counters of a finished exchange, and the access log where there is one.
+    """Reports a finished exchange to the metrics, and to the access log where that is on.
 
     record: called with the exchange and its duration in seconds.
     """

@@ -1,4 +1,4 @@
-"""The text of /metrics, made between other work: a scraper in a loop takes a twentieth of the event loop, at most."""
+"""The text of /metrics, rendered between other work: it takes at most a twentieth of the event loop's time."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from collections.abc import Awaitable, Callable, Iterable
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
-# How long others wait for a part of the text: families are added up to then.
+# Longest time between two pauses for other work; a single family may take longer.
 SLICE_S = 0.001
 
-# Largest part of the time that is spent on making texts.
+# Largest share of the time that is spent on rendering.
 SHARE = 0.05
 
 
 class Exposition:
-    """Renders what a collector collects. Scrapes that wait share the next text; none gets one begun before it came.
+    """Renders what a collector collects. Scrapes that wait share the next text; each gets a text begun after it came.
 
     clock: in seconds. sleep: lets other work run for so many seconds.
     """

@@ -1,7 +1,7 @@
-"""The gate: what is answered for next to nothing, before the application is called.
+"""The gate: answers that cost little, before the application is called.
 
 A refusal through the framework costs as much as an answer, so that a server at several times its load would do little
-but refuse. Whatever is not overloaded passes; the engine looks again at what it is given.
+but refuse. What is not refused here passes; the engine checks again at `submit`.
 """
 
 from __future__ import annotations
@@ -21,9 +21,9 @@ from server.problems import Problem, from_engine, raw_response
 
 
 class Gate:
-    """The Doorkeeper of `http_config`: refuses predictions under overload, and reports whatever it answers.
+    """The Doorkeeper of `http_config`: refuses predictions under overload, and reports each of its answers.
 
-    count: called with the status of every answer to what is no request.
+    count: called with the status of each rejection of a connection, or of an invalid or incomplete request.
     """
 
     def __init__(self, predictor: Predictor, keys: ApiKeys, report: Report, count: Callable[[int], None]) -> None:

@@ -16,17 +16,17 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Doorkeeper(Protocol):
-    """Answers in the application's place: a whole response with Connection: close, and with the given headers."""
+    """Answers in place of the application: with a whole response that has Connection: close and the given headers."""
 
     def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
         """The answer to a request before its body; None to let it pass."""
 
     def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
-        """The answer to a client that has sent no request, or none that is whole."""
+        """The answer to a connection that is refused, or to an invalid or incomplete request."""
 
 
 class OpenDoor:
-    """Lets every request pass, and keeps no account."""
+    """Lets every request pass, and reports nothing."""
 
     def refuse(self, scope: HTTPScope, headers: Headers) -> None:
         """See Doorkeeper."""
@@ -39,7 +39,7 @@ class OpenDoor:
 class HttpConfig(uvicorn.Config):
     """uvicorn's, for HttpProtocol.
 
-    door: asked about every request that has none before it in progress on its connection.
+    door: asked about each request that does not wait for another on its connection.
     """
 
     def __init__(self, app: Any, connections: Connections, door: Doorkeeper | None = None, **options: Any) -> None:

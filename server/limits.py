@@ -1,8 +1,8 @@
 """What one client may ask for: unanswered requests, compute, and its share of the deep work. Pure: no clock.
 
 Compute is counted in multiply-adds. A request is taken in as if every picture went as deep as its contract allows, and
-what it did not need is given back with the answer: whoever sends pictures made to go deep pays for that, and nobody
-is let in on the hope that his pictures are easy.
+what it did not need is given back with the answer: a client that sends pictures made to go deep pays for that, and no
+request is taken in on the hope that its pictures are easy.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from server.accounts import Account, Accounts
 
 # After so many seconds work counts half.
 HALF_LIFE_S = 10.0
-# Of all the work done lately: who leaves less than this to others is alone; whose deep work is less is forgotten.
+# Shares of all recent work: a client that leaves less to others is alone; one with less deep work is forgotten.
 ALONE, FORGOTTEN = 0.001, 0.001
 
 
@@ -57,7 +57,7 @@ class Cost:
 
 @dataclass
 class Charge:
-    """What a request has cost; set by whoever knows."""
+    """What a request has cost; set once that is known."""
 
     spent: Cost = Cost()
 
@@ -65,7 +65,7 @@ class Charge:
 class ClientLedger:
     """The limits of all clients. A client that has nothing unanswered and owes nothing is forgotten.
 
-    accounts: shared with the other processes of the server. Without limits none are kept.
+    accounts: shared with the other processes of the server. Without limits they stay empty.
     """
 
     def __init__(self, limits: ClientLimits, accounts: Accounts | None = None) -> None:
@@ -138,7 +138,7 @@ class ClientLedger:
         with self.accounts.lock:
             account = self.accounts.open(client)
             self._refill(account, now_s)
-            # Without a limit of compute nobody owes any.
+            # Without a limit of compute there is no debt.
             account.debt += change if self._limits.compute_per_s else 0.0
             for recent in (account, self.accounts.everybody):
                 _refresh(recent, now_s)
@@ -152,7 +152,7 @@ class ClientLedger:
         account.debt = max(0.0, account.debt - earned)
 
     def _takes_too_much(self, account: Account, now_s: float) -> bool:
-        """Of all that was done lately, while others have anything done at all."""
+        """Whether its deep work is above its share of all recent work, while others have work done too."""
         everybody = self.accounts.everybody
         _refresh(account, now_s)
         _refresh(everybody, now_s)
@@ -160,7 +160,7 @@ class ClientLedger:
         return others > ALONE * everybody.total and account.deep > self._limits.deep_share * everybody.total
 
     def _forget(self, account: Account, now_s: float) -> None:
-        """Where it is as a new one would be."""
+        """Free its row where it is as a new one would be."""
         if not account.idle:
             return
         self._refill(account, now_s)

@@ -36,7 +36,7 @@ from server.engine.profile import CostProfile
 from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
 from server.exchange import Exchange
 from server.exposition import Exposition
-from server.problems import CLIENT_GONE_STATUS, KINDS, NO_REQUEST, REJECTIONS
+from server.problems import CLIENT_GONE_STATUS, HTTP_REJECTIONS, KINDS, REJECTIONS
 from server.processes.family import FamilyCollector
 from server.registry import EngineClient
 
@@ -133,7 +133,7 @@ class Metrics:
         )
         self.rejections = counter("rejections_total", "Requests refused at once.", "reason")
         self.http_rejections = counter(
-            "http_rejections_total", "Answers to what is no request, or none that is whole.", "code"
+            "http_rejections_total", "Rejected connections, and invalid or incomplete requests.", "code"
         )
         self.cancelled = counter(
             "cancelled_total",
@@ -194,8 +194,8 @@ class Metrics:
         if exchange.rejection is not None:
             self.rejections.labels(exchange.rejection).inc()
 
-    def record_no_request(self, status: int) -> None:
-        """A client was answered that has sent no request, or none that is whole."""
+    def record_http_rejection(self, status: int) -> None:
+        """The HTTP server has rejected a connection, or an invalid or incomplete request."""
         self.http_rejections.labels(str(status)).inc()
 
     def _find_of_request(self, model: str, status: int) -> tuple[Counter, Histogram]:
@@ -213,7 +213,7 @@ class Metrics:
         self.build_info.labels(version("offramp"), platform.python_version(), version("torch")).set(1)
         for reason in REJECTIONS:
             self.rejections.labels(reason)
-        for kind in NO_REQUEST:
+        for kind in HTTP_REJECTIONS:
             self.http_rejections.labels(str(kind.status))
         for phase in PHASES:
             self.cancelled.labels(phase)
@@ -331,7 +331,7 @@ class EngineGauges(Collector):
         self._engines.setdefault(model, []).append(engine)
 
     def collect(self) -> Iterable[GaugeMetricFamily]:
-        """In flight, waiting for each stage, and the wait that this means."""
+        """Pictures in flight, pictures waiting for each stage, and the predicted wait."""
         inflight = GaugeMetricFamily(
             "offramp_inflight_samples", "Pictures in the engine, not yet answered.", labels=("model",)
         )

@@ -76,11 +76,11 @@ class Predictor:
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
         self._refuse_unless_ready()
-        # Not asked again where the gate has just asked, which passed the request with the same headers.
+        # The gate has just asked for the same request, where it has let it pass.
         if PASSED not in request.scope and (refused := self.overload(exchange.model, exchange.client)):
             raise refused[1]
         self._refuse_beyond(self._ledger.too_many(exchange.client))
-        # Who cannot even pay for one picture at exit 1 need not upload it.
+        # A client that cannot pay for one picture at exit 1 need not upload it.
         least = found.spent(1)
         self._refuse_beyond(self._ledger.too_much(exchange.client, least, exchange.started_s, contended=False))
         upload = Upload(self._uploads, exchange.client, upload_weight(request.headers))

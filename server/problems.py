@@ -74,8 +74,8 @@ HTTP_VERSION = Kind("http-version", 505, "The HTTP version is not supported")
 # After these the client is better served by a new connection: perhaps by another replica.
 LAST_ON_THEIR_CONNECTION = (INTERNAL, DRAINING)
 
-# Those of the HTTP server's own answers, which need no request.
-NO_REQUEST = (
+# Answers of the HTTP server itself, to connections and to invalid or incomplete requests.
+HTTP_REJECTIONS = (
     MALFORMED_REQUEST,
     METHOD_NOT_ALLOWED,
     REQUEST_TIMEOUT,

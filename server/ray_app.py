@@ -57,7 +57,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     replicas = given.pop(REPLICAS, None)
     settings = settings_of(given)
     for path in settings.model or [EMBEDDED]:
-        # Now, while the replicas of before still serve: BundleError is a ValueError.
+        # Now, while the old replicas still serve. BundleError is a ValueError.
         load_bundle(path)
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
     if replicas is not None:

@@ -87,7 +87,7 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse, response_description="Prometheus's text format")
     async def prometheus(request: Request) -> Response:
-        """Metrics for Prometheus; docs/metrics.md tells what each is for."""
+        """Metrics for Prometheus; docs/metrics.md says what each is for."""
         text, headers = await metrics.expose(), {"Vary": "Accept-Encoding"}
         if gzip_accepted(request.headers.get("accept-encoding", "")):
             text, headers["Content-Encoding"] = gzip.compress(text, GZIP_LEVEL), "gzip"

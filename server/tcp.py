@@ -76,7 +76,7 @@ class Unread:
 
 
 async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-    """Accept the connections that wait in a listening socket: the end of the socket would reset them."""
+    """Accept the connections that wait in a listening socket: closing it would reset them."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
     while True:

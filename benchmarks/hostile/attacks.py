@@ -1,4 +1,4 @@
-"""Attacks: what each does to the photographs of another client, and to the server's memory."""
+"""Attacks: how each delays the photographs of another client, and how much memory the server takes."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ TIMES = ("p50_ms", "p99_ms", "max_ms")
 
 @dataclass(frozen=True)
 class Attack:
-    """A closed loop of so many connections. way: as `Load` has it."""
+    """A closed loop. connections: how many. requests: makes the bytes that are sent. way: see `Load`."""
 
     connections: int
     requests: Callable[[], tuple[bytes, ...]]
@@ -38,18 +38,18 @@ class Attack:
 
 
 def post(body: bytes, media_type: str = "application/octet-stream") -> bytes:
-    """A prediction asked for."""
+    """A prediction request."""
     return Ask("/v1/predict", media_type, body, {"Connection": "close"}).encoded()
 
 
 def form(part: bytes, count: int) -> bytes:
-    """A form of the same picture so many times."""
+    """A form that has the same picture `count` times."""
     head = b'--B\r\nContent-Disposition: form-data; name="image"; filename="a"\r\n\r\n'
     return post((head + part + b"\r\n") * count + b"--B--\r\n", "multipart/form-data; boundary=B")
 
 
 def headers(size_bytes: int = BODY) -> tuple[bytes, ...]:
-    """A value, a number of headers, a URL and a name without end."""
+    """Requests with a huge header value, very many headers, a huge URL and a huge header name."""
     line = b"X-12345678: 12345678\r\n"
     return (
         HEAD + b"X: " + b"a" * size_bytes,
@@ -81,7 +81,7 @@ ATTACKS = {
 
 
 def attacks(setting: Setting) -> dict[str, Any]:
-    """Rounds by turns: photographs on a quiet server, then beside each attack."""
+    """In each round, for each attack: photographs on a quiet server, then beside the attack."""
     options = setting.options
     names = options.attacks.split(",") if options.attacks else list(ATTACKS)
     if unknown := set(names) - ATTACKS.keys():
@@ -108,7 +108,7 @@ def beside(setting: Setting, server: Any, name: str) -> dict[str, Any]:
     folder = setting.requests(name, *(() if (setting.folder / name).exists() else attack.requests()))
     quiet = photographs(setting, server.port)
     server.forget_peak()
-    # What is never answered is held as long as the attack lasts.
+    # Requests that get no answer are held as long as the attack lasts.
     length_s = setting.options.seconds + 2 * LEAD_S
     load = Load(server.port, attack.connections, length_s, way=attack.way, timeout_s=length_s)
     with ThreadPoolExecutor(1) as pool:
@@ -120,7 +120,7 @@ def beside(setting: Setting, server: Any, name: str) -> dict[str, Any]:
 
 
 def photographs(setting: Setting, port: int) -> dict[str, Any]:
-    """Times of the honest client's photographs, from when they were due, and how many had no prediction."""
+    """Times of the honest client's photographs, from when they were due, and how many got no prediction."""
     load = Load(port, 100, setting.options.seconds, PHOTOS_PER_S, evenly=True, source=HONEST_SOURCE, timeout_s=30.0)
     seen = run_load(load, setting.photo_requests())
     late_ms = [1e3 * (one.done_s - one.due_s) for one in seen.sent if one.status == 200]
@@ -130,7 +130,7 @@ def photographs(setting: Setting, port: int) -> dict[str, Any]:
 
 
 def row(cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """One attack over all rounds."""
+    """Summary of one attack over all rounds."""
     lost, answers = Counter[str](), Counter[str]()
     for cell in cells:
         lost.update(cell["during"]["lost"])

@@ -15,19 +15,19 @@ DC_TABLE, AC_TABLE = b"\x00\x01" + bytes(15) + b"\x00", b"\x10\x00\x01" + bytes(
 
 
 def picture(side: int, format: str, mode: str = "RGB", **options: object) -> bytes:
-    """All black."""
+    """A black square. side: in pixels."""
     file = io.BytesIO()
     Image.new(mode, (side, side)).save(file, format, **options)
     return file.getvalue()
 
 
 def webp() -> bytes:
-    """34 bytes."""
+    """A WebP of 34 bytes with SIDE² pixels."""
     return picture(SIDE, "webp", lossless=True, quality=0, method=0)
 
 
 def gif() -> bytes:
-    """So many frames of the largest side that is allowed as 8 MiB hold."""
+    """A GIF of 8 MiB: as many frames as fit, each of ALLOWED_SIDE² pixels."""
     one = picture(ALLOWED_SIDE, "gif", "P")
     frame = one[one.rfind(b"\x2c\0\0\0\0") : -1]
     return one[:-1] + frame * (2**23 // len(frame)) + b";"

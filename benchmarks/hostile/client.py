@@ -31,11 +31,11 @@ from benchmarks.peers.requests import read_requests
 from benchmarks.plan import poisson_arrivals
 
 ROOT = Path(__file__).resolve().parents[2]
-# What became of a request without an answer: the body of its record, whose status is 0.
+# Why a request has no answer: the body of its record, whose status is 0.
 REFUSED, BROKEN, SILENT = "no connection", "connection ended", "no answer in time"
 TICK_S = 0.05
 AFTER_REFUSAL_S = 0.02
-# Of a request that is sent slowly: one a tick.
+# The last bytes of a request that is sent slowly go one a tick.
 LAST_BYTES = 1000
 CONTENT_LENGTH = re.compile(rb"(?i)\r\ncontent-length: *(\d+)")
 INTERIM = re.compile(rb"\AHTTP/1\.1 1\d\d.*?\r\n\r\n", re.DOTALL)
@@ -46,7 +46,7 @@ CLOSE = re.compile(rb"(?i)\r\nconnection: *close")
 class Load:
     """One run against 127.0.0.1.
 
-    connections: most at a time; of an open loop, what finds none free waits, and its latency counts.
+    connections: most at a time. A request of an open loop that finds none free waits, and its latency counts.
     rate: requests a second, Poisson arrivals, or evenly spaced; None is a closed loop. source: the client's address.
     way: "ask" for one answer after another on a kept connection; "close": the sending half is closed after each request
     and the answers are read to the end; "mute": nothing is read; "drip": the last bytes go one a TICK_S.
@@ -65,7 +65,7 @@ class Load:
     seed: int = 0
 
     def planned(self, num_requests: int) -> Iterator[tuple[float, int]]:
-        """From the start, when to send which request; in a closed loop at once."""
+        """When to send each request, in seconds from the start, and its number; in a closed loop at once."""
         if self.rate is None:
             return ((0.0, number) for number in cycle(range(num_requests)))
         if self.evenly:
@@ -81,7 +81,7 @@ class Load:
 class Sent:
     """One request and its fate; seconds by the system's monotonic clock.
 
-    status 0: no answer came, and body says why; else body is the answer's where that was to be kept.
+    status 0: no answer came, and body says why. Otherwise body is the answer's, where the load keeps bodies.
     """
 
     number: int
@@ -102,7 +102,7 @@ class Seen:
     load_cpu_s: float
 
     def statuses(self) -> dict[str, int]:
-        """How often each came; what had none, by its cause."""
+        """How often each status came; requests without an answer are counted by the reason."""
         return dict(sorted(Counter(str(one.status) if one.status else one.body for one in self.sent).items()))
 
 
@@ -117,10 +117,10 @@ def run_load(load: Load, folder: Path, started: Event | None = None) -> Seen:
         first = process.stdout.readline()
         if started:
             started.set()
-        told = process.stdout.read()
+        rest = process.stdout.read()
     if process.returncode:
-        raise BenchmarkError(f"the client failed with {process.returncode}: {(first + told)[-2000:]}")
-    result = json.loads(told)
+        raise BenchmarkError(f"the client failed with {process.returncode}: {(first + rest)[-2000:]}")
+    result = json.loads(rest)
     return Seen(load, tuple(Sent(*each) for each in result["sent"]), result["start_s"], result["load_cpu_s"])
 
 
@@ -208,7 +208,7 @@ class _Client:
         self._write(connection, len(request) - LAST_BYTES if self._load.way == "drip" else None)
 
     def _write(self, connection: _Connection, most: int | None = None) -> None:
-        """Send what the system takes; and then listen, but for an answer that nobody wants."""
+        """Send what the system takes, then wait for the answer. A client that is mute does not."""
         try:
             connection.rest = connection.rest[connection.socket.send(connection.rest[:most]) :]
         except BlockingIOError:
@@ -239,8 +239,8 @@ class _Client:
             self._idle.remove(connection)
             self._close(connection)
         elif not data:
-            told = self._load.way == "close" and connection.answer.startswith(b"HTTP/1.1 ")
-            self._end(connection, int(connection.answer[9:12]) if told else 0, "" if told else why)
+            answered = self._load.way == "close" and connection.answer.startswith(b"HTTP/1.1 ")
+            self._end(connection, int(connection.answer[9:12]) if answered else 0, "" if answered else why)
         elif self._load.way != "close":
             head, blank, body = connection.answer.partition(b"\r\n\r\n")
             length = CONTENT_LENGTH.search(head)
@@ -248,7 +248,7 @@ class _Client:
                 self._end(connection, int(head[9:12]), body.decode("latin-1"), CLOSE.search(head) is None)
 
     def _tick(self) -> None:
-        """Give up what has waited too long; send the next byte of what goes slowly."""
+        """Give up requests that have waited too long; send the next byte of each slow one."""
         now_s = time.monotonic()
         for connection in tuple(self._busy):
             assert connection.carries is not None
@@ -287,7 +287,7 @@ class _Client:
 
 
 def main() -> None:
-    """Run a load, and write a line at its start and what was seen to stdout."""
+    """Run a load. Writes a line at its start, and the result as JSON at its end, to stdout."""
     load, folder = Load(**json.loads(sys.argv[1])), Path(sys.argv[2])
     requests = read_requests(folder)
     if not requests:

@@ -25,15 +25,15 @@ from benchmarks.stats import spread
 CONNECTIONS = 20
 PICTURES = 64
 DEADLINE_S = 0.2
-# What a request may take: with a deadline so much more, without one so much in all.
+# Longest time of a request: GRACE_S beyond its deadline, or PATIENCE_S where it has none.
 GRACE_S, PATIENCE_S = 0.3, 10.0
 QUERIES = ("threshold=1&top_k=3", f"threshold=1&top_k=3&deadline_ms={1000 * DEADLINE_S:g}")
 PROBES_PER_S = 20.0
 END_TIMEOUT_S = 90.0
-# Of a probability, between batches of different sizes in bfloat16.
+# Largest difference of a probability between batches of different sizes in bfloat16.
 TOLERANCE = 0.02
 
-# By picture and exit, the probabilities of the first classes, by class.
+# The probabilities of the likeliest classes, by class, for each picture and exit.
 References = dict[tuple[int, int], dict[int, float]]
 
 
@@ -46,7 +46,7 @@ class Fault:
 
     @property
     def ends_server(self) -> bool:
-        """Whether the server is to end by it."""
+        """Whether the fault is a request to end the server."""
         return self.steps[0][2] == "first"
 
 
@@ -108,9 +108,9 @@ def _exits(setting: Setting, port: int) -> int:
 
 
 def probabilities(one: Sent) -> dict[int, float]:
-    """Of the first classes, the likeliest first."""
+    """The probabilities of the likeliest classes, by class."""
     (prediction,) = json.loads(one.body)["predictions"]
-    return {told["class_id"]: told["probability"] for told in prediction["top_k"]}
+    return {each["class_id"]: each["probability"] for each in prediction["top_k"]}
 
 
 def faulted(setting: Setting, server: Any, fault: Fault, known: References) -> dict[str, Any]:
@@ -133,7 +133,7 @@ def faulted(setting: Setting, server: Any, fault: Fault, known: References) -> d
             time.sleep(max(0.0, start_s + at_s - time.monotonic()))
             signals_s.append(time.monotonic())
             for pid in processes(server, role)[:1]:
-                # What was stopped for long has been replaced.
+                # A process that was stopped for long has been replaced.
                 with suppress(ProcessLookupError):
                     os.kill(pid, number)
         if fault.ends_server:
@@ -142,7 +142,7 @@ def faulted(setting: Setting, server: Any, fault: Fault, known: References) -> d
 
 
 def processes(server: Any, role: str) -> list[int]:
-    """Its processes of that role; where one process does all, that."""
+    """Ids of its processes of that role, or of its only process."""
     return sorted(server.named(f"{role}_process")) or [server.process.pid]
 
 
@@ -155,7 +155,7 @@ def end_of(server: Any, signal_s: float) -> dict[str, Any]:
 
 
 def fate(sent: Sequence[Sent], known: References) -> dict[str, Any]:
-    """Of requests that alternate between those of QUERIES; number // 2 is the picture."""
+    """Counts of what became of the requests. Request n has picture n // 2, and query n % 2 of QUERIES."""
     reached = [one for one in sent if (one.status, one.body) != (0, REFUSED)]
     waits_s = [one.done_s - one.sent_s for one in reached]
     allowed_s = (PATIENCE_S, DEADLINE_S + GRACE_S)
@@ -172,9 +172,9 @@ def fate(sent: Sequence[Sent], known: References) -> dict[str, Any]:
 def is_right(one: Sent, known: References) -> bool:
     """Whether these are the class and the probabilities that a quiet server gives at that exit."""
     (prediction,) = json.loads(one.body)["predictions"]
-    told, expected = probabilities(one), known[one.number // 2, prediction["exit"]]
-    close = all(abs(told[name] - expected[name]) <= TOLERANCE for name in told.keys() & expected.keys())
-    # Of two that are as likely, either may be first.
+    found, expected = probabilities(one), known[one.number // 2, prediction["exit"]]
+    close = all(abs(found[name] - expected[name]) <= TOLERANCE for name in found.keys() & expected.keys())
+    # Either of two classes that are equally likely may be first.
     first = prediction["class_id"]
     return close and first in expected and max(expected.values()) - expected[first] <= TOLERANCE
 

@@ -27,7 +27,7 @@ CONNECTIONS = 16
 TIMEOUT_S = 20.0
 CHUNK = 2048
 MOST_TRIES = 5
-# Of so many, the last number has a mutated head: nobody knows where its request ends, and its connection is closed.
+# Kinds of mutants by number. Where a mutated head ends is unknown, so its connection is closed after it.
 KINDS = ("picture", "picture", "picture", "picture", "body", "body", "query", "head")
 NAMES = (
     *("threshold", "thresholds", "max_disagreement", "degrade_to", "min_exit", "max_exit", "deadline_ms", "top_k"),
@@ -40,7 +40,7 @@ EDGES = (
 NUMBER = re.compile(rb"-?\d+(?:\.\d+)?")
 FORM = "multipart/form-data; boundary=B"
 MOST_BYTES = 2**16
-# Errors that are right where the request has this in it: too much work, a deadline that has passed, no HTTP/1.
+# Errors that are right where the request contains these bytes: too much work, a passed deadline, no HTTP/1.
 ASKED_FOR = {503: b"", 504: b"deadline_ms", 505: b""}
 
 
@@ -156,7 +156,7 @@ def with_check_sums(png: bytes) -> bytes:
 
 
 def mutants(setting: Setting) -> dict[str, Any]:
-    """All mutants in order; what was answered with an error of the server's own, or not at all, is kept as a file."""
+    """Sends all mutants in order. A request that got a server error, or no answer, is kept as a file."""
     options = setting.options
     seeds, at, end = Seeds(setting.png), options.first, options.first + options.mutants
     statuses: Counter[str] = Counter()
@@ -176,12 +176,12 @@ def mutants(setting: Setting) -> dict[str, Any]:
         dead += not alive
     keep(setting, seeds, bad)
     took_s = time.monotonic() - start_s
-    told = {"mutants": options.mutants, "first": options.first, "per_s": options.mutants / took_s, "dead": dead}
-    return {**told, "frontends": frontends, "statuses": dict(sorted(statuses.items())), "bad": bad}
+    figures = {"mutants": options.mutants, "first": options.first, "per_s": options.mutants / took_s, "dead": dead}
+    return {**figures, "frontends": frontends, "statuses": dict(sorted(statuses.items())), "bad": bad}
 
 
 def sent_mutants(port: int, seeds: Seeds, numbers: range) -> list[Sent]:
-    """These, those with a mutated head last. What was refused for the load has been read by nobody: again."""
+    """Sends these mutants, those with a mutated head last. Mutants that are refused for overload are sent again."""
     found: dict[int, Sent] = {}
     for way in ("ask", "close"):
         load = Load(port, CONNECTIONS, float("inf"), way=way, timeout_s=TIMEOUT_S)
@@ -193,14 +193,14 @@ def sent_mutants(port: int, seeds: Seeds, numbers: range) -> list[Sent]:
 
 
 def is_bad(one: Sent, seeds: Seeds) -> bool:
-    """Whether the server failed. One that ends a connection over a head that it cannot read has not."""
+    """Whether the server failed. To end a connection whose head cannot be parsed is no failure."""
     if one.status == 0:
         return one.body == SILENT or (one.body == BROKEN and KINDS[one.number % len(KINDS)] != "head")
     return one.status >= 500 and (one.status not in ASKED_FOR or ASKED_FOR[one.status] not in seeds.mutant(one.number))
 
 
 def keep(setting: Setting, seeds: Seeds, bad: Sequence[dict[str, Any]]) -> None:
-    """Write the requests beside the result file."""
+    """Write the failed requests beside the result file."""
     folder = setting.options.output.parent / "hostile-mutants"
     for one in bad:
         folder.mkdir(parents=True, exist_ok=True)

@@ -14,7 +14,7 @@ from benchmarks.stats import percentile, spread
 
 CONNECTIONS = 64
 TIMES_CAPACITY = (2.0, 5.0)
-# Of an open loop: descriptors have a limit too.
+# Most connections of an open loop; file descriptors are limited too.
 MOST_CONNECTIONS = 3000
 HONEST_SHARE = 0.2
 PROBES_PER_S = 20.0
@@ -22,7 +22,7 @@ WARMUP_S = 1.0
 
 
 def overload(setting: Setting) -> dict[str, Any]:
-    """Rounds by turns: the closed loop, then open loops at multiples of what it came to."""
+    """In each round: the closed loop, then open loops at multiples of its rate."""
     rows = []
     for frontends in setting.options.frontends_of("overload"):
         with setting.serve(frontends) as server:
@@ -47,7 +47,7 @@ def overloaded(setting: Setting, port: int, folder: Path, turn: int) -> list[dic
 
 
 def fairness(setting: Setting) -> dict[str, Any]:
-    """Rounds by turns: an honest client alone, and beside one in a closed loop."""
+    """In each round: an honest client alone, then beside a client in a closed loop."""
     rows = []
     for frontends in setting.options.frontends_of("fairness"):
         with setting.serve(frontends) as server:
@@ -75,19 +75,19 @@ def besieged(setting: Setting, port: int, folder: Path, turn: int) -> list[dict[
 
 
 def conditions(setting: Setting) -> dict[str, Any]:
-    """Of both parts."""
+    """Conditions of both parts."""
     options = setting.options
     return {"connections": CONNECTIONS, "seconds": options.seconds, "rounds_each": options.rounds}
 
 
 def with_probes(setting: Setting, load: Load, folder: Path) -> tuple[Seen, dict[str, float]]:
-    """A load, and what probes of /livez, each on a connection of its own, meet meanwhile."""
+    """A load, and the times of /livez beside it, with a new connection for each probe."""
     probes = Load(load.port, 200, load.duration_s, PROBES_PER_S, evenly=True, source=HONEST_SOURCE, timeout_s=30.0)
     with ThreadPoolExecutor(1) as pool:
-        told = pool.submit(run_load, probes, setting.requests("livez", LIVEZ))
+        probed = pool.submit(run_load, probes, setting.requests("livez", LIVEZ))
         seen = run_load(load, folder)
-        late_ms = [1e3 * (one.done_s - one.due_s) for one in told.result().sent]
-        lost = sum(one.status != 200 for one in told.result().sent)
+        late_ms = [1e3 * (one.done_s - one.due_s) for one in probed.result().sent]
+        lost = sum(one.status != 200 for one in probed.result().sent)
     return seen, {"livez_p99_ms": percentile(late_ms, 99), "livez_max_ms": max(late_ms), "livez_lost": lost}
 
 
@@ -99,14 +99,14 @@ def answered_per_s(seen: Seen) -> float:
 
 
 def capacity_of(closed: Seen) -> float:
-    """What a closed loop comes to. Raises BenchmarkError where nothing was answered."""
+    """Answers a second of a closed loop. Raises BenchmarkError where nothing was answered."""
     if not (found := answered_per_s(closed)):
         raise BenchmarkError(f"the server answered none of the closed loop's requests: {closed.statuses()}")
     return found
 
 
 def figures(seen: Seen, capacity: float) -> dict[str, float]:
-    """Of the requests that were due after the warm-up. load_cores: what the client itself took of the machine."""
+    """Figures of the requests that were due after the warm-up. load_cores: cores that the client itself took."""
     due = [one for one in seen.sent if one.due_s - seen.start_s >= WARMUP_S]
     late_ms = [1e3 * (one.done_s - one.due_s) for one in due if one.status == 200]
     refused = sum(one.status in (429, 503) for one in due)

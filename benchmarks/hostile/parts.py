@@ -30,14 +30,14 @@ MEASURE: dict[str, Callable[[Setting], dict[str, Any]]] = {
 
 
 def run(options: HostileOptions) -> int:
-    """Measure what attacks, overload, greedy clients, faults and mutated requests do to a server and its clients."""
+    """Measure the effect of attacks, overload, greedy clients, faults and mutated requests on a server."""
     with tempfile.TemporaryDirectory() as folder:
         pictures, requests = Path(folder) / "pictures", Path(folder) / "requests"
         pictures.mkdir()
         export_test_pictures(options.dataset, options.data_root, options.pictures, pictures)
         setting = Setting(options, read_pictures(pictures), requests)
         for name in options.parts:
-            # Written after each, so that what took minutes is not lost to a fault in the next.
+            # Written after each part: a failure of the next does not lose what took minutes.
             write_part(options.output, "hostile", tuple(MEASURE), name, measured(setting, name))
             typer.echo(f"{name}: written to {options.output}")
     typer.echo(json.dumps({"output": str(options.output), "parts": options.parts}))

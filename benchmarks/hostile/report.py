@@ -95,7 +95,7 @@ def fairness_section(document: Document) -> str:
 
 
 def faults_section(document: Document) -> str:
-    """What became of requests, readiness and processes, by fault."""
+    """Requests, readiness and processes, by fault."""
     rows = [
         [
             row["fault"],

@@ -1,4 +1,4 @@
-"""What all parts share: pictures, requests made of them, and servers with default settings."""
+"""What all parts share: pictures, requests with them, and servers with default settings."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PHOTO_SIZE = (320, 240)
 
 @dataclass(frozen=True)
 class Setting:
-    """png: small test pictures. folder: to write requests into. start: a server, with so many options."""
+    """png: small test pictures. folder: for the requests. start: starts a server with the given options."""
 
     options: HostileOptions
     png: list[bytes] = field(repr=False)
@@ -36,17 +36,17 @@ class Setting:
         return self.start(self.options.model, *(("--frontends", str(frontends)) if frontends else ()))
 
     def picture_requests(self, query: str = "threshold=1") -> Path:
-        """One for each picture."""
+        """A request for each picture."""
         return self._written(query, (Ask(f"/v1/predict?{query}", "image/png", one).encoded() for one in self.png))
 
     def photo_requests(self) -> Path:
-        """Photographs of some ten kB: the pictures, enlarged."""
+        """Requests with photographs of some ten kB: the pictures, enlarged."""
         return self._written(
             "photos", (Ask("/v1/predict", "image/jpeg", photo(one)).encoded() for one in self.png[:32])
         )
 
     def requests(self, name: str, *requests: bytes) -> Path:
-        """These, under a name of theirs."""
+        """These requests, in a folder of this name."""
         return self._written(name, requests)
 
     def _written(self, name: str, requests: Iterable[bytes]) -> Path:
@@ -66,5 +66,5 @@ def photo(png: bytes) -> bytes:
 
 
 def say(text: str) -> None:
-    """Progress, for whoever waits."""
+    """Report progress on stderr."""
     typer.echo(text, err=True)

@@ -32,7 +32,7 @@ logger = logging.getLogger(__name__)
 # How old a frontend's view of the engine can be where no answers come its way.
 STATE_PERIOD_S = 0.1
 
-# Every so many periods the states are told though nothing has changed: frontends see that the process lives.
+# Every so many periods the states are sent though nothing has changed: frontends see that the process lives.
 PERIODS_PER_SIGN = 5
 
 
@@ -73,7 +73,7 @@ class EngineHost:
             self.left.set()
 
     def tell_states(self, again: bool = False) -> None:
-        """To every frontend. again: also where nothing has changed."""
+        """Send every frontend the states that have changed. again: all states."""
         for connection in self.connections:
             connection.tell_states(again)
 
@@ -118,7 +118,7 @@ class FrontendConnection(asyncio.Protocol):
                     raise AssertionError(f"a frontend sends no {kind.name}")
 
     def tell_states(self, again: bool = False) -> None:
-        """How the engines stand. again: also what this frontend has been told."""
+        """Send the states that have changed. again: all states."""
         self._transport.writelines(self._news(again))
 
     def _greet(self, hello: wire.Hello) -> None:

@@ -73,10 +73,10 @@ class FrontendServer(Server):
         self._lifeline.ready(self.announcement())
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """As the server's, but that a second signal does nothing: the supervisor kills who is late.
+        """As the server's, but a second signal does nothing: the supervisor kills a process that is late.
 
-        Some service managers send the first to every process, and the supervisor then sends one more. Whoever still
-        waits for the engine to be ready, waits no longer.
+        Some service managers send the first to every process, and the supervisor then sends one more. Waiting for the
+        engine to become ready ends.
         """
         if not self._registry.draining:
             super().handle_exit(sig, frame)

@@ -28,11 +28,12 @@ RECONNECT_S = 0.1
 # What a refusal says where the engine has told nothing better.
 RETRY_AFTER_S = 1.0
 
-# The engine process keeps deadlines. A frontend answers so long after a deadline where the engine process does not.
+# The engine process keeps deadlines. Where it does not, a frontend answers this long after the deadline.
 GRACE_S = 0.05
 
-# Calls of `EngineLink.look` without a message from the engine process: after SILENT it takes no requests, after LOST
-# those that wait are given up. Calls are counted, not seconds: a machine that was suspended has missed no message.
+# Calls of `EngineLink.look` without a message from the engine process: after SILENT calls new requests are refused,
+# after LOST calls waiting requests are given up. Calls are counted, not seconds: a machine that was suspended has
+# missed no message.
 LOOK_S = 0.1
 SILENT, LOST = 20, 50
 
@@ -122,7 +123,10 @@ class EngineLink:
 
     def expire(self, futures: Sequence[asyncio.Future[Answer]], deadline_s: float) -> None:
         """Give up what is not answered soon after the deadline, whatever the engine process does."""
-        self._loop.call_later(max(0.0, deadline_s - time.monotonic()) + GRACE_S, _expire, futures)
+        delay_s = max(0.0, deadline_s - time.monotonic()) + GRACE_S
+        for future in futures:
+            timer = self._loop.call_later(delay_s, _expire, future)
+            future.add_done_callback(partial(_cancel, timer))
 
     def send(self, frame: bytes) -> None:
         """Send with all else that is said in this turn of the event loop."""
@@ -166,7 +170,7 @@ class EngineLink:
                     raise AssertionError(f"the engine process sends no {kind.name}")
 
     def lost(self) -> None:
-        """The engine process is gone: nobody goes on waiting, and its successor is looked for."""
+        """The engine process is gone: end all waiting requests, and connect to its successor."""
         self._transport = None
         self._looks = 0
         self._outbox.clear()
@@ -203,10 +207,13 @@ class EngineLink:
             self.send(wire.cancel([slot]))
 
 
-def _expire(futures: Sequence[asyncio.Future[Answer]]) -> None:
-    for future in futures:
-        if not future.done():
-            future.set_exception(DeadlineExceeded("the deadline passed before the engine process answered"))
+def _expire(future: asyncio.Future[Answer]) -> None:
+    if not future.done():
+        future.set_exception(DeadlineExceeded("the deadline passed before the engine process answered"))
+
+
+def _cancel(timer: asyncio.TimerHandle, future: asyncio.Future[Answer]) -> None:
+    timer.cancel()
 
 
 class _Connection(asyncio.Protocol):

@@ -33,12 +33,12 @@ logger = logging.getLogger(__name__)
 
 ENGINE = "engine"
 
-# A process that was ready and has been silent for so long is killed. Its event loop speaks; no step or decode holds
-# that up.
+# A process that was ready and has been silent for so long is killed. Its event loop gives the sign of life, which no
+# step and no decoding delays.
 HUNG_AFTER_S = 10.0
 
-# Waits before a process is started again that died before it was ready: none at first, longer each time. One that had
-# become ready is started again at once, since its start takes seconds already.
+# Waits before a new start of a process that died before it was ready: none at first, longer each time. A process that
+# had become ready is started again at once, since its start takes seconds already.
 RESTART_DELAYS_S = (0.0, 1.0, 2.0, 5.0, 10.0, 30.0)
 
 # Beyond what the settings give it for draining, how long a process may take to end.
@@ -239,7 +239,10 @@ class Supervisor:
             self._say(line)
 
     async def _watch(self) -> None:
-        """Kill who is silent for too long; counted in turns of our own, since a machine may have been suspended."""
+        """Kill a process that is silent for too long.
+
+        Silence is counted in turns of this loop: a machine may have been suspended.
+        """
         while True:
             await asyncio.sleep(BEAT_S)
             for name, child in self._children.items():

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from server.accounts import Accounts
+from server.accounts import GROUP_SIZE, Accounts
 from server.connections import TURN_S, Connections, Turns
 from server.http_limits import HttpLimits, connections_of_one_process
 from server.proxies import TrustedProxies
@@ -183,3 +183,15 @@ def test_the_limit_of_an_address_holds_over_all_processes():
     processes[1].leave(second)
     assert processes[0].enter(Client(processes[0], "a", None)) is None
     os.close(fd)
+
+
+def test_a_connection_that_found_no_room_in_the_accounts_gives_its_client_no_other_for_free():
+    everyone = Connections(HttpLimits(client_connections=1), accounts=Accounts(num_groups=1))
+    others = [Client(everyone, str(number), None) for number in range(GROUP_SIZE)]
+    uncounted, counted, refused = (Client(everyone, "late", None) for _ in range(3))
+    for connection in (*others, uncounted):
+        assert everyone.enter(connection) is None
+    for connection in (others[0], uncounted):
+        everyone.leave(connection)
+    assert everyone.enter(counted) is None
+    assert everyone.enter(refused) is not None

@@ -9,7 +9,7 @@ from server.exposition import SLICE_S, Exposition
 
 
 class Time:
-    """Passes when somebody sleeps or collects."""
+    """Passes during sleeps and collections only."""
 
     def __init__(self) -> None:
         self.now_s = 100.0
@@ -25,7 +25,7 @@ class Time:
 
 
 class Slow:
-    """Families that take their time. texts: that were begun."""
+    """Families that each take family_s. texts: how many were begun."""
 
     def __init__(self, time: Time, family_s: float, num_families: int) -> None:
         self.texts = 0
@@ -79,7 +79,7 @@ async def test_scrapes_that_come_together_share_a_text_and_later_ones_do_not():
     assert b"a1 2.0" in await third
 
 
-async def test_who_hangs_up_does_not_take_the_text_from_others():
+async def test_a_client_that_hangs_up_does_not_take_the_text_from_others():
     one, _, _ = exposition(0.01, 2)
     first, second = (asyncio.create_task(one.text()) for _ in range(2))
     await asyncio.sleep(0)

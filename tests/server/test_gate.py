@@ -1,4 +1,4 @@
-"""What is answered before the application is called: overload by the headers, and what is no request."""
+"""Answers before the application is called: to overload, by the headers, and to invalid requests."""
 
 import asyncio
 import json
@@ -77,7 +77,7 @@ async def test_a_server_with_room_lets_everything_pass(site):
     assert asked(site, scope()) is None
 
 
-async def test_the_engine_is_asked_once_before_the_body_whoever_asks(site, encode):
+async def test_the_engine_is_asked_once_before_the_body(site, encode):
     """And once before decoding, and by `submit`. The gate is not asked about a request behind another."""
     picture = encode()
     request = b"POST /v1/predict HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n" % len(picture) + picture
@@ -99,7 +99,7 @@ async def test_the_engine_is_asked_once_before_the_body_whoever_asks(site, encod
         (b"CONNECT x:1 HTTP/1.1\r\nHost: x\r\n\r\n", "405"),
     ],
 )
-async def test_answers_to_what_is_no_request_are_counted_and_logged(serve, server_log, sent, code):
+async def test_rejections_of_invalid_requests_are_counted_and_logged(serve, server_log, sent, code):
     async with serve(settings=Settings(access_log=True, decode_threads=1)) as site:
         assert site.metric("offramp_http_rejections_total", code=code) == 0
         protocol, wire = connected(site)

@@ -150,7 +150,7 @@ def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
 
 
 @pytest.mark.parametrize("accepted", ["gzip", "deflate, gzip;q=0.5", "identity"])
-async def test_the_exposition_is_compressed_for_who_accepts_it(site, accepted):
+async def test_the_exposition_is_compressed_for_a_client_that_accepts_it(site, accepted):
     response = await site.client.get("/metrics", headers={"Accept-Encoding": accepted})
     assert response.headers.get("Content-Encoding") == ("gzip" if "gzip" in accepted else None)
     assert "offramp_build_info" in response.text

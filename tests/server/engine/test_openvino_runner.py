@@ -282,7 +282,7 @@ def test_more_samples_than_it_is_warm_for_are_refused(bundle):
         runner.run(1, PICTURES[:5])
 
 
-def test_openvino_reports_to_nobody():
+def test_openvino_sends_no_telemetry():
     """Its telemetry is on by default, and needs a home directory to be switched off in."""
     source = "from server.engine.runners.openvino_runner import ov; from openvino.tools.ovc import telemetry_utils; "
     source += "print(telemetry_utils.tm.__name__)"

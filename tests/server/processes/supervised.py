@@ -22,8 +22,8 @@ from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
 PROJECT = Path(__file__).resolve().parents[3]
-# Nothing is audited unless a test wants it: audits are drawn at random, and each is some more steps. Nobody is refused
-# because the machine is busy.
+# Nothing is audited unless a test wants it: audits are drawn at random, and each is some more steps. No request
+# is refused because the machine is busy.
 OPTIONS: dict[str, Any] = {
     "device": "cpu",
     "runner": "torch",
