@@ -53,16 +53,25 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     Raises ValueError that names a wrong argument.
     """
     given = dict(arguments)
-    actor = {"num_cpus": float(given.pop(CPUS, 1)), "num_gpus": float(given.pop(GPUS, 0))}
-    replicas = given.pop(REPLICAS, None)
+    actor = {"num_cpus": number_of(given, CPUS, 1), "num_gpus": number_of(given, GPUS, 0)}
+    replicas = round(number_of(given, REPLICAS, 0))
     settings = settings_of(given)
     for path in settings.model or [EMBEDDED]:
         # Now, while the old replicas still serve. BundleError is a ValueError.
         load_bundle(path)
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
-    if replicas is not None:
-        options["num_replicas"] = int(replicas)
+    if replicas:
+        options["num_replicas"] = replicas
     return Offramp.options(**options).bind(settings)  # type: ignore[attr-defined]
+
+
+def number_of(arguments: dict[str, Any], name: str, default: float) -> float:
+    """Take a number from the arguments. Raises ValueError where it is none."""
+    value = arguments.pop(name, default)
+    try:
+        return float(value)
+    except (TypeError, ValueError):
+        raise ValueError(f"{name} {value!r} is no number: give one such as 1") from None
 
 
 def settings_of(arguments: Mapping[str, Any]) -> Settings:
@@ -121,7 +130,12 @@ async def copy_metrics(metrics: Metrics) -> None:
     gauges = Gauges()
     while True:
         for family in metrics.collect():
-            gauges.copy(family)
+            try:
+                gauges.copy(family)
+            except ValueError as error:
+                logger.warning("%s is not copied to Ray's metrics: %s", family.name, error)
+            # Others work between two families.
+            await asyncio.sleep(0)
         await asyncio.sleep(COPY_S)
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+from functools import lru_cache
 from typing import Annotated
 
 from fastapi import APIRouter, Path, Query
@@ -90,7 +91,13 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
         """Metrics for Prometheus; docs/metrics.md says what each is for."""
         text, headers = await metrics.expose(), {"Vary": "Accept-Encoding"}
         if gzip_accepted(request.headers.get("accept-encoding", "")):
-            text, headers["Content-Encoding"] = gzip.compress(text, GZIP_LEVEL), "gzip"
+            text, headers["Content-Encoding"] = compressed(text), "gzip"
         return Response(text, headers=headers, media_type=CONTENT_TYPE_LATEST)
 
     return router
+
+
+@lru_cache(maxsize=1)
+def compressed(text: bytes) -> bytes:
+    """The text by gzip. Kept, since scrapers that wait share one text."""
+    return gzip.compress(text, GZIP_LEVEL)

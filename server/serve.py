@@ -21,7 +21,7 @@ import uvicorn
 from server.engine.step_watch import ENGINE_THREAD
 from server.memory import freeze_heap
 from server.settings import Settings
-from server.tcp import accept_waiting, limit_unsent
+from server.tcp import BACKLOG, accept_waiting, limit_unsent
 
 # Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
 if TYPE_CHECKING:
@@ -32,8 +32,6 @@ if TYPE_CHECKING:
     from server.registry import Registry
 
 logger = logging.getLogger(__name__)
-
-BACKLOG = 2048
 
 TICKS_PER_SWEEP = 10
 

@@ -11,6 +11,9 @@ from collections.abc import Callable
 CLOSED_STATE = 7
 ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
 
+# Most connections that wait to be accepted.
+BACKLOG = 2048
+
 # Beyond what is on its way: enough to keep a fast network busy between two turns of the event loop.
 UNSENT_BYTES = 128 * 1024
 
@@ -79,10 +82,14 @@ async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], as
     """Accept the connections that wait in a listening socket: closing it would reset them."""
     loop = asyncio.get_running_loop()
     listener.setblocking(False)
-    while True:
+    for _ in range(BACKLOG):
         try:
             connection, _ = listener.accept()
-            connection.setblocking(False)
-            await loop.connect_accepted_socket(make_protocol, connection)
         except OSError:
             return
+        connection.setblocking(False)
+        try:
+            await loop.connect_accepted_socket(make_protocol, connection)
+        except OSError:
+            # It broke before its first byte.
+            connection.close()

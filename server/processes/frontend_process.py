@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import os
 import signal
@@ -66,7 +67,16 @@ class FrontendServer(Server):
         """As uvicorn's."""
         for acceptor in self._acceptors:
             acceptor.close()
+        # uvicorn ticks no more.
+        looking = asyncio.create_task(self._keep_looking())
         await super().shutdown(sockets)
+        looking.cancel()
+
+    async def _keep_looking(self) -> None:
+        while True:
+            self._link.look()
+            self._lifeline.beat()
+            await asyncio.sleep(LOOK_S)
 
     def on_ready(self) -> None:
         """The supervisor announces the server, once for all its processes."""

@@ -232,6 +232,7 @@ def test_a_broken_bundle_is_refused_before_anything_is_replaced(cluster, tiny, t
     ("arguments", "message"),
     [
         ({"port": 80}, "port is Ray's business: leave it out"),
+        ({"cpus": "many"}, "cpus 'many' is no number"),
         ({"treads": 2}, "treads is no option of offramp serve"),
         ({"threads": "many"}, "threads 'many'"),
         ({"threads": -1}, "threads -1 is out of range"),

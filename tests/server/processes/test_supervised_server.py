@@ -9,7 +9,7 @@ import re
 import signal
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import httpx
@@ -133,8 +133,10 @@ async def test_counters_are_the_sum_over_all_processes(server, pictures):
     assert total(after, "offramp_requests_total") == sum(map(server.answered_by, FRONTENDS))
 
 
-async def in_flight(server: Server) -> bool:
-    return total(await server.samples(), "offramp_inflight_samples") > 0
+async def in_flight(server: Server, asked: Sequence[asyncio.Task[httpx.Response]]) -> bool:
+    """Whether a frontend says so, or has given up already: it does 5 s after an engine has been stopped."""
+    seen = await asyncio.gather(*(server.samples() for _ in range(2 * len(FRONTENDS))))
+    return any(total(samples, "offramp_inflight_samples") > 0 for samples in seen) or all(one.done() for one in asked)
 
 
 async def with_requests_in_flight(server: Server, pictures: list[bytes], then: Callable[[int], object]) -> list:
@@ -143,7 +145,7 @@ async def with_requests_in_flight(server: Server, pictures: list[bytes], then: C
     async with httpx.AsyncClient(base_url=server.address, timeout=None) as client:
         os.kill(engine, signal.SIGSTOP)
         asked = [asyncio.create_task(client.post("/v1/predict", content=picture)) for picture in pictures]
-        await until(lambda: in_flight(server))
+        await until(lambda: in_flight(server, asked))
         then(engine)
         return await asyncio.gather(*asked)
 
@@ -205,8 +207,9 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
     with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [answer] = await with_requests_in_flight(own, pictures[:1], drain)
-        assert answer.status_code == 200
         _, said = await asyncio.to_thread(own.process.communicate)
+    # On a busy machine the engine may have been stopped for so long that the request was given up.
+    assert answer.status_code == (503 if "silent for 5 s" in said else 200)
     assert own.process.returncode == 0
     # The second line of the announcement, and no complaints but of the engine that was stopped for a while.
     assert [line.split()[0] for line in said.splitlines() if "engine process" not in line] == ["curl"]
@@ -231,7 +234,7 @@ async def test_a_second_ctrl_c_ends_all_at_once_and_leaves_nothing_behind(tiny, 
         os.kill(engine, signal.SIGSTOP)
         async with httpx.AsyncClient(base_url=own.address, timeout=None) as client:
             asked = asyncio.create_task(client.post("/v1/predict", content=pictures[0]))
-            await until(lambda: in_flight(own))
+            await until(lambda: in_flight(own, [asked]))
             own.process.send_signal(signal.SIGINT)
             await until(closed)
             assert own.process.poll() is None
