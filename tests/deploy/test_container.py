@@ -1,8 +1,9 @@
-"""The container that the chart describes, really run: read-only, without rights, and ended as a cluster ends it."""
+"""The containers that the chart and KServe describe, really run: read-only, without rights, and ended by a signal."""
 
 from __future__ import annotations
 
 import contextlib
+import shutil
 import socket
 import stat
 import time
@@ -12,7 +13,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.conftest import needed_program
+from tests.deploy.conftest import load, needed_program
 from tests.deploy.container import PROJECT, Container, Running, container_of, started
 
 PICTURE = (PROJECT / "docs/pictures/rocket.jpg").read_bytes()
@@ -102,7 +103,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bwrap, port, keys, tmp_path, scenario):
     values = {**SCENARIOS[scenario]}
     values["settings"] = {**values.get("settings", {}), "host": "127.0.0.1", "port": port}
-    container: Container = container_of(one("Deployment", values))
+    container: Container = container_of(one("Deployment", values)["spec"]["template"]["spec"])
     assert container.read_only
     key = KEY if "apiKeys" in values else ""
     volumes = {"api-keys": keys, "bundles": EMBEDDED}
@@ -131,3 +132,27 @@ def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bw
         statuses = [answer.partition(b"\r\n")[0] for answer in answers]
         assert statuses == [b"HTTP/1.1 200 OK"] * CONCURRENT, running.log
         assert "WARNING" not in running.log
+
+
+@pytest.mark.timeout(600)
+def test_what_kserve_starts_serves_the_bundle_that_it_has_copied(bwrap, port, tmp_path):
+    runtime, service = load("kserve/runtime.yaml")["spec"], load("kserve/photos.yaml")["spec"]["predictor"]
+    (described,) = runtime["containers"]
+    # What KServe makes of the two: its init container copies what lies at storageUri.
+    mounts = [*described["volumeMounts"], {"name": "kserve-provision-location", "mountPath": "/mnt/models"}]
+    pod = {**service, "containers": [{**described, "volumeMounts": mounts}]}
+    container = container_of(pod)
+    assert container.read_only
+    assert set(container.env) >= {"OFFRAMP_HOST", "OFFRAMP_PORT"}
+    container.env.update(OFFRAMP_HOST="127.0.0.1", OFFRAMP_PORT=str(port))
+    stored = tmp_path / "stored"
+    shutil.copytree(EMBEDDED / "cifar100-resnet18", stored)
+    with started(bwrap, container, {"kserve-provision-location": stored}, tmp_path / "log") as running:
+        client = Client(running, port)
+        client.wait_until_ready()
+        assert "WARNING" not in running.log
+        probes = [described[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")]
+        assert {client.http.get(path).status_code for path in probes} == {200}
+        assert client.predict().json()["predictions"][0]["label"] == "rocket"
+        assert "/mnt/models" in running.log
+        assert running.stop(container.grace_s, client.http.close) == 0
