@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import shutil
 import socket
 import stat
@@ -147,12 +148,15 @@ def test_what_kserve_starts_serves_the_bundle_that_it_has_copied(bwrap, port, tm
     container.env.update(OFFRAMP_HOST="127.0.0.1", OFFRAMP_PORT=str(port))
     stored = tmp_path / "stored"
     shutil.copytree(EMBEDDED / "cifar100-resnet18", stored)
+    # Another name than that of the embedded bundle.
+    model = json.loads((stored / "model.json").read_text())
+    (stored / "model.json").write_text(json.dumps({**model, "name": "photos"}))
     with started(bwrap, container, {"kserve-provision-location": stored}, tmp_path / "log") as running:
         client = Client(running, port)
         client.wait_until_ready()
         assert "WARNING" not in running.log
         probes = [described[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")]
         assert {client.http.get(path).status_code for path in probes} == {200}
-        assert client.predict().json()["predictions"][0]["label"] == "rocket"
-        assert "/mnt/models" in running.log
+        answer = client.predict().json()
+        assert (answer["model"], answer["predictions"][0]["label"]) == ("photos", "rocket")
         assert running.stop(container.grace_s, client.http.close) == 0
