@@ -152,7 +152,7 @@ def test_the_board_fits_a_screen_and_names_units(board):
     panels = board["panels"]
     assert len(panels) <= 12
     assert len({panel["id"] for panel in panels}) == len({panel["title"] for panel in panels}) == len(panels)
-    cells = set()
+    cells: set[tuple[int, int]] = set()
     for panel in panels:
         assert len(panel["title"]) <= 24
         assert panel["description"].endswith(".")
