@@ -1,4 +1,4 @@
-"""What the chart's Deployment starts, run as a container: its user, a read-only root, its volumes, process 1."""
+"""What a pod starts, run as a container: its user, a read-only root, its volumes, process 1."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ SYSTEM = ("/usr", "/etc/ld.so.cache", "/etc/alternatives", "/sys")
 
 @dataclass(frozen=True)
 class Container:
-    """The one container of a Deployment. command: of the image and the chart together."""
+    """The one container of a pod. command: of the image and the pod together."""
 
     command: list[str]
     env: dict[str, str]
@@ -33,20 +33,19 @@ class Container:
     grace_s: int
 
 
-def container_of(deployment: dict[str, Any]) -> Container:
-    """With the entry point of the Dockerfile, and the downward API's fields filled in."""
-    pod = deployment["spec"]["template"]["spec"]
+def container_of(pod: dict[str, Any]) -> Container:
+    """Of a pod's spec, with the entry point of the Dockerfile, and the downward API's fields filled in."""
     (container,) = pod["containers"]
     (entry_point,) = re.findall(r"^ENTRYPOINT (.+)$", (PROJECT / "Dockerfile").read_text(), re.MULTILINE)
-    security = pod["securityContext"]
-    cores = str(math.ceil(container["resources"]["requests"]["cpu"]))
+    security = {**pod.get("securityContext", {}), **container["securityContext"]}
+    cores = str(math.ceil(float(container["resources"]["requests"]["cpu"])))
     return Container(
         command=[*json.loads(entry_point), *container["args"]],
         env={entry["name"]: entry.get("value", cores) for entry in container["env"]},
         user=security["runAsUser"],
         group=security["runAsGroup"],
         mounts=container["volumeMounts"],
-        read_only=container["securityContext"]["readOnlyRootFilesystem"],
+        read_only=security["readOnlyRootFilesystem"],
         grace_s=pod["terminationGracePeriodSeconds"],
     )
 

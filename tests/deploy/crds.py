@@ -1,8 +1,13 @@
-"""Schemas of the custom resources that the chart writes, cut down to what a chart may set; other fields are refused.
+"""Schemas of the custom resources in deploy/, cut down to what we may set; other fields are refused.
 
 Sources, under Apache-2.0:
 KEDA, config/crd/bases/keda.sh_scaledobjects.yaml, and https://keda.sh/docs/latest/scalers/prometheus for the metadata.
 Prometheus operator, example/prometheus-operator-crd/monitoring.coreos.com_{servicemonitors,prometheusrules}.yaml.
+KServe, config/crd/full/serving.kserve.io_{inferenceservices,servingruntimes}.yaml, and
+pkg/apis/serving/v1beta1/inference_service_validation.go for what its webhook refuses.
+KubeRay, ray-operator/config/crd/bases/ray.io_rayservices.yaml.
+
+Parts of pods are left to Kubernetes' own schema: `pods_of`.
 """
 
 from typing import Any
@@ -96,8 +101,103 @@ RULE = fields(
 )
 PROMETHEUS_RULE = fields("groups", groups=several(fields("name", name=TEXT, interval=DURATION, rules=several(RULE))))
 
+# Fields of a pod, checked by Kubernetes' own schema.
+POD_FIELDS = (
+    *("automountServiceAccountToken", "containers", "enableServiceLinks", "nodeSelector", "securityContext"),
+    *("serviceAccountName", "terminationGracePeriodSeconds", "tolerations", "volumes"),
+)
+POD: dict[str, Schema] = {name: {} for name in POD_FIELDS}
+
+EXTERNAL_METRIC = fields(
+    "metric target",
+    metric=fields("backend query", backend={"const": "prometheus"}, serverAddress=TEXT, query=TEXT, namespace=TEXT),
+    # KServe reads `value` alone.
+    target=fields("type value", type={"enum": ["Value", "AverageValue"]}, value=NUMBER_AS_TEXT),
+)
+PREDICTOR: Schema = {
+    **fields(
+        minReplicas={"type": "integer", "minimum": 1},
+        maxReplicas=WHOLE,
+        containerConcurrency=WHOLE,
+        timeout=WHOLE,
+        autoScaling=fields("metrics", metrics=several(fields("type external", type={}, external=EXTERNAL_METRIC))),
+        model=fields(
+            "modelFormat",
+            modelFormat=fields("name", name=TEXT, version=TEXT),
+            runtime=TEXT,
+            storageUri={"type": "string", "pattern": "^(s3|gs|pvc|oci|hdfs|webhdfs|https?)://"},
+        ),
+        **POD,
+    ),
+    "oneOf": [{"required": ["containers"]}, {"required": ["model"]}],
+}
+SERVING_RUNTIME = fields(
+    "supportedModelFormats containers",
+    supportedModelFormats=several(
+        fields("name", name=TEXT, version=TEXT, autoSelect={"type": "boolean"}, priority=WHOLE)
+    ),
+    multiModel={"type": "boolean"},
+    protocolVersions=several({"enum": ["v1", "v2", "grpc-v1", "grpc-v2"]}),
+    containers={},
+    volumes={},
+)
+
+POD_TEMPLATE = fields("spec", metadata=fields(labels=LABELS, annotations=LABELS), spec=fields("containers", **POD))
+RAY_SERVICE = fields(
+    "serveConfigV2 rayClusterConfig",
+    serveConfigV2=TEXT,
+    rayClusterConfig=fields(
+        "headGroupSpec",
+        rayVersion=TEXT,
+        enableInTreeAutoscaling={"type": "boolean"},
+        headGroupSpec=fields("rayStartParams template", rayStartParams=LABELS, template=POD_TEMPLATE),
+        workerGroupSpecs=several(
+            fields(
+                "groupName minReplicas maxReplicas rayStartParams template",
+                groupName=TEXT,
+                replicas=WHOLE,
+                minReplicas=WHOLE,
+                maxReplicas=WHOLE,
+                rayStartParams=LABELS,
+                template=POD_TEMPLATE,
+            )
+        ),
+    ),
+)
+
 CRDS = {
+    "InferenceService": resource(
+        "serving.kserve.io/v1beta1", "InferenceService", fields("predictor", predictor=PREDICTOR)
+    ),
+    "ServingRuntime": resource("serving.kserve.io/v1alpha1", "ServingRuntime", SERVING_RUNTIME),
+    "RayService": resource("ray.io/v1", "RayService", RAY_SERVICE),
     "ScaledObject": resource("keda.sh/v1alpha1", "ScaledObject", SCALED_OBJECT),
     "ServiceMonitor": resource("monitoring.coreos.com/v1", "ServiceMonitor", SERVICE_MONITOR),
     "PrometheusRule": resource("monitoring.coreos.com/v1", "PrometheusRule", PROMETHEUS_RULE),
 }
+
+
+def pods_of(manifest: dict[str, Any]) -> list[dict[str, Any]]:
+    """Kubernetes' manifests of the pods that a resource of KServe or Ray describes."""
+    spec = manifest["spec"]
+    match manifest["kind"]:
+        case "InferenceService":
+            # A predictor with a model has the runtime's container.
+            specs = [{"containers": [{"name": "kserve-container"}], **spec["predictor"]}]
+        case "ServingRuntime":
+            specs = [spec]
+        case "RayService":
+            cluster = spec["rayClusterConfig"]
+            groups = [cluster["headGroupSpec"], *cluster["workerGroupSpecs"]]
+            specs = [group["template"]["spec"] for group in groups]
+        case _:
+            specs = []
+    return [
+        {
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "of-it"},
+            "spec": {name: value for name, value in each.items() if name in POD},
+        }
+        for each in specs
+    ]

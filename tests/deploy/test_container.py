@@ -1,8 +1,10 @@
-"""The container that the chart describes, really run: read-only, without rights, and ended as a cluster ends it."""
+"""The containers that the chart and KServe describe, really run: read-only, without rights, and ended by a signal."""
 
 from __future__ import annotations
 
 import contextlib
+import json
+import shutil
 import socket
 import stat
 import time
@@ -12,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.conftest import needed_program
+from tests.deploy.conftest import load, needed_program
 from tests.deploy.container import PROJECT, Container, Running, container_of, started
 
 PICTURE = (PROJECT / "docs/pictures/rocket.jpg").read_bytes()
@@ -102,7 +104,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bwrap, port, keys, tmp_path, scenario):
     values = {**SCENARIOS[scenario]}
     values["settings"] = {**values.get("settings", {}), "host": "127.0.0.1", "port": port}
-    container: Container = container_of(one("Deployment", values))
+    container: Container = container_of(one("Deployment", values)["spec"]["template"]["spec"])
     assert container.read_only
     key = KEY if "apiKeys" in values else ""
     volumes = {"api-keys": keys, "bundles": EMBEDDED}
@@ -131,3 +133,30 @@ def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bw
         statuses = [answer.partition(b"\r\n")[0] for answer in answers]
         assert statuses == [b"HTTP/1.1 200 OK"] * CONCURRENT, running.log
         assert "WARNING" not in running.log
+
+
+@pytest.mark.timeout(600)
+def test_what_kserve_starts_serves_the_bundle_that_it_has_copied(bwrap, port, tmp_path):
+    runtime, service = load("kserve/runtime.yaml")["spec"], load("kserve/photos.yaml")["spec"]["predictor"]
+    (described,) = runtime["containers"]
+    # What KServe makes of the two: its init container copies what lies at storageUri.
+    mounts = [*described["volumeMounts"], {"name": "kserve-provision-location", "mountPath": "/mnt/models"}]
+    pod = {**service, "containers": [{**described, "volumeMounts": mounts}]}
+    container = container_of(pod)
+    assert container.read_only
+    assert set(container.env) >= {"OFFRAMP_HOST", "OFFRAMP_PORT"}
+    container.env.update(OFFRAMP_HOST="127.0.0.1", OFFRAMP_PORT=str(port))
+    stored = tmp_path / "stored"
+    shutil.copytree(EMBEDDED / "cifar100-resnet18", stored)
+    # Another name than that of the embedded bundle.
+    model = json.loads((stored / "model.json").read_text())
+    (stored / "model.json").write_text(json.dumps({**model, "name": "photos"}))
+    with started(bwrap, container, {"kserve-provision-location": stored}, tmp_path / "log") as running:
+        client = Client(running, port)
+        client.wait_until_ready()
+        assert "WARNING" not in running.log
+        probes = [described[probe]["httpGet"]["path"] for probe in ("readinessProbe", "livenessProbe")]
+        assert {client.http.get(path).status_code for path in probes} == {200}
+        answer = client.predict().json()
+        assert (answer["model"], answer["predictions"][0]["label"]) == ("photos", "rocket")
+        assert running.stop(container.grace_s, client.http.close) == 0

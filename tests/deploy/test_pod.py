@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import re
 from dataclasses import fields
 from typing import Any
 
@@ -11,7 +10,7 @@ import pytest
 
 from server.processes.supervisor import END_S
 from server.settings import Settings
-from tests.deploy.conftest import Manifest, Values
+from tests.deploy.conftest import Manifest, Values, mebibytes, sizing_mib
 from tests.deploy.settings_schema import OF_THE_CHART
 
 
@@ -138,21 +137,13 @@ def test_the_pod_meets_the_restricted_security_standard(one):
     assert pod["enableServiceLinks"] is False
 
 
-def mebibytes(quantity: str) -> float:
-    number, unit = re.fullmatch(r"([\d.]+)(Mi|Gi)", quantity).groups()  # type: ignore[union-attr]
-    return float(number) * {"Mi": 1, "Gi": 1024}[unit]
-
-
 @pytest.mark.parametrize("file", ["", "values-cpu.yaml", "values-gpu.yaml"])
 def test_memory_is_what_the_sizing_asks_for(one, values_of, file):
-    """docs/operations.md, Sizing: the embedded model with its queue, and what clients send to each HTTP process."""
     deployment = one("Deployment", values_of(file))
     (container,) = deployment["spec"]["template"]["spec"]["containers"]
     cores = container["resources"]["requests"]["cpu"]
     found = env(deployment)
     frontends = int(found.get("OFFRAMP_FRONTENDS", 0))
     threads = int(found["OFFRAMP_DECODE_THREADS"]) if frontends else cores
-    clients = Settings.decode_memory_mib + 24 * threads + Settings.max_uploads_mib
-    sizing = 0.8 * 1024 + max(1, frontends) * clients + 270 * frontends
-    assert mebibytes(container["resources"]["limits"]["memory"]) >= sizing
+    assert mebibytes(container["resources"]["limits"]["memory"]) >= sizing_mib(threads, frontends)
     assert container["resources"]["requests"]["memory"] == container["resources"]["limits"]["memory"]
