@@ -77,6 +77,7 @@ def run(options: RayProxyOptions) -> int:
     facts = {"benchmark": "ray-proxy", **machine_facts(), "ray": version("ray"), "options": _plain(options)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
+        (folder / "pictures").mkdir()
         export_test_pictures(options.dataset, options.data_root, options.pictures, folder / "pictures")
         pictures = read_pictures(folder / "pictures")
         forms = [form(pictures[at : at + options.form]) for at in range(0, len(pictures), options.form)]
@@ -110,7 +111,7 @@ def summed_up(rows: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
         columns = {
             "pictures_per_s": [row["throughput"] * pictures for row in these],
             "ratio": [row["throughput"] / own[row["round"]]["throughput"] for row in these],
-            "cpu_ms": [1000 * row["cpu_s"] / (row["requests"] * pictures) for row in these],
+            "cpu_ms": [1000 * row["cpu_s"] / max(1, row["requests"] * pictures) for row in these],
             "p50_ms": [row["p50_ms"] for row in these],
             "p99_ms": [row["p99_ms"] for row in these],
         }
@@ -147,7 +148,7 @@ def section(document: Mapping[str, Any]) -> str:
 
 def form(pictures: list[bytes]) -> Ask:
     """A form of several pictures."""
-    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="images"; filename="a.png"\r\n\r\n'.encode()
+    head = f'--{BOUNDARY}\r\nContent-Disposition: form-data; name="image"; filename="a.png"\r\n\r\n'.encode()
     body = b"".join(head + picture + b"\r\n" for picture in pictures) + f"--{BOUNDARY}--\r\n".encode()
     return Ask(PATH, f"multipart/form-data; boundary={BOUNDARY}", body)
 
@@ -163,7 +164,9 @@ def server(way: str, model: Path | None) -> Iterator[Running]:
     variables = {"PYTHONPATH": str(ROOT), "RAY_USAGE_STATS_ENABLED": "0", **WAYS[way]}
     if way == "ray, direct":
         variables["RAY_SERVE_DIRECT_INGRESS_MIN_HTTP_PORT"] = str(port)
-    command = [sys.executable, "-c", START, str(port), str(os.cpu_count()), str(model.resolve()) if model else ""]
+        variables["RAY_SERVE_DIRECT_INGRESS_MAX_HTTP_PORT"] = str(port + 20)
+    proxy = free_port() if way == "ray, direct" else port
+    command = [sys.executable, "-c", START, str(proxy), str(os.cpu_count()), str(model.resolve()) if model else ""]
     with running(command, port, is_ready, variables, READY_TIMEOUT_S) as at:
         yield at
 
