@@ -89,9 +89,10 @@ def run(options: RayProxyOptions) -> int:
             for way in ("offramp", *WAYS):
                 with server(way, options.model) as at:
                     for count, requests in kinds.items():
-                        run_wrk(at.port, requests, options.connections, 1)
+                        connections = max(1, options.connections // count)
+                        run_wrk(at.port, requests, connections, 1)
                         before_s = at.cpu_s()
-                        figures = run_wrk(at.port, requests, max(1, options.connections // count), options.seconds)
+                        figures = run_wrk(at.port, requests, connections, options.seconds)
                         cpu_s = at.cpu_s() - before_s
                         row = {"way": way, "round": number, "pictures": count, "cpu_s": cpu_s, **asdict(figures)}
                         rows.append(row)
