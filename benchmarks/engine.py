@@ -27,7 +27,7 @@ import typer
 
 from benchmarks.command_line import command_line
 from benchmarks.errors import BenchmarkError
-from benchmarks.machine import provenance
+from benchmarks.machine import plain_options, provenance
 from benchmarks.options import DataRoot, DatasetName, ModelPath, Pictures, Thresholds, parse_thresholds
 from benchmarks.stats import spread
 from models.bundle import EMBEDDED, Bundle, load_bundle
@@ -124,7 +124,7 @@ def run(options: EngineBenchOptions) -> int:
     result = {
         **provenance(),
         "benchmark": "engine",
-        "options": {name: str(value) for name, value in asdict(options).items() if name not in ("data_root", "output")},
+        "options": plain_options(options),
         "model": {"name": bundle.name, "version": bundle.version},
         "runner": described(runner),
         "agreement": agreement,

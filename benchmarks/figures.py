@@ -16,6 +16,12 @@ def shares(mix: Sequence[float], form: str) -> str:
     return " / ".join(f"{100 * share:{form}}" for share in mix)
 
 
+def table(head: str, rows: Sequence[Sequence[str]]) -> str:
+    """Markdown of one head, its cells divided by bars, and rows of cells."""
+    lines = [f"| {head} |", "| ---: " * (head.count("|") + 1) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
+
+
 def provenance(document: Mapping[str, Any]) -> str:
     """Where, with what, when and how it was measured."""
     machine, versions = document["machine"], document["versions"]

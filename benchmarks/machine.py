@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import sys
+from dataclasses import asdict
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -31,6 +32,11 @@ def provenance() -> dict[str, Any]:
         },
         "versions": {"python": platform.python_version(), **package_versions()},
     }
+
+
+def plain_options(options: Any) -> dict[str, str]:
+    """The options dataclass of a benchmark as texts, without the paths of this machine's data and output."""
+    return {name: str(value) for name, value in asdict(options).items() if name not in ("data_root", "output")}
 
 
 def command_line(arguments: list[str]) -> str:

@@ -22,8 +22,9 @@ from typing import Annotated, Any
 import typer
 
 from benchmarks.command_line import command_line
-from benchmarks.figures import provenance, with_extremes
+from benchmarks.figures import provenance, table, with_extremes
 from benchmarks.load import ROOT
+from benchmarks.machine import plain_options
 from benchmarks.machine import provenance as machine_facts
 from benchmarks.options import DataRoot, DatasetName, ModelPath
 from benchmarks.peers.requests import Ask, write_requests
@@ -31,7 +32,6 @@ from benchmarks.pictures import export_test_pictures, read_pictures
 from benchmarks.processes import Running, free_port, running
 from benchmarks.serving import READY_TIMEOUT_S, is_ready, own_server
 from benchmarks.stats import spread
-from benchmarks.trust.report import table
 from benchmarks.wrk import run_wrk
 
 BOUNDARY = "ray-proxy"
@@ -74,7 +74,7 @@ class RayProxyOptions:
 def run(options: RayProxyOptions) -> int:
     """Measure what Ray's ways to a replica cost and write the result file."""
     rows: list[dict[str, Any]] = []
-    facts = {"benchmark": "ray-proxy", **machine_facts(), "ray": version("ray"), "options": _plain(options)}
+    facts = {"benchmark": "ray-proxy", **machine_facts(), "ray": version("ray"), "options": plain_options(options)}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         (folder / "pictures").mkdir()
@@ -170,10 +170,6 @@ def server(way: str, model: Path | None) -> Iterator[Running]:
     command = [sys.executable, "-c", START, str(proxy), str(os.cpu_count()), str(model.resolve()) if model else ""]
     with running(command, port, is_ready, variables, READY_TIMEOUT_S) as at:
         yield at
-
-
-def _plain(options: RayProxyOptions) -> dict[str, Any]:
-    return {name: str(value) if isinstance(value, Path) else value for name, value in asdict(options).items()}
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ from ray import serve
 from ray.serve import metrics as ray_metrics
 from starlette.types import ASGIApp, Receive, Scope, Send
 
+from models.backbones.plugins import load_backbones
 from models.bundle import EMBEDDED, load_bundle
 from server.app import create_app
 from server.loading import load_registry
@@ -56,6 +57,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     actor = {"num_cpus": number_of(given, CPUS, 1), "num_gpus": number_of(given, GPUS, 0)}
     replicas = round(number_of(given, REPLICAS, 0))
     settings = settings_of(given)
+    load_backbones(settings.backbones)
     for path in settings.model or [EMBEDDED]:
         # Now, while the old replicas still serve. BundleError is a ValueError.
         load_bundle(path)

@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.figures import provenance, with_extremes
-from benchmarks.trust.report import table
+from benchmarks.figures import provenance, table, with_extremes
 
 Document = Mapping[str, Any]
 

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
-from benchmarks.figures import provenance, shares, with_extremes
+from benchmarks.figures import provenance, shares, table, with_extremes
 
 Document = Mapping[str, Any]
 
@@ -213,12 +213,6 @@ TRUST_SECTIONS = {
     "trust-privacy": privacy_section,
     "trust-attack": attack_section,
 }
-
-
-def table(head: str, rows: Sequence[Sequence[str]]) -> str:
-    """Markdown of one head, its cells divided by bars, and rows of cells."""
-    lines = [f"| {head} |", "| ---: " * (head.count("|") + 1) + "|"]
-    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def _section(document: Document, *blocks: str) -> str:
