@@ -6,6 +6,7 @@ neither torch nor an HTTP library, so that `--help` answers at once.
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,14 @@ Pictures = Annotated[int, typer.Option(min=0, help="Send only the first test pic
 ServerThreads = Annotated[
     int, typer.Option(min=0, max=1024, help="Threads of the own server's network on the CPU; 0: torch decides.")
 ]
+
+
+def chosen(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    """Names with commas between. Raises ValueError that names an unknown one."""
+    names = tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option} {', '.join(unknown)}: choose of {', '.join(known)}")
+    return names
 
 
 def parse_thresholds(text: str) -> tuple[float, ...]:

@@ -10,10 +10,10 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from benchmarks.errors import BenchmarkError
 from benchmarks.hostile import bombs
 from benchmarks.hostile.client import Load, run_load
 from benchmarks.hostile.setting import HONEST_SOURCE, Setting, say
+from benchmarks.options import chosen
 from benchmarks.peers.requests import Ask
 from benchmarks.stats import percentile, spread
 
@@ -83,9 +83,7 @@ ATTACKS = {
 def attacks(setting: Setting) -> dict[str, Any]:
     """In each round, for each attack: photographs on a quiet server, then beside the attack."""
     options = setting.options
-    names = options.attacks.split(",") if options.attacks else list(ATTACKS)
-    if unknown := set(names) - ATTACKS.keys():
-        raise BenchmarkError(f"attacks {', '.join(sorted(unknown))}: choose of {', '.join(ATTACKS)}")
+    names = chosen("attacks", options.attacks, ATTACKS) if options.attacks else tuple(ATTACKS)
     cells = []
     for frontends in options.frontends_of("attacks"):
         with setting.serve(frontends) as server:

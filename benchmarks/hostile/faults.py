@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.errors import BenchmarkError
 from benchmarks.hostile.client import BROKEN, REFUSED, Load, Seen, Sent, run_load, send_each
 from benchmarks.hostile.setting import READYZ, Setting, say
+from benchmarks.options import chosen
 from benchmarks.peers.requests import Ask
 from benchmarks.processes import members
 from benchmarks.stats import spread
@@ -67,9 +68,7 @@ FAULTS = {
 def faults(setting: Setting) -> dict[str, Any]:
     """Each fault with each number of frontends, on servers of its own."""
     options = setting.options
-    names = options.faults.split(",") if options.faults else list(FAULTS)
-    if unknown := set(names) - FAULTS.keys():
-        raise BenchmarkError(f"faults {', '.join(sorted(unknown))}: choose of {', '.join(FAULTS)}")
+    names = chosen("faults", options.faults, FAULTS) if options.faults else tuple(FAULTS)
     rows = []
     for frontends in options.frontends_of("faults"):
         known: References = {}

@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.options import DataRoot, DatasetName, ModelPath
+from benchmarks.options import DataRoot, DatasetName, ModelPath, chosen
 from benchmarks.server_costs import parse_counts
 
 # For each part, the numbers of frontends that it is measured with.
@@ -40,16 +40,14 @@ class HostileOptions:
     output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/hostile.json")
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.parts if name not in PARTS]
-        if unknown:
-            raise ValueError(f"only {', '.join(unknown)}: choose of {', '.join(PARTS)}")
+        chosen("only", self.only, PARTS)
         if self.frontends:
             parse_counts(self.frontends)
 
     @property
     def parts(self) -> tuple[str, ...]:
         """The parts to measure."""
-        return tuple(part.strip() for part in self.only.split(","))
+        return chosen("only", self.only, PARTS)
 
     def frontends_of(self, part: str) -> tuple[int, ...]:
         """Numbers of frontends that this part is measured with."""

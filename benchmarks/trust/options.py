@@ -8,7 +8,7 @@ from typing import Annotated
 
 import typer
 
-from benchmarks.options import DataRoot, DatasetName, ModelPath
+from benchmarks.options import DataRoot, DatasetName, ModelPath, chosen
 
 PARTS = ("certified", "audit", "audit-cost", "brownout", "privacy", "attack")
 
@@ -43,13 +43,11 @@ class TrustOptions:
     output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/trust.json")
 
     def __post_init__(self) -> None:
-        unknown = [name for name in self.parts if name not in PARTS]
-        if unknown:
-            raise ValueError(f"only {', '.join(unknown)}: choose of {', '.join(PARTS)}")
+        chosen("only", self.only, PARTS)
         if not all(part in {"1", "2", "3", "4", "5"} for part in self.severities.split(",")):
             raise ValueError(f"severities {self.severities!r}: give numbers from 1 to 5, with commas between")
 
     @property
     def parts(self) -> tuple[str, ...]:
         """Those asked for."""
-        return tuple(part.strip() for part in self.only.split(","))
+        return chosen("only", self.only, PARTS)
