@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import socket
 import struct
 from collections.abc import Callable
+
+logger = logging.getLogger(__name__)
 
 # Of struct tcp_info in linux/tcp.h: the state is the first byte, tcpi_bytes_acked a 64-bit number at byte 120.
 CLOSED_STATE = 7
@@ -80,16 +83,20 @@ class Unread:
 
 async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
     """Accept the connections that wait in a listening socket: closing it would reset them."""
-    loop = asyncio.get_running_loop()
     listener.setblocking(False)
     for _ in range(BACKLOG):
         try:
             connection, _ = listener.accept()
         except OSError:
             return
-        connection.setblocking(False)
-        try:
-            await loop.connect_accepted_socket(make_protocol, connection)
-        except OSError:
-            # It broke before its first byte.
-            connection.close()
+        await open_accepted(connection, make_protocol)
+
+
+async def open_accepted(connection: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
+    """Give an accepted connection to a protocol; close it where it broke before its first byte."""
+    connection.setblocking(False)
+    try:
+        await asyncio.get_running_loop().connect_accepted_socket(make_protocol, connection)
+    except OSError as error:
+        logger.debug("a connection broke before its first byte: %s", error)
+        connection.close()

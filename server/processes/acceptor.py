@@ -16,6 +16,8 @@ from collections.abc import Callable, Sized
 
 import numpy as np
 
+from server.tcp import open_accepted
+
 logger = logging.getLogger(__name__)
 
 # How long a process with more connections than another leaves a new one to it. The other may be busy, or dead.
@@ -111,15 +113,7 @@ class Acceptor:
             self._pause()
             self._later = self._loop.call_later(self._pause_s, self._resume)
             return
-        connection.setblocking(False)
-        opening = self._loop.create_task(self._open(connection))
+        opening = self._loop.create_task(open_accepted(connection, self._make_protocol))
         self._opening.add(opening)
         opening.add_done_callback(self._opening.discard)
         self.tell()
-
-    async def _open(self, connection: socket.socket) -> None:
-        try:
-            await self._loop.connect_accepted_socket(self._make_protocol, connection)
-        except OSError as error:
-            logger.debug("a connection broke before its first byte: %s", error)
-            connection.close()
