@@ -42,6 +42,9 @@ LARGE_BODY_BYTES = 2**20
 # Whether the client hangs up is watched by a task of its own, which most answers come too early to be worth.
 UNWATCHED_S = 0.05
 
+# Before a refusal because the server is not ready.
+NOT_READY_PAUSE_S = 0.05
+
 # In the scope of a request that the gate has let pass.
 PASSED = "offramp.passed"
 
@@ -75,7 +78,7 @@ class Predictor:
         exchange.model = NO_MODEL
         found = self._registry.find(name or self._registry.default_name)
         exchange.model = found.bundle.name
-        self._refuse_unless_ready()
+        await self._refuse_unless_ready()
         # The gate has just asked for the same request, where it has let it pass.
         if PASSED not in request.scope and (refused := self.overload(exchange.model, exchange.client)):
             raise refused[1]
@@ -125,9 +128,12 @@ class Predictor:
                     charge.spent = cost_of(futures, served, worst)
         return prediction_response(served, terms, answers, decode_s, exchange.started_s, private=self._settings.private)
 
-    def _refuse_unless_ready(self) -> None:
+    async def _refuse_unless_ready(self) -> None:
         reason = self._registry.why_not_ready()
         if reason is not None:
+            if not self._registry.draining:
+                # A client that asks again at once must not take the processor from the engine that starts.
+                await asyncio.sleep(NOT_READY_PAUSE_S)
             kind = DRAINING if self._registry.draining else NOT_READY
             raise Problem(kind, f"{reason}; try again, or another replica", retry_after(1))
 

@@ -26,6 +26,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from server.processes.lifeline import BEAT_S, Assignment
+from server.processes.stand_in import StandIn
 from server.serve import configure_logging, listen, log_config, url, warn_of_readable_keys
 from server.settings import Settings
 
@@ -140,6 +141,7 @@ class Supervisor:
         self._shares = os.memfd_create("offramp-connections")
         self._accounts = os.memfd_create("offramp-accounts")
         self._children: dict[str, Child] = {}
+        self._stand_in = StandIn(listener)
         self._announced = False
         self._ending = asyncio.Event()
         self._end_signal = signal.SIGINT
@@ -161,6 +163,7 @@ class Supervisor:
         watch = asyncio.create_task(self._watch())
         await self._ending.wait()
         watch.cancel()
+        self._stand_in.set_active(False)
         self._listener.close()
         # The engine last: it has the answers that the frontends wait for.
         drain_s = self._settings.drain_delay_s + self._settings.drain_timeout_s
@@ -179,6 +182,8 @@ class Supervisor:
             await child.live(self._on_ready)
             if self._ending.is_set():
                 return
+            del self._children[role.name]
+            self._stand_in.set_active(self._announced and not self._any_frontend_ready)
             was_ready = was_ready or child.ready
             if not was_ready:
                 self._give_up(child.failure or f"{role.name} has ended before it was ready: {child.describe_end()}")
@@ -231,12 +236,18 @@ class Supervisor:
 
     def _on_ready(self) -> None:
         """Announce the server when the last of its processes has become ready for the first time."""
+        if self._any_frontend_ready:
+            self._stand_in.set_active(False)
         ready = [child for child in self._children.values() if child.ready]
         if self._announced or len(ready) <= self._settings.frontends:
             return
         self._announced = True
         for line in next(child.announcement for child in ready if child.announcement):
             self._say(line)
+
+    @property
+    def _any_frontend_ready(self) -> bool:
+        return any(child.ready for name, child in self._children.items() if name != ENGINE)
 
     async def _watch(self) -> None:
         """Kill a process that is silent for too long.

@@ -198,6 +198,27 @@ async def test_when_a_frontend_is_killed_the_other_goes_on_and_no_counter_falls(
     await until(lambda: server.every_frontend_answers(pictures))
 
 
+async def test_without_any_frontend_requests_are_refused_at_once_until_one_has_started(tiny, tmp_path, pictures):
+    with serving(tiny, tmp_path) as own:
+        for frontend in own.children("frontend"):
+            os.kill(frontend, signal.SIGKILL)
+        assert own.process.stderr is not None
+        while "no frontend runs" not in (said := await asyncio.to_thread(own.process.stderr.readline)):
+            assert said
+        async with httpx.AsyncClient(base_url=own.address, timeout=None) as client:
+            refused = await client.post("/v1/predict?threshold=0.5", content=bytes(2**20))
+            assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (
+                503,
+                "close",
+                "1",
+            )
+            assert refused.json()["type"] == "urn:offramp:problem:not-ready"
+            assert refused.json()["instance"] == "/v1/predict"
+            assert [(await client.get(path)).status_code for path in ("/livez", "/readyz")] == [200, 503]
+            assert (await client.head("/livez")).content == b""
+        await until(lambda: own.every_frontend_answers(pictures))
+
+
 async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny, tmp_path, pictures):
     def drain(engine: int) -> None:
         own.process.send_signal(signal.SIGTERM)
