@@ -1,1 +1,1 @@
-"""Measurements of a server over HTTP, from outside; every figure in the docs comes from a file written here."""
+"""Benchmarks, each a command `offramp bench NAME`. Every table in docs/ comes from one of their result files."""

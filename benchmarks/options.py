@@ -1,106 +1,371 @@
-"""The options of benchmarks: declared once for flag, environment and help.
+"""The options of all benchmarks, declared once for flag, environment variable and help.
 
-The command line derives `--server-threads` and `OFFRAMP_SERVER_THREADS` from a field named `server_threads`. Imports
-neither torch nor an HTTP library, so that `--help` answers at once.
+A field `server_threads` becomes `--server-threads` and `OFFRAMP_SERVER_THREADS`. The module imports neither torch nor
+an HTTP library: `--help` answers at once.
 """
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+RESULTS = Path("benchmarks/results")
+
 Url = Annotated[
     str | None,
-    typer.Option(help="A running server, such as http://127.0.0.1:8000; default: start an own one on a free port."),
+    typer.Option(help="A running server, such as http://127.0.0.1:8000; default: start one on a free port."),
 ]
-ModelPath = Annotated[
-    Path | None, typer.Option(help="The bundle's folder, for the own server; default: the embedded model.")
-]
+ModelPath = Annotated[Path | None, typer.Option(help="The bundle's folder; default: the embedded model.")]
 DatasetName = Annotated[str, typer.Option(help="cifar10 or cifar100; its test pictures are sent as PNG.")]
-DataRoot = Annotated[Path, typer.Option(help="Where the CIFAR files lie.")]
+DataRoot = Annotated[Path, typer.Option(help="Folder of the CIFAR files.")]
 Thresholds = Annotated[str, typer.Option(help="Thresholds to compare, separated by commas; 1 is exits off.")]
-Pictures = Annotated[int, typer.Option(min=0, help="Send only the first test pictures, this many; 0: all.")]
+Pictures = Annotated[int, typer.Option(min=0, help="Number of test pictures, from the first; 0: all.")]
 ServerThreads = Annotated[
-    int, typer.Option(min=0, max=1024, help="Threads of the own server's network on the CPU; 0: torch decides.")
+    int, typer.Option(min=0, max=1024, help="Threads of the started server's network on the CPU; 0: torch decides.")
 ]
+Connections = Annotated[int, typer.Option(min=1, max=1000, help="Clients of the closed loops.")]
+Rounds = Annotated[int, typer.Option(min=1, help="How often each figure is measured, interleaved.")]
+Seconds = Annotated[int, typer.Option(min=1, help="Measured seconds of each load.")]
+WarmupSeconds = Annotated[int, typer.Option(min=1, help="Seconds of the same load before the measured ones.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Output = Annotated[Path, typer.Option(help="The JSON file to write.")]
+Only = Annotated[str, typer.Option(help="Parts to measure, separated by commas, or all; the file keeps the others.")]
+
+TRUST_PARTS = ("certified", "audit", "audit-cost", "brownout", "privacy", "attack")
+# With the numbers of frontends that each part is measured with.
+HOSTILE_PARTS = {"attacks": "0", "overload": "0", "fairness": "0,2", "faults": "0,2", "mutants": "0"}
+PICTURE_SETS = ("cifar", "photos")
+DISPATCH = ("two-choices", "round-robin")
 
 
-def chosen(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
-    """Names with commas between. Raises ValueError that names an unknown one."""
-    names = tuple(name.strip() for name in text.split(","))
-    if unknown := [name for name in names if name not in known]:
-        raise ValueError(f"{option} {', '.join(unknown)}: choose of {', '.join(known)}")
-    return names
-
-
-def parse_thresholds(text: str) -> tuple[float, ...]:
-    """ "0,0.5,1" -> (0.0, 0.5, 1.0). Raises ValueError for anything that is no list of different numbers in [0, 1]."""
+def parse_numbers(option: str, text: str, parse: Callable[[str], Any], least: float, most: float) -> tuple[Any, ...]:
+    """ "0,0.5" -> (0.0, 0.5); "" -> (). Raises ValueError unless the numbers differ and are from `least` to `most`."""
     try:
-        thresholds = tuple(float(part) for part in text.split(","))
+        numbers = tuple(parse(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise ValueError(f"thresholds {text!r}: give numbers in [0, 1], separated by commas") from None
-    if not all(0.0 <= threshold <= 1.0 for threshold in thresholds):
-        raise ValueError(f"thresholds {text!r} are out of range: give numbers in [0, 1]")
-    if len(set(thresholds)) != len(thresholds):
-        raise ValueError(f"thresholds {text!r}: give each number once")
+        raise ValueError(f"{option} {text!r}: give numbers, separated by commas") from None
+    if len(set(numbers)) != len(numbers) or not all(least <= number <= most for number in numbers):
+        raise ValueError(f"{option} {text!r} are out of range: give different numbers from {least:g} to {most:g}")
+    return numbers
+
+
+def parse_thresholds(text: str, with_off: bool = False) -> tuple[float, ...]:
+    """ "0,0.5,1" -> (0.0, 0.5, 1.0). with_off: threshold 1 must be among them. Raises ValueError."""
+    thresholds = parse_numbers("thresholds", text, float, 0.0, 1.0)
+    if not thresholds or (with_off and 1.0 not in thresholds):
+        raise ValueError(f"thresholds {text!r} lack 1, exits off, which the others are compared with: add it")
     return thresholds
 
 
-@dataclass(frozen=True)
-class BenchOptions:
-    """Options of `offramp bench thresholds`. Raises ValueError for thresholds that cannot be compared."""
+def parse_names(option: str, text: str, known: Collection[str]) -> tuple[str, ...]:
+    """ "a,b" -> ("a", "b"); "" and "all" are all. Raises ValueError that names the unknown ones and the choice."""
+    names = tuple(known) if text in ("", "all") else tuple(name.strip() for name in text.split(","))
+    if unknown := [name for name in names if name not in known]:
+        raise ValueError(f"{option} {', '.join(unknown)}: choose all, or some of {', '.join(known)}")
+    return names
 
-    url: Url = None
+
+def parse_mix(text: str) -> tuple[float, ...]:
+    """ "0.5,0.3,0.2" -> (0.5, 0.3, 0.2); "" -> (). Raises ValueError for shares that do not sum to 1."""
+    try:
+        shares = tuple(float(part) for part in text.split(",")) if text else ()
+    except ValueError:
+        raise ValueError(f"exit_mix {text!r}: give shares, separated by commas") from None
+    if shares and (min(shares) < 0.0 or abs(sum(shares) - 1.0) > 0.01):
+        raise ValueError(f"exit_mix {text!r}: give shares of 0 or more that sum to 1, one for each exit")
+    return shares
+
+
+@dataclass(frozen=True, kw_only=True)
+class DataOptions:
+    """The bundle that is measured, and the pictures that are sent."""
+
     model: ModelPath = None
     dataset: DatasetName = "cifar100"
     data_root: DataRoot = Path("data")
+
+
+@dataclass(frozen=True, kw_only=True)
+class ThresholdsOptions(DataOptions):
+    """Options of `offramp bench thresholds`. Raises ValueError for thresholds without 1."""
+
+    url: Url = None
     thresholds: Thresholds = "0,0.5,0.8,0.95,1"
     pictures: Pictures = 2000
-    connections: Annotated[int, typer.Option(min=1, max=512, help="Clients of the closed loop.")] = 32
-    rounds: Annotated[int, typer.Option(min=1, help="How often each threshold is measured, interleaved.")] = 4
-    seconds: Annotated[float, typer.Option(min=0.1, help="Measured seconds of each threshold in each round.")] = 5.0
-    warmup_seconds: Annotated[float, typer.Option(min=0, help="Seconds of the same load before those.")] = 1.0
+    connections: Connections = 32
+    rounds: Rounds = 4
+    seconds: Seconds = 5
+    warmup_seconds: WarmupSeconds = 1
     rate: Annotated[
         float,
         typer.Option(min=0, help="Poisson arrivals a second of the open loop; 0: 70 % of the capacity at threshold 1."),
     ] = 0.0
     server_threads: ServerThreads = 0
-    output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/thresholds.json")
+    output: Output = RESULTS / "thresholds.json"
 
     def __post_init__(self) -> None:
-        if 1.0 not in parse_thresholds(self.thresholds):
-            raise ValueError(f"thresholds {self.thresholds!r} lack 1, exits off, which all others are compared with")
+        parse_thresholds(self.thresholds, with_off=True)
 
 
-@dataclass(frozen=True)
-class AccuracyOptions:
-    """Options of `python -m benchmarks.accuracy`."""
+@dataclass(frozen=True, kw_only=True)
+class AccuracyOptions(DataOptions):
+    """Options of `offramp bench accuracy`."""
 
     url: Url = None
-    model: ModelPath = None
-    dataset: DatasetName = "cifar100"
-    data_root: DataRoot = Path("data")
     thresholds: Thresholds = "0,0.5,0.8,0.95,1"
     pictures: Pictures = 0
-    connections: Annotated[int, typer.Option(min=1, max=512, help="Requests in flight.")] = 64
+    connections: Connections = 64
     server_threads: ServerThreads = 0
-    output: Annotated[Path, typer.Option(help="The JSON file to write.")] = Path("benchmarks/results/accuracy.json")
+    output: Output = RESULTS / "accuracy.json"
 
     def __post_init__(self) -> None:
         parse_thresholds(self.thresholds)
 
 
+@dataclass(frozen=True, kw_only=True)
+class EngineOptions(DataOptions):
+    """Options of `offramp bench engine`. Raises ValueError for thresholds without 1."""
+
+    thresholds: Thresholds = "0,0.5,0.7,0.9,1"
+    pictures: Pictures = 2000
+    device: Device = "auto"
+    runner: Annotated[str, typer.Option(help="auto, torch, openvino or cuda-graphs.")] = "auto"
+    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto"
+    threads: Annotated[int, typer.Option(min=0, help="Threads of a step on the CPU; 0: all cores.")] = 0
+    max_batch_size: Annotated[int, typer.Option(min=1, help="Most pictures in a step.")] = 32
+    rounds: Rounds = 5
+    output: Output = RESULTS / "engine.json"
+
+    def __post_init__(self) -> None:
+        parse_thresholds(self.thresholds, with_off=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServerCostsOptions(DataOptions):
+    """Options of `offramp bench server-costs`."""
+
+    pictures: Annotated[int, typer.Option(min=1, help="Test pictures that are sent, over and over.")] = 1000
+    thresholds: Thresholds = "0.7,1"
+    frontends: Annotated[str, typer.Option(help="Numbers of frontends to compare, separated by commas.")] = "0,1,2"
+    connections: Connections = 64
+    rounds: Rounds = 4
+    seconds: Seconds = 4
+    requests: Annotated[int, typer.Option(min=1000, help="Requests over which memory is watched.")] = 200_000
+    output: Output = RESULTS / "server-costs.json"
+
+    def __post_init__(self) -> None:
+        parse_thresholds(self.thresholds)
+        self.frontend_counts()
+
+    def frontend_counts(self) -> tuple[int, ...]:
+        """Numbers of frontends to compare."""
+        return parse_numbers("frontends", self.frontends, int, 0, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayProxyOptions(DataOptions):
+    """Options of `offramp bench ray-proxy`."""
+
+    pictures: Annotated[int, typer.Option(min=1, help="Test pictures that are sent, over and over.")] = 256
+    form: Annotated[int, typer.Option(min=2, max=64, help="Pictures of a form.")] = 16
+    connections: Connections = 64
+    rounds: Rounds = 2
+    seconds: Seconds = 5
+    output: Output = RESULTS / "ray-proxy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrustOptions(DataOptions):
+    """Options of `offramp bench trust`. Raises ValueError for an unknown part."""
+
+    only: Only = "all"
+    pictures: Pictures = 0
+    connections: Connections = 64
+    rounds: Rounds = 3
+    seconds: Seconds = 3
+    open_seconds: Annotated[int, typer.Option(min=1, help="Measured seconds of each open loop.")] = 5
+    warmup_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of the same load before those.")] = 1.0
+    recovery_seconds: Annotated[int, typer.Option(min=1, help="Seconds of light load after an overload.")] = 8
+    audit_share: Annotated[float, typer.Option(min=0.001, max=1, help="Audited share of streamed pictures.")] = 0.5
+    stream: Annotated[int, typer.Option(min=1, help="Most pictures of one corrupted stream.")] = 6000
+    chunk: Annotated[int, typer.Option(min=1, help="Pictures of a stream between two looks at the alarm.")] = 250
+    truth: Annotated[int, typer.Option(min=1, help="Pictures of a stream that are compared with full depth.")] = 2000
+    clean: Annotated[int, typer.Option(min=1, help="Pictures of the stream that is not corrupted.")] = 100_000
+    kinds: Annotated[str, typer.Option(help="Corruptions, separated by commas; default: all.")] = ""
+    severities: Annotated[str, typer.Option(help="Severities of the corruptions, separated by commas.")] = "1,2,3,4,5"
+    alone: Annotated[int, typer.Option(min=1, help="Requests sent one after the other.")] = 300
+    attacked: Annotated[int, typer.Option(min=1, help="Pictures that are made to go deep.")] = 512
+    attack_steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 20
+    output: Output = RESULTS / "trust.json"
+
+    def __post_init__(self) -> None:
+        parse_names("only", self.only, TRUST_PARTS)
+        parse_numbers("severities", self.severities, int, 1, 5)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HostileOptions(DataOptions):
+    """Options of `offramp bench hostile`. Raises ValueError for an unknown part, and for numbers that are none."""
+
+    only: Only = "all"
+    frontends: Annotated[
+        str, typer.Option(help="Numbers of frontends, separated by commas; default: 0; faults and fairness also 2.")
+    ] = ""
+    pictures: Annotated[int, typer.Option(min=2, help="Test pictures that are sent, over and over.")] = 256
+    rounds: Rounds = 3
+    seconds: Annotated[float, typer.Option(min=0.5, help="Measured seconds of each load.")] = 10.0
+    attacks: Annotated[str, typer.Option(help="Names of attacks, separated by commas; default: all.")] = ""
+    faults: Annotated[str, typer.Option(help="Names of faults, separated by commas; default: all.")] = ""
+    repeats: Annotated[int, typer.Option(min=1, help="How often SIGTERM and SIGINT are sent, to a server each.")] = 20
+    mutants: Annotated[int, typer.Option(min=1, help="Number of mutated requests.")] = 1_000_000
+    first: Annotated[int, typer.Option(min=0, help="Number of the first mutant.")] = 0
+    output: Output = RESULTS / "hostile.json"
+
+    def __post_init__(self) -> None:
+        for part in parse_names("only", self.only, HOSTILE_PARTS):
+            self.frontend_counts(part)
+
+    def frontend_counts(self, part: str) -> tuple[int, ...]:
+        """Numbers of frontends that this part is measured with."""
+        return parse_numbers("frontends", self.frontends or HOSTILE_PARTS[part], int, 0, 256)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PeersOptions(DataOptions):
+    """Options of `offramp bench peers`. Raises ValueError for lists that cannot be read."""
+
+    peers: Annotated[str, typer.Option(help="Peers to measure, separated by commas, or all.")] = "all"
+    picture_sets: Annotated[
+        str, typer.Option(help="Pictures for this model: cifar (PNG), photos (JPEG), both with a comma, or nothing.")
+    ] = "cifar,photos"
+    larger_model: Annotated[
+        str,
+        typer.Option(
+            help="A larger network, measured on photographs: a bundle's folder, or an architecture of 224 pixels and "
+            "1,000 classes with random weights, since only its speed counts; empty: none."
+        ),
+    ] = "resnet50"
+    photos: Annotated[
+        Path | None,
+        typer.Option(help="Folder or tar file of JPEG photographs; default: photos-caltech101.tar in the data root."),
+    ] = None
+    pictures: Annotated[int, typer.Option(min=1, help="Pictures of each set; each is sent over and over.")] = 1000
+    thresholds: Annotated[
+        str,
+        typer.Option(
+            help="Thresholds of Offramp; default: 1 (exits off), the bundle's own, and the lowest at which at most "
+            "1 % of the answers differ from the full depth's."
+        ),
+    ] = ""
+    exit_mix: Annotated[
+        str,
+        typer.Option(
+            help="Exits of the larger model: shares of the pictures, separated by commas, that leave at exit 1, 2, …; "
+            "default: those of the first model at the thresholds."
+        ),
+    ] = ""
+    connections: Connections = 64
+    rounds: Rounds = 3
+    seconds: Seconds = 5
+    warmup_seconds: WarmupSeconds = 2
+    tune_seconds: Annotated[
+        int, typer.Option(min=0, help="Seconds for which each of a peer's settings is tried; 0: only the first.")
+    ] = 3
+    load: Annotated[
+        float, typer.Option(min=0.01, max=1.0, help="Open loop: share of the peer's capacity that both are sent.")
+    ] = 0.7
+    server_threads: ServerThreads = 0
+    environments: Annotated[
+        Path, typer.Option(help="Folder of the peers' environments; those that are missing are made.")
+    ] = Path(".peers")
+    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = (
+        RESULTS / "peers.json"
+    )
+
+    def __post_init__(self) -> None:
+        if self.thresholds:
+            parse_thresholds(self.thresholds, with_off=True)
+        self.sets()
+        parse_mix(self.exit_mix)
+
+    def sets(self) -> tuple[str, ...]:
+        """The sets of pictures."""
+        return parse_names("picture_sets", self.picture_sets, PICTURE_SETS) if self.picture_sets else ()
+
+
+@dataclass(frozen=True, kw_only=True)
+class SimulateOptions:
+    """Options of `offramp bench simulate`. Raises ValueError for lists that cannot be read."""
+
+    mix: Annotated[
+        Path, typer.Option(help="JSON file of exit mixes: a result of `offramp bench thresholds`, or lists by name.")
+    ] = RESULTS / "thresholds.json"
+    profile: Annotated[str, typer.Option(help="JSON files of cost profiles, separated by commas.")] = ""
+    this_machine: Annotated[bool, typer.Option(help="Measure this machine's step costs, and use them too.")] = False
+    policy: Annotated[str, typer.Option(help="Policies, separated by commas, or all.")] = "all"
+    load: Annotated[str, typer.Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
+    arrivals: Annotated[str, typer.Option(help="poisson, bursts, diurnal, separated by commas, or all.")] = "poisson"
+    clients: Annotated[str, typer.Option(help="Closed loops besides: clients an engine, separated by commas.")] = ""
+    engines: Annotated[str, typer.Option(help="Sizes of the fleet, separated by commas.")] = "1"
+    dispatch: Annotated[str, typer.Option(help="two-choices (the less busy of two) or round-robin.")] = "two-choices"
+    samples: Annotated[int, typer.Option(min=10, help="Requests an engine in each run.")] = 100_000
+    objective_ms: Annotated[
+        float, typer.Option(min=0, help="Latency within which an answer counts; 0: 20 full passes of one picture.")
+    ] = 0.0
+    max_wait_ms: Annotated[
+        float, typer.Option(min=0, help="Predicted wait beyond which a request is refused; 0: half the objective.")
+    ] = 0.0
+    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and exits.")] = 0
+    output: Output = RESULTS / "simulation.json"
+
+    def __post_init__(self) -> None:
+        if not self.profile and not self.this_machine:
+            raise ValueError("no profile: give --profile, or --this-machine")
+        for name, parse in (("load", float), ("clients", int), ("engines", int)):
+            self.numbers(name, parse)
+        parse_names("dispatch", self.dispatch, DISPATCH)
+
+    def numbers(self, name: str, parse: Callable[[str], Any]) -> tuple[Any, ...]:
+        """The list in the option `name`."""
+        return parse_numbers(name, getattr(self, name), parse, 0.001, 1e6)
+
+
+@dataclass(frozen=True)
+class PipelineOptions:
+    """Options of `offramp bench pipeline`."""
+
+    path: Annotated[str, typer.Argument(help="A folder of classes, or shards: a folder or a pattern in braces.")]
+    workers: Annotated[str, typer.Option(help="Numbers of decoding processes, separated by commas.")] = "0,1,2,4"
+    size: Annotated[int, typer.Option(min=8, max=2048, help="Side of the decoded pictures in pixels.")] = 224
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 64
+    pictures: Annotated[
+        int, typer.Option(min=2, help="Most pictures to use, spread over the training set; two a class at least.")
+    ] = 4096
+    rounds: Rounds = 3
+    device: Device = "auto"
+    output: Output = RESULTS / "pipeline.json"
+
+    def __post_init__(self) -> None:
+        self.worker_counts()
+
+    def worker_counts(self) -> tuple[int, ...]:
+        """Numbers of decoding processes."""
+        if not self.workers:
+            raise ValueError("workers '': give numbers, separated by commas")
+        return parse_numbers("workers", self.workers, int, 0, 256)
+
+
 @dataclass(frozen=True)
 class PaperOptions:
-    """Options of `offramp paper`. Raises ValueError for lists that are none."""
+    """Options of `offramp paper`. Raises ValueError for lists that cannot be read."""
 
     dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or a folder of pictures.")] = "cifar100"
     data_root: DataRoot = Path("data")
-    runs: Annotated[Path, typer.Option(help="Folder of the runs; what is finished there is not trained again.")] = Path(
+    runs: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not trained again.")] = Path(
         "runs/paper"
     )
     architectures: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18"
@@ -116,15 +381,15 @@ class PaperOptions:
     recipe: Annotated[str, typer.Option(help="Length, schedule and augmentation, the same for every method.")] = "fast"
     epochs: Annotated[int | None, typer.Option(min=1, help="Length of each run; default: the recipe's.")] = None
     hours: Annotated[
-        float, typer.Option(min=0, help="Stop training after this long; the next call goes on. 0: when all is done.")
+        float, typer.Option(min=0, help="Stop training after this long; the next call continues. 0: no limit.")
     ] = 0.0
     backbones: Annotated[
         str, typer.Option(help="Python files or modules with networks of one's own, separated by commas.")
     ] = ""
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
-    precision: Annotated[str, typer.Option(help="auto, fp32 or bf16 (autocast).")] = "auto"
-    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = Path(
-        "benchmarks/results/paper.json"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU, if any.")] = "auto"
+    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto"
+    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = (
+        RESULTS / "paper.json"
     )
 
     def __post_init__(self) -> None:

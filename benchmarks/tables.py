@@ -1,252 +1,124 @@
-"""Markdown for readers, from result files; and the documents that hold it, kept in step with them.
+"""The results in the documents: tables and single figures between marks, written from the result files.
 
-    python -m benchmarks.tables            # write the tables into the documents in docs/
-    python -m benchmarks.tables --check    # fail where a document is stale
+    python -m benchmarks.tables            # write them into README.md and docs/
+    python -m benchmarks.tables --check    # fail where a document differs from its result files
 
-A table stands between two marks: `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several
-parts, `<!-- results: NAME.json#PART -->` is one. The targets come from several files: `<!-- results: targets -->`.
+A table stands between `<!-- results: NAME.json -->` and `<!-- end of results -->`; of a file with several parts,
+`<!-- results: NAME.json#PART -->` is one; `<!-- results: targets -->` reads several files. A figure stands between
+`<!-- result: NAME.json PATH FORMAT -->` and `<!-- end -->`, such as
+`<!-- result: thresholds.json rows[threshold=0.8].ratio .2f× -->`. FORMAT is that of `harness.figures.Figure`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
 import re
 import sys
-from collections.abc import Sequence
+from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.figures import provenance, shares, with_extremes
-from benchmarks.hostile.report import HOSTILE_SECTIONS
-from benchmarks.paper_report import paper_section
-from benchmarks.peers.report import section as peers_section
-from benchmarks.ray_proxy import section as ray_proxy_section
-from benchmarks.server_costs_report import server_costs_section
-from benchmarks.simulate_tables import simulation_section
-from benchmarks.targets import targets_section
-from benchmarks.trust.report import TRUST_SECTIONS
+import typer
 
-PROJECT = Path(__file__).resolve().parent.parent
-RESULTS = PROJECT / "benchmarks" / "results"
-DOCUMENTS = tuple(
-    PROJECT / "docs" / f"{name}.md" for name in ("performance", "paper", "trust", "operations", "scaling")
-)
-MARKED = re.compile(
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.figures import Figure
+from benchmarks.harness.server import ROOT
+from benchmarks.options import HOSTILE_PARTS, RESULTS, TRUST_PARTS
+
+DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
+TABLE = re.compile(
     r"(<!-- results: (?P<name>[\w.-]+)(?:#(?P<part>[\w-]+))? -->\n)(?P<body>.*?)(?P<end><!-- end of results -->)",
     re.DOTALL,
 )
+FIGURE = re.compile(r"(<!-- result: (?P<name>[\w.-]+) (?P<path>\S+) (?P<form>\S+) -->)[^<]*(?P<end><!-- end -->)")
+STEP = re.compile(r"[\w-]+|\[[^\]]*\]")
 
-# Accuracy, in percentage points, that a verdict of "exits pay" may lose against exits off.
-TOLERATED_POINTS = 1.0
-
-Document = dict[str, Any]
-
-
-def thresholds_section(document: Document) -> str:
-    """The table of `benchmarks.thresholds`, where its figures come from, and what they say."""
-    latency = "p50, ms | p95 | p99 | CPU, ms | errors |"
-    lines = [
-        f"| threshold | accuracy | changed | exit mix, % | pictures/s | against off | {latency}",
-        "| ---: " * 11 + "|",
-    ]
-    for row in document["rows"]:
-        cpu = row["server_cpu_ms"]
-        cells = [
-            f"{row['threshold']:g}",
-            f"{row['accuracy']:.2%}",
-            f"{row['disagreement']:.2%}",
-            shares(row["exit_mix"], ".0f"),
-            with_extremes(row["throughput"], ".0f"),
-            with_extremes(row["ratio"], ".2f", "×"),
-            with_extremes(row["p50_ms"], ".1f"),
-            with_extremes(row["p95_ms"], ".1f"),
-            with_extremes(row["p99_ms"], ".1f"),
-            with_extremes(cpu, ".2f") if cpu else "–",
-            str(row["errors"]),
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    source = (
-        f"{document['served']}; {document['pictures']:,} {document['dataset']} test pictures as PNG. Median "
-        f"(least–most) of {document['rounds_each']} interleaved rounds of {document['seconds']:g} s after "
-        f"{document['warmup_seconds']:g} s of warm-up. Pictures a second: closed loop, {document['connections']} "
-        f"connections. Latency: open loop, Poisson arrivals at {document['open_loop_rate']:.0f}/s for every threshold. "
-        "CPU: the server's, for one picture of the closed loop. Changed: answers of another class than at threshold 1. "
-        f"{provenance(document)}"
-    )
-    return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
-
-
-def thresholds_verdict(rows: Sequence[dict[str, Any]]) -> list[str]:
-    """In words, for each threshold below 1: whether exits pay, and at what accuracy and latency."""
-    off = next(row for row in rows if row["threshold"] == 1.0)
-    sentences = []
-    for row in rows:
-        if row is off:
-            continue
-        ratio = row["ratio"]
-        points = 100 * (row["accuracy"] - off["accuracy"])
-        if ratio["min"] > 1.0:
-            verdict = "exits pay" if points >= -TOLERATED_POINTS else "faster, but at a price in accuracy"
-        elif ratio["max"] < 1.0:
-            verdict = "exits do not pay"
-        else:
-            verdict = "exits make no difference that these rounds can tell"
-        p99_ms, off_p99_ms = row["p99_ms"]["median"], off["p99_ms"]["median"]
-        sentences.append(
-            f"Threshold {row['threshold']:g}: {verdict}: {with_extremes(ratio, '.2f', '×')} the throughput of exits "
-            f"off, accuracy {points:+.2f} points; "
-            f"p99 at the same load {p99_ms:.1f} ms against {off_p99_ms:.1f} ms."
-        )
-    return sentences
-
-
-def accuracy_section(document: Document) -> str:
-    """The table of `benchmarks.accuracy`: what was served beside what the evaluation computes."""
-    lines = [
-        "| threshold | accuracy served | evaluated | exit mix served | evaluated | exits ≠ | labels ≠ | confidence ≠ |",
-        "| ---: " * 8 + "|",
-    ]
-    for row in document["rows"]:
-        cells = [
-            f"{row['threshold']:g}",
-            f"{row['accuracy']:.2%}",
-            f"{row['evaluated_accuracy']:.2%}",
-            shares(row["exit_mix"], ".2f"),
-            shares(row["evaluated_mix"], ".2f"),
-            str(row["exits_differing"]),
-            str(row["labels_differing"]),
-            f"{row['largest_confidence_difference']:.1e}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    source = (
-        f"{document['served']}; {document['pictures']:,} {document['dataset']} test pictures as PNG, each at every "
-        f"threshold, {document['connections']} requests in flight, thresholds mixed. Exit mix in %. ≠: how many "
-        f"answers differ; of confidences, the largest difference. {provenance(document)}"
-    )
-    return "\n".join([*lines, "", source, "", *(f"- {sentence}" for sentence in document["verdict"])])
-
-
-def engine_section(document: Document) -> str:
-    """The table of `benchmarks.engine`: bare loops, then the engine at each threshold."""
-    lines = [
-        "| what | threshold | pictures/s | of the bare loop | of the ideal | against off | accuracy | changed exits |",
-        "| --- |" + " ---: |" * 7,
-    ]
-    agreement = {row["threshold"]: row for row in document["agreement"]["thresholds"]}
-    for row in document["variants"]:
-        speed = f"{row['pictures_per_s']:,.0f}"
-        if row["variant"] != "engine":
-            lines.append(f"| {row['variant']}, bare | – | {speed} | – | – | – | – | – |")
-            continue
-        answers = agreement[row["threshold"]]
-        cells = [
-            f"engine | {row['threshold']:g} | {speed}",
-            *(with_extremes(row[name], ".2f") for name in ("share_of_bare", "share_of_ideal", "times_full_depth")),
-            f"{answers['accuracy']:.2%}",
-            f"{answers['changed_exits']:.2%}",
-        ]
-        lines.append(f"| {' | '.join(cells)} |")
-    options, runner = document["options"], document["runner"]
-    source = (
-        f"{document['model']['name']} {document['model']['version']}; {runner['kind']}, {runner['precision']}, batches "
-        f"of at most {options['max_batch_size']}; {document['agreement']['pictures']:,} {options['dataset']} test "
-        f"pictures; median (least–most) of {options['rounds']} interleaved rounds. {provenance(document)}"
-    )
-    return "\n".join([*lines, "", source])
-
-
-def pipeline_section(document: Document) -> str:
-    """The document as a Markdown table with its conditions."""
-    lines = [
-        "| form | workers | pictures/s | CPU a picture, ms | cores used |",
-        "| --- | ---: | ---: | ---: | ---: |",
-    ]
-    for row in document["rows"]:
-        cells = [row["form"], str(row["workers"])]
-        for name, form in (("pictures_per_s", ".0f"), ("cpu_ms", ".2f"), ("cores_used", ".2f")):
-            values = row[name]
-            cells.append(
-                f"{values['median']:{form}} ({values['min']:{form}}–{values['max']:{form}})" if values else "–"
-            )
-        lines.append(f"| {' | '.join(cells)} |")
-    machine = document["machine"]
-    source = (
-        f"{document['pictures']:,} pictures of {document['mean_file_bytes'] / 1000:.0f} kB to {document['size']} "
-        f"pixels, batches of {document['batch_size']} to {document['device']}. Median (least–most) of "
-        f"{document['rounds_each']} interleaved epochs; workers 0: decoded by the training process itself. "
-        "CPU: of all processes; fewer cores used than processes means that others had the rest. "
-        f"{machine['cpu']}, {machine['cores']} cores, load before {machine['load_average_before']}; "
-        f"{document['date'][:10]}. `{document['command']}`"
-    )
-    return "\n".join([*lines, "", source])
-
-
+# By the `benchmark` of a result: module and function that write its section.
 SECTIONS = {
-    "thresholds": thresholds_section,
-    "accuracy": accuracy_section,
-    "engine": engine_section,
-    "paper": paper_section,
-    "pipeline": pipeline_section,
-    "peers": peers_section,
-    "server-costs": server_costs_section,
-    "simulate": simulation_section,
-    "ray-proxy": ray_proxy_section,
-    **TRUST_SECTIONS,
-    **HOSTILE_SECTIONS,
+    "thresholds": ("serving.thresholds", "section"),
+    "accuracy": ("serving.accuracy", "section"),
+    "engine": ("serving.engine", "section"),
+    "server-costs": ("serving.server_costs", "section"),
+    "ray-proxy": ("serving.ray_proxy", "section"),
+    **{f"trust-{part}": ("serving.trust.report", "trust_section") for part in TRUST_PARTS},
+    **{f"hostile-{part}": ("serving.hostile.report", "hostile_section") for part in HOSTILE_PARTS},
+    "peers": ("peers.report", "peers_section"),
+    "simulate": ("simulate.report", "simulation_section"),
+    "paper": ("training.paper_report", "paper_section"),
+    "pipeline": ("training.pipeline", "section"),
 }
 
 
-def filled(text: str, results: Path) -> str:
-    """The document with every marked table rendered anew. Raises BenchmarkError for a result that is no result."""
-    return MARKED.sub(
-        lambda match: match[1] + _section(results / match["name"], match["part"]) + "\n" + match["end"], text
+def fill_document(text: str, results: Path) -> str:
+    """The document with every table and figure written anew. Raises BenchmarkError for a file that is no result."""
+    text = TABLE.sub(lambda mark: mark[1] + _section(results / mark["name"], mark["part"]) + "\n" + mark["end"], text)
+    return FIGURE.sub(
+        lambda mark: mark[1] + _figure(results, mark["name"], mark["path"], mark["form"]) + mark["end"], text
     )
 
 
 def _section(path: Path, part: str | None) -> str:
     if path.name != "targets" and not path.exists():
-        return f"*Not measured yet: `benchmarks/results/{path.name}` is not there.*"
+        return f"*Not measured yet: `benchmarks/results/{path.name}` is missing.*"
     try:
         if path.name == "targets":
-            return targets_section(path.parent)
+            section: str = import_module("benchmarks.targets").targets_section(path.parent)
+            return section
         document = json.loads(path.read_text())
-        if part is not None and part not in document["parts"]:
-            return f"*Not measured yet: `benchmarks/results/{path.name}` has no {part}.*"
         if part is not None:
+            if part not in document["parts"]:
+                return f"*Not measured yet: `benchmarks/results/{path.name}` has no {part}.*"
             document = document["parts"][part]
-        return SECTIONS[document["benchmark"]](document)
+        module, function = SECTIONS[document["benchmark"]]
+        section = getattr(import_module(f"benchmarks.{module}"), function)(document)
+        return section
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a result file of these benchmarks ({error!r}); measure again") from error
 
 
-def main(arguments: Sequence[str], results: Path = RESULTS) -> int:
-    """Write or check the documents; 1 when one is stale, with its name and the fix."""
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.tables", description="Tables of the docs from results.")
-    parser.add_argument(
-        "documents",
-        nargs="*",
-        type=Path,
-        default=DOCUMENTS,
-        help="default: performance, paper, trust and operations of docs/",
-    )
-    parser.add_argument("--check", action="store_true", help="change nothing; fail where a table is stale")
-    options = parser.parse_args(arguments)
-    status = 0
-    for path in options.documents:
-        text = path.read_text(encoding="utf-8")
-        new = filled(text, results)
-        if new == text:
-            continue
-        if options.check:
-            print(f"{path}: a table is stale; run python -m benchmarks.tables {path}", file=sys.stderr)
-            status = 1
+def _figure(results: Path, name: str, path: str, form: str) -> str:
+    try:
+        return format(Figure(find(json.loads((results / name).read_text()), path)), form)
+    except (OSError, ValueError, KeyError, TypeError, IndexError) as error:
+        raise BenchmarkError(f"{name} has no figure {path} of the form {form} ({error!r}): change the mark") from error
+
+
+def find(document: Any, path: str) -> Any:
+    """The value at a path such as `rows[threshold=0.8].ratio`, `rows[-1].errors` or `parts.audit.promise`."""
+    for step in STEP.findall(path):
+        if not step.startswith("["):
+            document = document[step]
+        elif "=" not in step:
+            document = document[int(step[1:-1])]
         else:
-            path.write_text(new, encoding="utf-8")
+            field, _, value = step[1:-1].partition("=")
+            (document,) = (row for row in document if str(row[field]) == value)
+    return document
+
+
+def main(
+    documents: Annotated[list[Path] | None, typer.Argument(help="Default: README.md and all of docs/.")] = None,
+    check: Annotated[bool, typer.Option("--check", help="Change nothing; fail where a figure is stale.")] = False,
+    results: Annotated[Path, typer.Option(help="Folder of the result files.")] = ROOT / RESULTS,
+) -> None:
+    """Write the results into the documents, or check them. Exits with status 1 where one is stale."""
+    stale = False
+    for path in documents or DOCUMENTS:
+        text = path.read_text(encoding="utf-8")
+        written = fill_document(text, results)
+        if written == text:
+            continue
+        if check:
+            print(f"{path}: a figure is stale; run python -m benchmarks.tables {path}", file=sys.stderr)
+            stale = True
+        else:
+            path.write_text(written, encoding="utf-8")
             print(f"{path}: written")
-    return status
+    if stale:
+        raise typer.Exit(1)
 
 
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    app = typer.Typer(pretty_exceptions_enable=False, add_completion=False)
+    app.command()(main)
+    app()

@@ -15,15 +15,15 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from models.backbones import find_architecture
-from models.certificate import Certificate
-from models.config import ModelConfig
-from models.cost import NetworkCost, network_cost
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.plain import NotPlainError, check_plain
-from models.preprocess import Preprocessing
-from models.weights import WeightsError, load_weights
+from offramp.models.backbones import find_architecture
+from offramp.models.certificate import Certificate
+from offramp.models.config import ModelConfig
+from offramp.models.cost import NetworkCost, network_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.plain import NotPlainError, check_plain
+from offramp.models.preprocess import Preprocessing
+from offramp.models.weights import WeightsError, load_weights
 
 FORMAT_VERSION = 1
 # BatchNorm's count of steps, of no use to a network that is not trained further.

@@ -2,7 +2,7 @@
 
 Proven on pictures that neither weights nor calibration nor the search for thresholds have seen. A promise is about
 disagreement: the share of pictures, of traffic like those, whose early answer names another class than full depth.
-How it is proven: `training/certify.py`.
+How it is proven: `training/certify/statistics.py`.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from functools import cached_property
 from itertools import pairwise
 from typing import Any, Self
 
-from models.exit_policy import ExitRule
+from offramp.models.exit_policy import ExitRule
 
 
 @dataclass(frozen=True)

@@ -9,8 +9,8 @@ from math import ceil, prod
 import torch
 from torch import Tensor, nn
 
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
 
 # Of one picture, for a network that comes from a stranger: five times ResNet-152 at 224 pixels, a second of two CPU
 # cores; and the values of one layer's output, a quarter of a gigabyte.

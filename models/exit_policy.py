@@ -8,8 +8,9 @@ A picture answers at the first exit whose confidence reaches that exit's limit.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from enum import StrEnum
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -72,14 +73,12 @@ class ExitRule:
     """When one request's pictures leave: the thresholds of its contract, and its bounds on depth.
 
     thresholds: one per early exit, K - 1 numbers in [0, 1]; 0 leaves always, 1 never.
-    min_exit, max_exit: depth bounds, 1 <= min_exit <= max_exit <= K.
-    limits: derived; one per exit, such that a picture leaves where confidence >= limit.
+    min_exit, max_exit: depth bounds, 1 <= min_exit <= max_exit <= K. max_exit 0 is K.
     """
 
     thresholds: tuple[float, ...]
     min_exit: int = 1
     max_exit: int = 0
-    limits: npt.NDArray[np.float32] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         num_exits = len(self.thresholds) + 1
@@ -92,11 +91,15 @@ class ExitRule:
                 f"min_exit {self.min_exit} and max_exit {self.max_exit} are out of range: "
                 f"1 <= min_exit <= max_exit <= {num_exits} must hold"
             )
+
+    @cached_property
+    def limits(self) -> npt.NDArray[np.float32]:
+        """One limit per exit: a picture leaves if confidence >= limit."""
         limits = [
             ALWAYS if exit >= self.max_exit else NEVER if exit < self.min_exit or threshold >= 1.0 else threshold
             for exit, threshold in enumerate((*self.thresholds, 0.0), start=1)
         ]
-        object.__setattr__(self, "limits", np.asarray(limits, dtype=np.float32))
+        return np.asarray(limits, dtype=np.float32)
 
     @classmethod
     def uniform(cls, threshold: float, num_exits: int, min_exit: int = 1, max_exit: int = 0) -> ExitRule:

@@ -18,7 +18,7 @@ class DepthwiseConv(nn.Conv2d):
     """3x3 depthwise convolution: (B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride)).
 
     On a CPU it stays in float32 under autocast: there the bfloat16 pass of a strided depthwise convolution, forward and
-    backward, takes 9 to 19 times as long as the float32 one (benchmarks/results/depthwise.json).
+    backward, takes 9 to 19 times as long as the float32 one (docs/decisions.md).
     """
 
     def __init__(self, channels: int, stride: int) -> None:

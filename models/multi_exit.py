@@ -10,10 +10,10 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from models.backbones import find_architecture
-from models.config import ModelConfig
-from models.heads import HEADS, FinalHead
-from models.resize import resize
+from offramp.models.backbones import find_architecture
+from offramp.models.config import ModelConfig
+from offramp.models.heads import HEADS, FinalHead
+from offramp.models.resize import resize
 
 
 class ExitOutputs(NamedTuple):

@@ -15,7 +15,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from models.orientation import orientation
+from offramp.models.pictures.orientation import orientation
 
 if TYPE_CHECKING:
     import torch

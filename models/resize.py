@@ -7,7 +7,7 @@ from dataclasses import replace
 
 from torch import nn
 
-from models.config import LayerShapes, ModelConfig
+from offramp.models.config import LayerShapes, ModelConfig
 
 Resizable = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.BatchNorm1d
 

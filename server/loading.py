@@ -9,23 +9,23 @@ from pathlib import Path
 
 import torch
 
-from models.backbones.plugins import load_backbones
-from models.bundle import EMBEDDED, Bundle, load_bundle
-from models.device import choose_device
-from server.engine.brownout import Brownout, BrownoutLimits
-from server.engine.engine import Engine
-from server.engine.keeper import AuditPlan, Keeper
-from server.engine.profile import CostProfile, measure_profile
-from server.engine.runners.choice import choose_runner
-from server.engine.runners.failures import as_sentence
-from server.metrics import Metrics
-from server.picture_files import read_pictures
-from server.registry import Registry, ServedModel
-from server.settings import Settings
+from offramp.models.backbones.plugins import load_backbones
+from offramp.models.bundle import EMBEDDED, Bundle, load_bundle
+from offramp.models.device import choose_device
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.profile import CostProfile, measure_profile
+from offramp.server.engine.promises.brownout import Brownout, BrownoutLimits
+from offramp.server.engine.promises.promises import AuditOptions, Promises
+from offramp.server.engine.runners.choice import choose_runner
+from offramp.server.engine.runners.failures import as_sentence
+from offramp.server.metrics import Metrics
+from offramp.server.picture_files import read_pictures
+from offramp.server.registry import Registry, ServedModel
+from offramp.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# A load is over when the predicted wait is so many times shorter than the one that counts as load.
+# The brownout recovers when the predicted wait is this many times shorter than the one that starts it.
 RECOVERED = 4.0
 
 
@@ -36,6 +36,8 @@ def load_registry(settings: Settings, metrics: Metrics) -> Registry:
     """
     load_backbones(settings.backbones)
     device = choose_device(settings.device)
+    names = ", ".join(map(str, settings.model)) if settings.model else "the embedded model"
+    logger.info("loading %s on %s; ready in some seconds", names, device)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     return Registry([_load(path, device, settings, metrics) for path in settings.model or [EMBEDDED]])
@@ -60,15 +62,15 @@ def load_served(path: Path, settings: Settings) -> Bundle:
 def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics) -> ServedModel:
     bundle = load_served(path, settings)
     cost = bundle.cost
-    # As many as are in flight, and those that are audited behind them: less than two batches in front of a stage.
-    most_held = settings.max_queue + 2 * settings.max_batch_size * bundle.net.num_exits
+    # Samples in flight, and audited ones: less than two batches in front of each stage.
+    max_held = settings.max_queue + 2 * settings.max_batch_size * bundle.net.num_exits
     runner = choose_runner(
         bundle,
         device,
         settings.runner,
         settings.precision,
         settings.threads,
-        max_samples=most_held,
+        max_samples=max_held,
         pictures=read_pictures(settings.int8_pictures, bundle.preprocessing) if settings.int8_pictures else (),
     )
 
@@ -84,16 +86,16 @@ def _load(path: Path, device: torch.device, settings: Settings, metrics: Metrics
         max_samples=settings.max_queue,
         max_wait_s=settings.max_wait_s,
         policy=settings.policy,
-        keeper=keeper_of(bundle, settings),
+        promises=promises_of(bundle, settings),
     )
     return ServedModel(bundle, cost, str(device), engine, warm_up)
 
 
-def keeper_of(bundle: Bundle, settings: Settings) -> Keeper:
-    """Audits and brownout of a bundle, as the settings want them."""
-    plan = AuditPlan(settings.audit_share, settings.audit_on_alarm, settings.audit_false_alarm_every)
+def promises_of(bundle: Bundle, settings: Settings) -> Promises:
+    """Audits and brownout of a bundle, by the settings."""
+    options = AuditOptions(settings.audit_share, settings.audit_on_alarm, settings.audit_false_alarm_every)
     brownout = None
     if settings.brownout_wait_s and bundle.certificate:
         limits = BrownoutLimits(settings.brownout_wait_s, settings.brownout_wait_s / RECOVERED)
         brownout = Brownout(limits, len(bundle.certificate.points))
-    return Keeper(bundle.net.num_exits, plan, brownout)
+    return Promises(bundle.net.num_exits, options, brownout)

@@ -8,11 +8,12 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from functools import cache, partial
 from importlib.metadata import version
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 from prometheus_client import (
     CollectorRegistry,
@@ -28,17 +29,17 @@ from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.registry import Collector
 
-from models.bundle import Bundle
-from models.cost import NetworkCost
-from models.exit_policy import ExitReason
-from server.engine.audit import OF_THRESHOLDS
-from server.engine.profile import CostProfile
-from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
-from server.exchange import Exchange
-from server.exposition import Exposition
-from server.problems import CLIENT_GONE_STATUS, HTTP_REJECTIONS, KINDS, REJECTIONS
-from server.processes.family import FamilyCollector
-from server.registry import EngineClient
+from offramp.models.bundle import Bundle
+from offramp.models.cost import NetworkCost
+from offramp.models.exit_policy import ExitReason
+from offramp.server.engine.profile import CostProfile
+from offramp.server.engine.promises.audit import THRESHOLDS
+from offramp.server.engine.stats import AuditReport, BrownoutLevel, CancelStats, Event, SampleStats, StepStats
+from offramp.server.http.exposition import Exposition
+from offramp.server.http.problems import CLIENT_GONE_STATUS, HTTP_REJECTIONS, KINDS, REJECTIONS
+from offramp.server.http.request_log import RequestLog
+from offramp.server.processes.process_metrics import ServerProcessCollector
+from offramp.server.registry import EngineClient
 
 # The `model` label of requests that name no served model; no model can have this name.
 NO_MODEL = "(none)"
@@ -80,7 +81,7 @@ class Metrics:
         registry = None if shared else self._collectors
         if shared:
             MultiProcessCollector(self._collectors, str(shared))  # type: ignore[no-untyped-call]
-            self._collectors.register(FamilyCollector(os.getppid()))
+            self._collectors.register(ServerProcessCollector(os.getppid()))
         else:
             ProcessCollector(registry=registry)
 
@@ -184,15 +185,15 @@ class Metrics:
         """Have the gauges ask the engine when they are read; the versions of a model are summed."""
         self._engines.add(model, engine)
 
-    def record(self, exchange: Exchange, duration_s: float) -> None:
+    def record(self, log: RequestLog, duration_s: float) -> None:
         """A request is over; only predictions are counted, not probes and other paths."""
-        if exchange.model is None:
+        if log.model is None:
             return
-        requests, request_duration = self._of_request(exchange.model, exchange.status)
+        requests, request_duration = self._of_request(log.model, log.status)
         requests.inc()
         request_duration.observe(duration_s)
-        if exchange.rejection is not None:
-            self.rejections.labels(exchange.rejection).inc()
+        if log.rejection is not None:
+            self.rejections.labels(log.rejection).inc()
 
     def record_http_rejection(self, status: int) -> None:
         """The HTTP server has rejected a connection, or an invalid or incomplete request."""
@@ -265,14 +266,25 @@ class ModelObserver:
         ]
         self._alarms = {
             promise: (metrics.audit_alarm.labels(*labels), metrics.audit_evidence.labels(*labels))
-            for promise in (OF_THRESHOLDS, *promises)
+            for promise in (THRESHOLDS, *promises)
             for labels in [(model, model_version, f"{promise:g}" if promise else THRESHOLDS_LABEL)]
         }
         self._brownout_level = metrics.brownout_level.labels(model, model_version)
+        self._counters: dict[type, Callable[[Any], None]] = {
+            CostProfile: self._profile,
+            StepStats: self._step,
+            SampleStats: self._sample,
+            CancelStats: self._cancel,
+            AuditReport: self._audit,
+            BrownoutLevel: self._brownout,
+        }
 
-    def profile(self, profile: CostProfile) -> None:
-        """What steps cost was measured: the engine is warm, and nothing is known of its answers."""
-        # Set here, by the process of the engine alone: of what several processes have, the latest counts.
+    def __call__(self, event: Event) -> None:
+        """Count an event."""
+        self._counters[type(event)](event)
+
+    def _profile(self, profile: CostProfile) -> None:
+        # Here, in the process of the engine alone: of the values of several processes, the latest counts.
         for exit, (low, high) in enumerate(self._audit_bounds, start=1):
             low.set(0.0)
             high.set(1.0 if exit < len(self._audit_bounds) else 0.0)
@@ -282,13 +294,11 @@ class ModelObserver:
             for batch_size, time_s in zip(profile.batch_sizes, times_s, strict=True):
                 self._step_cost(str(stage), str(batch_size)).set(time_s)
 
-    def step(self, stats: StepStats) -> None:
-        """One batch went through one stage."""
+    def _step(self, stats: StepStats) -> None:
         self._stage_duration[stats.stage - 1].observe(stats.duration_s)
         self._batch_size[stats.stage - 1].observe(stats.batch_size)
 
-    def sample(self, stats: SampleStats) -> None:
-        """One picture was answered."""
+    def _sample(self, stats: SampleStats) -> None:
         index = stats.exit - 1
         self._samples[stats.exit, stats.reason].inc()
         self._latency[index].observe(stats.latency_s)
@@ -297,12 +307,10 @@ class ModelObserver:
         self._compute.inc(self._spent[index])
         self._compute_saved.inc(self._spent[-1] - self._spent[index])
 
-    def cancelled(self, stats: CancelStats) -> None:
-        """One picture was dropped, because nobody waited for it any more."""
+    def _cancel(self, stats: CancelStats) -> None:
         self._cancelled[stats.phase].inc()
 
-    def audited(self, report: AuditReport) -> None:
-        """One more picture was compared with full depth."""
+    def _audit(self, report: AuditReport) -> None:
         audited, disagreements = self._audited[report.exit - 1]
         audited.inc()
         disagreements.inc(report.disagreed)
@@ -315,9 +323,8 @@ class ModelObserver:
             alarm.set(report.rings)
             evidence.set(report.evidence)
 
-    def brownout(self, level: int) -> None:
-        """The load has changed what is in force."""
-        self._brownout_level.set(level)
+    def _brownout(self, brownout: BrownoutLevel) -> None:
+        self._brownout_level.set(brownout.level)
 
 
 class EngineGauges(Collector):

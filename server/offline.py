@@ -9,10 +9,10 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle
-from models.exit_policy import ExitReason, ExitRule, leaves, ranking
-from server.engine.errors import InferenceFailed
-from server.engine.runners.runner import Runner
+from offramp.models.bundle import Bundle
+from offramp.models.exit_policy import ExitReason, ExitRule, leaves, ranking
+from offramp.server.engine.errors import InferenceFailed
+from offramp.server.engine.runners.runner import Runner
 
 Picture = npt.NDArray[np.uint8]
 

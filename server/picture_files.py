@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import numpy.typing as npt
 
-from models.folder import find_pictures, listed, printable
-from models.picture import DECODE_ERRORS, EXTENSIONS, open_image
-from models.preprocess import Preprocessing
+from offramp.models.pictures.folder import find_pictures, listed, printable
+from offramp.models.pictures.picture import DECODE_ERRORS, EXTENSIONS, open_image
+from offramp.models.preprocess import Preprocessing
 
 Picture = npt.NDArray[np.uint8]
 

@@ -13,7 +13,7 @@ import typer
 class PredictOptions:
     """Options of `offramp predict`."""
 
-    images: Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE…")]
+    images: Annotated[list[Path], typer.Argument(help="Picture files.", metavar="IMAGE")]
     model: Annotated[
         Path | None,
         typer.Option(help="The bundle's folder; default: the embedded model.", envvar="OFFRAMP_PREDICT_MODEL"),

@@ -1,6 +1,6 @@
 """Offramp as an application of Ray Serve: replicas of the same web application, each with its own engine.
 
-    serve run server.ray_app:app replicas=2 model=runs/photos/bundle
+    serve run offramp.server.ray_app:app replicas=2 model=runs/photos/bundle
 
 Ray starts, checks, scales and replaces the replicas; its proxy takes the place of our HTTP server. Needs the `ray`
 extra.
@@ -21,13 +21,13 @@ from ray import serve
 from ray.serve import metrics as ray_metrics
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from models.backbones.plugins import load_backbones
-from models.bundle import EMBEDDED, load_bundle
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.serve import configure_logging, log_config
-from server.settings import Settings
+from offramp.models.backbones.plugins import load_backbones
+from offramp.models.bundle import EMBEDDED, load_bundle
+from offramp.server.http.app import create_app
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.serve import configure_logging, log_config
+from offramp.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -43,6 +43,9 @@ OF_OUR_SERVER = frozenset(
 # Arguments that are no options of `offramp serve`.
 REPLICAS, CPUS, GPUS = "replicas", "cpus", "gpus"
 
+# Of replicas, cpus and gpus.
+MAX_NUMBER = 100_000
+
 # How often the metrics are copied to Ray's. Ray exports them every 10 s.
 COPY_S = 5.0
 
@@ -53,9 +56,11 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     arguments: `replicas` (1), `cpus` (1) and `gpus` (0) of each replica, and options of `offramp serve` with _ for -.
     Raises ValueError that names a wrong argument.
     """
-    given = dict(arguments)
-    actor = {"num_cpus": number_of(given, CPUS, 1), "num_gpus": number_of(given, GPUS, 0)}
-    replicas = round(number_of(given, REPLICAS, 0))
+    given = {str(name): value for name, value in arguments.items()}
+    actor = {"num_cpus": number_of(given, CPUS, 1, least=0.001), "num_gpus": number_of(given, GPUS, 0)}
+    replicas = number_of(given, REPLICAS, 0)
+    if replicas != int(replicas):
+        raise ValueError(f"{REPLICAS} {replicas} is out of range: give a whole number")
     settings = settings_of(given)
     load_backbones(settings.backbones)
     for path in settings.model or [EMBEDDED]:
@@ -63,17 +68,22 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
         load_bundle(path)
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
     if replicas:
-        options["num_replicas"] = replicas
+        options["num_replicas"] = int(replicas)
     return Offramp.options(**options).bind(settings)  # type: ignore[attr-defined]
 
 
-def number_of(arguments: dict[str, Any], name: str, default: float) -> float:
-    """Take a number from the arguments. Raises ValueError where it is none."""
+def number_of(arguments: dict[str, Any], name: str, default: float, least: float = 0) -> float:
+    """Take a number from the arguments. Raises ValueError that names it."""
     value = arguments.pop(name, default)
     try:
-        return float(value)
+        number = float(value)
     except (TypeError, ValueError):
-        raise ValueError(f"{name} {value!r} is no number: give one such as 1") from None
+        raise ValueError(f"{name} {value!r} is not a number: give one such as 1") from None
+    # Also false for NaN.
+    if not least <= number <= MAX_NUMBER:
+        raise ValueError(f"{name} {value!r} is out of range: give a number from {least} to {MAX_NUMBER}")
+    # Ray counts in steps of 0.0001.
+    return round(number, 4)
 
 
 def settings_of(arguments: Mapping[str, Any]) -> Settings:
@@ -86,10 +96,14 @@ def settings_of(arguments: Mapping[str, Any]) -> Settings:
     model = arguments.get("model")
     given = {**arguments, "model": model.split(",")} if isinstance(model, str) else arguments
     try:
-        return TypeAdapter(Settings).validate_python(given)
+        settings = TypeAdapter(Settings).validate_python(given)
     except ValidationError as error:
-        first = error.errors()[0]
-        raise ValueError(f"{'.'.join(map(str, first['loc']))} {first['input']!r}: {first['msg']}") from None
+        # Not the values: the API keys may be among them.
+        first = error.errors(include_input=False)[0]
+        place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
+        raise ValueError(f"{place}: {message}" if place else message) from None
+    settings.read_api_keys()
+    return settings
 
 
 @serve.deployment(health_check_period_s=2.0, graceful_shutdown_timeout_s=40.0)

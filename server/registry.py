@@ -11,13 +11,13 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle
-from models.cost import NetworkCost
-from server.engine.admission import Load
-from server.engine.errors import Overloaded, WarmUpFailed
-from server.engine.profile import CostProfile
-from server.engine.request import Answer, Contract
-from server.limits import Cost
+from offramp.models.bundle import Bundle
+from offramp.models.cost import NetworkCost
+from offramp.server.engine.admission import Load
+from offramp.server.engine.errors import RESTARTING, Overloaded, WarmUpFailed
+from offramp.server.engine.profile import CostProfile
+from offramp.server.engine.request import Answer, Contract
+from offramp.server.request.client_limits import Cost
 
 logger = logging.getLogger(__name__)
 
@@ -29,8 +29,16 @@ class UnknownModel(LookupError):
         return str(self.args[0])
 
 
+class NotReady(Exception):
+    """The server cannot answer. draining: it is shutting down."""
+
+    def __init__(self, reason: str, *, draining: bool) -> None:
+        super().__init__(reason)
+        self.draining = draining
+
+
 class EngineClient(Protocol):
-    """What the frontend asks of an engine; all on the event loop's thread."""
+    """An engine as the frontend sees it; all on the event loop's thread."""
 
     @property
     def alive(self) -> bool: ...
@@ -49,7 +57,11 @@ class EngineClient(Protocol):
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None: ...
 
     def submit(
-        self, pictures: Sequence[npt.NDArray[np.uint8]], contract: Contract, client: str = ""
+        self,
+        pictures: Sequence[npt.NDArray[np.uint8]],
+        contract: Contract,
+        client: str = "",
+        deadline_s: float | None = None,
     ) -> list[asyncio.Future[Answer]]: ...
 
     async def drain(self) -> None: ...
@@ -69,31 +81,31 @@ class ServedModel:
     engine: EngineClient
     warm_up: Callable[[], CostProfile | None]
     compute: tuple[float, ...] = field(init=False)
-    _spent: tuple[Cost, ...] = field(init=False, repr=False)
+    _costs: tuple[Cost, ...] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "compute", tuple(round(share, 4) for share in self.cost.compute))
         first, *_ = totals = self.cost.sequential_multiply_adds
-        object.__setattr__(self, "_spent", tuple(Cost(float(total), float(total - first)) for total in totals))
+        object.__setattr__(self, "_costs", tuple(Cost(float(total), float(total - first)) for total in totals))
 
     @property
     def num_exits(self) -> int:
         """K."""
         return len(self.compute)
 
-    def spent(self, exit: int) -> Cost:
-        """What a picture costs that leaves at exit 1..K, all heads on the way included."""
-        return self._spent[exit - 1]
+    def cost_at(self, exit: int) -> Cost:
+        """Cost of a picture that leaves at exit 1..K, all heads on the way included."""
+        return self._costs[exit - 1]
 
 
 class Registry:
     """Served models in the order given; the first is the default, and of a model the first version is.
 
-    served: every version of every model.
+    served: every version of every model. engines_restart: whether another process starts an engine that has died.
     Raises ValueError when there is none, or one name and version come twice.
     """
 
-    def __init__(self, served: Sequence[ServedModel]) -> None:
+    def __init__(self, served: Sequence[ServedModel], engines_restart: bool = False) -> None:
         if not served:
             raise ValueError("no model to serve: give at least one bundle")
         self._models: dict[str, dict[str, ServedModel]] = {}
@@ -106,6 +118,7 @@ class Registry:
                 )
             versions[one.bundle.version] = one
         self.served = [one for versions in self._models.values() for one in versions.values()]
+        self.engines_restart = engines_restart
         self.draining = False
         self.failure: str | None = None
         self._warmed_up = False
@@ -148,7 +161,11 @@ class Registry:
             return "the models are warming up"
         for one in self.served:
             if not one.engine.alive:
-                return f"the engine of {one.bundle.name} version {one.bundle.version} is not running"
+                return (
+                    RESTARTING
+                    if self.engines_restart
+                    else f"the engine of {one.bundle.name} version {one.bundle.version} is not running"
+                )
         return None
 
     async def start(self) -> None:

@@ -18,18 +18,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 import uvicorn
 
-from server.engine.step_watch import ENGINE_THREAD
-from server.memory import freeze_heap
-from server.settings import Settings
-from server.tcp import BACKLOG, accept_waiting, limit_unsent
+from offramp.server.engine.step_watch import ENGINE_THREAD
+from offramp.server.http.tcp import BACKLOG, accept_waiting, limit_unsent
+from offramp.server.memory import freeze_heap
+from offramp.server.settings import Settings
 
 # Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-    from server.accounts import Accounts
-    from server.http_config import HttpConfig
-    from server.registry import Registry
+    from offramp.server.http.uvicorn_config import HttpConfig
+    from offramp.server.registry import Registry
+    from offramp.server.request.accounts import Accounts
 
 logger = logging.getLogger(__name__)
 
@@ -42,8 +42,6 @@ class Server(uvicorn.Server):
     SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once. It ends as well
     where an engine has, since nothing in this process would start another.
     """
-
-    engine_is_here = True
 
     def __init__(
         self,
@@ -59,7 +57,7 @@ class Server(uvicorn.Server):
         self._drain_delay_s = drain_delay_s
         self._address = address
         self._announce = announce
-        self._announced = False
+        self._announced = self._says_draining = False
         self._close_at_s = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
@@ -77,10 +75,14 @@ class Server(uvicorn.Server):
         if not self._announced and self._registry.why_not_ready() is None:
             self._announced = True
             self.on_ready()
-        if self._announced and self.engine_is_here and not self._registry.draining:
+        if self._announced and not self._registry.engines_restart and not self._registry.draining:
             self._registry.failure = self._registry.why_not_ready()
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
+        # Last: a signal may come at any moment, and this may be the last tick.
+        if self._registry.draining and not self._says_draining:
+            self._says_draining = True
+            self.on_draining()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -101,6 +103,10 @@ class Server(uvicorn.Server):
         for line in self.announcement():
             self._announce(line)
 
+    def on_draining(self) -> None:
+        """Called once, soon after the first signal."""
+        log_draining(self.config.timeout_graceful_shutdown or 0, len(self.server_state.tasks))
+
     def announcement(self) -> list[str]:
         """For whoever started the server: where it is, and how to ask it."""
         served = self._registry.served
@@ -109,6 +115,12 @@ class Server(uvicorn.Server):
             f"Offramp serves {names} at {self._address} (docs: {self._address}/docs)",
             f"  curl --data-binary @photo.jpg '{self._address}/v1/predict?threshold=0.8'",
         ]
+
+
+def log_draining(at_most_s: float, num_requests: int | None = None) -> None:
+    """Log that the server ends. num_requests: in flight, if known."""
+    known = "" if num_requests is None else f"{num_requests} request{'' if num_requests == 1 else 's'} in flight, "
+    logger.info("draining: %sat most %g s; Ctrl-C again ends at once", known, at_most_s)
 
 
 def configure_logging(config: dict[str, Any]) -> None:
@@ -123,36 +135,37 @@ def run(settings: Settings, configure_logging: Callable[[dict[str, Any]], None] 
     configure_logging: given `log_config`.
     """
     if settings.frontends:
-        from server.processes.supervisor import supervise
+        from offramp.server.processes.supervisor import supervise
 
         return supervise(settings)
     configure_logging(log_config(settings.log_level))
-    warn_of_readable_keys(settings)
     return _run_in_one_process(settings)
 
 
 def _run_in_one_process(settings: Settings) -> int:
-    from server.app import create_app
-    from server.http_limits import raise_descriptor_limit
-    from server.loading import load_registry
-    from server.metrics import Metrics
+    from offramp.server.http.app import create_app
+    from offramp.server.http.http_limits import raise_descriptor_limit
+    from offramp.server.loading import load_registry
+    from offramp.server.metrics import Metrics
 
     raise_descriptor_limit()
     metrics = Metrics()
     try:
+        log_keys(settings)
         registry = load_registry(settings, metrics)
         app = create_app(registry, settings, metrics)
         listener = listen(settings.host, settings.port)
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
-    say = logging.getLogger("server.announcement").info
+    say = logging.getLogger("offramp.announcement").info
     freeze_heap()
     server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), say)
     server.run(sockets=[listener])
     if registry.failure is not None:
         print(f"offramp: {registry.failure}", file=sys.stderr)
         return 1
+    logger.info("stopped")
     return 0
 
 
@@ -187,9 +200,9 @@ def url(listener: socket.socket) -> str:
 
 def http_config(app: FastAPI, settings: Settings, accounts: Accounts | None = None) -> HttpConfig:
     """How uvicorn runs the application."""
-    from server.connections import Connections
-    from server.http_config import HttpConfig
-    from server.proxies import TrustedProxies
+    from offramp.server.http.connections import Connections
+    from offramp.server.http.proxies import TrustedProxies
+    from offramp.server.http.uvicorn_config import HttpConfig
 
     return HttpConfig(
         app,
@@ -206,11 +219,13 @@ def http_config(app: FastAPI, settings: Settings, accounts: Accounts | None = No
     )
 
 
-def warn_of_readable_keys(settings: Settings) -> None:
-    """Say so where others on this machine can read the keys."""
+def log_keys(settings: Settings) -> None:
+    """Log how many API keys there are, and warn where others on this machine can read them. Raises ValueError."""
     file = settings.api_keys_file
     if file is not None and file.exists() and (mode := stat.S_IMODE(file.stat().st_mode)) & stat.S_IRWXO:
         logger.warning("api_keys_file %s is open to every user of this machine (mode %o): chmod 600 it", file, mode)
+    if keys := settings.read_api_keys():
+        logger.info("API keys read: %d", len(keys))
 
 
 def log_config(level: str) -> dict[str, Any]:
@@ -225,8 +240,8 @@ def log_config(level: str) -> dict[str, Any]:
         },
         "loggers": {
             # Said whatever the level is, and a closed pipe behind it ends nothing.
-            "server.announcement": {"level": "INFO", "handlers": ["plain"], "propagate": False},
-            "server": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
+            "offramp.announcement": {"level": "INFO", "handlers": ["plain"], "propagate": False},
+            "offramp": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
             "py.warnings": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},
             "uvicorn": {"level": "INFO" if level == "debug" else "WARNING", "handlers": ["stderr"], "propagate": False},
         },

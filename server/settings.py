@@ -12,15 +12,19 @@ from typing import Annotated, get_args, get_type_hints
 
 import typer
 
-from server.http_limits import HttpLimits, connections_of_one_process
-from server.limits import ClientLimits
-from server.proxies import TrustedProxies
+from offramp.server.engine.choices import ON_ALARM, PRECISIONS, RUNNERS
+from offramp.server.engine.policies import DEFAULT_POLICY, POLICIES
+from offramp.server.http.hosts import AllowedHosts
+from offramp.server.http.http_limits import HttpLimits, connections_of_one_process
+from offramp.server.http.proxies import TrustedProxies
+from offramp.server.request.client_limits import ClientLimits
 
-RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
-PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
-POLICIES = ("cost-model", "full-first", "fullest-first", "run-to-completion")
-ON_ALARM = ("report", "tighten", "full-depth")
 LOG_LEVELS = ("debug", "info", "warning", "error")
+
+
+def flag(name: str) -> str:
+    """The flag of an option."""
+    return "--" + name.replace("_", "-")
 
 
 @dataclass(frozen=True)
@@ -67,7 +71,7 @@ class Settings:
         ),
     ] = 0
     policy: Annotated[str, typer.Option(help=f"What is run next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
-        "cost-model"
+        DEFAULT_POLICY
     )
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one step.")] = 32
     max_queue: Annotated[
@@ -129,7 +133,7 @@ class Settings:
     ] = 400.0
     api_keys: Annotated[str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")] = ""
     api_keys_file: Annotated[
-        Path | None, typer.Option(help="File of accepted API keys, one a line; lines with # are comments.")
+        Path | None, typer.Option(help="File of accepted API keys, one a line; lines that begin with # are comments.")
     ] = None
     client_max_inflight: Annotated[
         int,
@@ -214,7 +218,7 @@ class Settings:
             low, high = declared.min, declared.max
             if low is not None and not low <= value <= (float("inf") if high is None else high):
                 allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise ValueError(f"{option.name} {value} is out of range: give a number {allowed}")
+                raise ValueError(f"{flag(option.name)} {value} is out of range: give a number {allowed}")
         for name, known in (
             ("runner", RUNNERS),
             ("precision", PRECISIONS),
@@ -223,40 +227,41 @@ class Settings:
             ("log_level", LOG_LEVELS),
         ):
             if (value := getattr(self, name)) not in known:
-                raise ValueError(f"{name} {value!r} is unknown: choose one of {', '.join(known)}")
+                raise ValueError(f"{flag(name)} {value!r} is unknown: choose one of {', '.join(known)}")
         if (self.precision == "int8") != (self.int8_pictures is not None):
             raise ValueError(
-                f"precision {self.precision!r} with int8_pictures {self.int8_pictures}: int8 needs a folder of "
-                "pictures and nothing else takes one; give both or neither"
+                "--precision int8 needs --int8-pictures FOLDER, and no other precision takes one: give both or neither"
             )
         if self.brownout_to and not self.brownout_wait_s:
             raise ValueError(
-                f"brownout_to {self.brownout_to} does nothing while brownout_wait_s is 0: give the wait from which "
+                f"--brownout-to {self.brownout_to} does nothing while --brownout-wait-s is 0: give the wait from which "
                 "thresholds are lowered, such as 0.5, or leave both out"
             )
         if self.client_burst_s != type(self).client_burst_s and not self.client_gmacs_per_s:
             raise ValueError(
-                f"client_burst_s {self.client_burst_s} does nothing while client_gmacs_per_s is 0: give both or neither"
+                f"--client-burst-s {self.client_burst_s} does nothing while --client-gmacs-per-s is 0: give "
+                "both or neither"
             )
         if self.audit_on_alarm != "report" and not self.audit_share:
             raise ValueError(
-                f"audit_on_alarm {self.audit_on_alarm!r} does nothing while audit_share is 0: nothing would ever be "
-                "found broken; give a share such as 0.01"
+                f"--audit-on-alarm {self.audit_on_alarm!r} does nothing while --audit-share is 0: nothing would "
+                "ever be found broken; give a share such as 0.01"
             )
         if self.brownout_wait_s >= self.max_wait_s:
             raise ValueError(
-                f"brownout_wait_s {self.brownout_wait_s} is not below max_wait_s {self.max_wait_s}: requests would be "
-                "refused before thresholds are lowered; lower the one or raise the other"
+                f"--brownout-wait-s {self.brownout_wait_s} is not below --max-wait-s {self.max_wait_s}: requests would "
+                "be refused before thresholds are lowered; lower the one or raise the other"
             )
         if self.max_uploads_mib < 6 * self.max_body_mib:
             raise ValueError(
-                f"max_uploads_mib {self.max_uploads_mib} is below six times max_body_mib {self.max_body_mib}: one "
+                f"--max-uploads-mib {self.max_uploads_mib} is below six times --max-body-mib {self.max_body_mib}: one "
                 "client holds half of it, and JSON takes three times its size; raise the one or lower the other"
             )
         TrustedProxies(self.trusted_proxies)
+        AllowedHosts(self.allowed_hosts)
         if self.max_queue < self.max_images:
             raise ValueError(
-                f"max_queue {self.max_queue} is below max_images {self.max_images}: a full request would never be "
+                f"--max-queue {self.max_queue} is below --max-images {self.max_images}: a full request would never be "
                 "taken in; raise the one or lower the other"
             )
 
@@ -303,18 +308,27 @@ class Settings:
         return round(self.max_pixels_mp * 1e6)
 
     def read_api_keys(self) -> frozenset[str]:
-        """The accepted keys, from the option and from the file; none when the server is open to everybody.
+        """The accepted keys, from the option and from the file. Without any, the server is open to everybody.
 
-        Raises ValueError when the file cannot be read or holds no key: a server meant to be closed is never open.
+        Raises ValueError when the file cannot be read or holds no key, or when a key has white space inside.
         """
         keys = {key.strip() for key in self.api_keys.split(",")}
+        for number, key in enumerate(self.api_keys.split(","), start=1):
+            if len(key.split()) > 1:
+                raise ValueError(f"--api-keys has white space inside key {number}: separate keys with commas")
         if self.api_keys_file is not None:
             try:
                 lines = self.api_keys_file.read_text(encoding="utf-8").splitlines()
             except (OSError, UnicodeDecodeError) as error:
-                raise ValueError(f"api_keys_file {self.api_keys_file} cannot be read: {error}") from error
+                raise ValueError(f"--api-keys-file {self.api_keys_file} cannot be read: {error}") from error
+            for number, line in enumerate(lines, start=1):
+                if len(line.split()) > 1 and not line.lstrip().startswith("#"):
+                    raise ValueError(
+                        f"--api-keys-file {self.api_keys_file} line {number} has white space inside a key: write one "
+                        "key a line; only lines that begin with # are comments"
+                    )
             from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}
             if not from_file:
-                raise ValueError(f"api_keys_file {self.api_keys_file} holds no key: write one a line")
+                raise ValueError(f"--api-keys-file {self.api_keys_file} holds no key: write one a line")
             keys |= from_file
         return frozenset(keys - {""})

@@ -6,12 +6,12 @@ from collections.abc import Mapping
 
 import torch
 
-from models.bundle import Bundle
-from models.certificate import Certificate, CertifiedPoint, ThresholdBound
-from models.config import ModelConfig
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from offramp.models.bundle import Bundle
+from offramp.models.certificate import Certificate, CertifiedPoint, ThresholdBound
+from offramp.models.config import ModelConfig
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
 
 FOUR_EXITS = Calibration((1.5, 0.7, 1.0, 2.0), (0.0, 0.5, 0.0, 1.2))
 

@@ -36,7 +36,7 @@ def data_root() -> Path:
 @pytest.fixture
 def own_networks() -> Iterator[None]:
     """Leaves the process without the networks, modules and search paths that a test loaded."""
-    from models.backbones import BACKBONES
+    from offramp.models.backbones import BACKBONES
 
     backbones, paths, modules = dict(BACKBONES), list(sys.path), set(sys.modules)
     yield

@@ -7,28 +7,34 @@ import shutil
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+import typer
 from PIL import Image
 from typer.testing import CliRunner
 
-import offramp
-from benchmarks.options import BenchOptions
-from server.predict_options import PredictOptions
-from server.settings import Settings
-from training.options import CalibrateOptions, EvaluateOptions, TrainOptions
+from benchmarks.commands import COMMANDS as BENCHMARKS
+from offramp import cli
+from offramp.server.predict_options import PredictOptions
+from offramp.server.settings import Settings
+from offramp.training.options import CalibrateOptions, EvaluateOptions, TrainOptions
 
 ROOT = Path(__file__).resolve().parent.parent
-COMMANDS = ("train", "evaluate", "calibrate", "serve", "predict", "bench thresholds", "bench peers", "paper")
+COMMANDS = (
+    *("train", "evaluate", "calibrate", "serve", "predict", "paper"),
+    *(f"bench {name}" for name in BENCHMARKS if name != "paper"),
+)
 
 
 @pytest.fixture
 def call():
     def call(*arguments: object, code: int = 0) -> str:
-        result = CliRunner().invoke(offramp.app, [str(argument) for argument in arguments])
+        result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
         assert result.exit_code == code, result.output
         return result.output
 
@@ -55,8 +61,9 @@ def trained(pictures: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     output = tmp_path_factory.mktemp("run") / "out"
     arguments = ["train", str(pictures), "--output", str(output), "--width", "4", "--input-size", "16"]
     arguments += ["--epochs", "2", "--batch-size", "8", "--device", "cpu", "--name", "fruit"]
-    result = CliRunner().invoke(offramp.app, arguments)
+    result = CliRunner().invoke(cli.app, arguments)
     assert result.exit_code == 0, result.output
+    (output / "console.txt").write_text(result.output)
     return output
 
 
@@ -65,6 +72,29 @@ def test_every_command_explains_itself_with_an_example(call):
         text = call(*name.split(), "--help")
         assert f"offramp {name}" in text
         assert "--" in text
+
+
+def commands(group: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+    """Every command of a group, and the group itself, with the names that lead to it."""
+    yield names, group
+    for name, command in getattr(group, "commands", {}).items():
+        yield from commands(command, *names, name)
+
+
+def test_help_at_80_columns_shows_every_name_and_default_whole():
+    for names, command in commands(typer.main.get_command(cli.app)):
+        result = CliRunner().invoke(cli.app, [*names, "--help"], env={"COLUMNS": "80", "TERMINAL_WIDTH": "80"})
+        assert "…" not in result.output.replace(", …", "")
+        assert max(map(len, result.output.splitlines())) <= 80
+        joined = re.sub(r"\s", "", result.output)
+        for option in (parameter for parameter in command.params if parameter.param_type_name == "option"):
+            assert any(re.search(rf"(?<!\S){name}(?![\w-])", result.output) for name in option.opts)
+            if option.envvar:
+                assert re.search(rf"(?<!\S){option.envvar}(?!\w)", result.output)
+            if isinstance(option.default, str | int | float) and option.default and not option.is_flag:
+                assert f"default:{option.default}" in joined
+        for name, listed in getattr(command, "commands", {}).items():
+            assert name + re.sub(r"\s", "", (listed.help or "").partition("\n")[0]) in joined
 
 
 def test_completion_can_be_installed(call):
@@ -79,6 +109,20 @@ def test_a_run_leaves_checkpoint_log_evaluation_and_bundle(trained: Path):
     evaluation = json.loads((trained / "evaluation.json").read_text())
     assert len(evaluation["exits"]) == 4
     assert (trained / "evaluation.png").stat().st_size > 10_000
+
+
+def test_a_run_ends_with_one_table_and_three_sentences(trained: Path):
+    *_, end = (trained / "console.txt").read_text().partition("| exit |")
+    lines = end.splitlines()
+    assert len(lines) <= 12
+    assert [line.split("|")[1].strip() for line in lines[1:] if line.startswith("|")] == ["---:", "1", "2", "3", "4"]
+    text = " ".join(lines)
+    assert "Full depth is right on " in text
+    assert "The default threshold is 1, full depth: 4 held-out pictures are too few for a lower one" in text
+    assert "Nothing is certified: 4 held-out pictures are too few" in text
+    assert "--calibration-size 49 certifies 10 %" in text
+    assert f"All tables are in {trained}/bundle/README.md" in text
+    assert f"offramp serve --model {trained}/bundle" in text
 
 
 def test_a_run_is_not_overwritten(call, trained: Path, pictures: Path):
@@ -174,6 +218,9 @@ def test_calibrate_takes_unseen_pictures_step_costs_and_promises(call, trained: 
         profile,
         "--keep-exits",
     ]
+    assert "was trained on this very data" in call("calibrate", bundle, others, *arguments, code=1)
+    for path in others.rglob("*.png"):
+        Image.open(path).rotate(180).save(path)
     text = call("calibrate", bundle, others, *arguments, "--device", "cpu")
     assert "default threshold" in text
     description = json.loads((bundle / "model.json").read_text())
@@ -231,7 +278,7 @@ def test_options_also_come_from_the_environment(trained: Path, pictures: Path):
 
 def test_an_option_out_of_range_is_refused(call, trained: Path, pictures: Path):
     text = call("predict", pictures / "lime" / "3.png", "--model", trained / "bundle", "--threshold", "1.5", code=2)
-    assert "less than or equal to 1" in " ".join(text.replace("│", "").split())
+    assert "less than or equal to 1" in " ".join(text.split())
 
 
 def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
@@ -255,10 +302,11 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
 
 def test_the_command_line_reference_is_what_the_declarations_say():
     written = (ROOT / "docs" / "cli.md").read_text()
-    for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, BenchOptions, PredictOptions):
+    benchmarks = (options for options, _, _ in BENCHMARKS.values())
+    for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, PredictOptions, *benchmarks):
         for field in fields(options):
             assert f"OFFRAMP_{field.name.upper()}" in written or f"{field.name.upper()}" in written.upper(), field.name
-    command = [sys.executable, "-m", "typer", "offramp.py", "utils", "docs", "--name", "offramp"]
+    command = [sys.executable, "-m", "typer", "offramp.cli", "utils", "docs", "--name", "offramp"]
     environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100"}
     made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
     assert written.strip() == made.strip(), "docs/cli.md is stale: run make docs"

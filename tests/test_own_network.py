@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,18 +15,19 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-import offramp
-from models.backbones import BACKBONES
-from models.bundle import load_bundle
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.settings import Settings
+from offramp import cli
+from offramp.models.backbones import BACKBONES
+from offramp.models.bundle import load_bundle
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.settings import Settings
+from tests.project import PYTHONPATH
 
 EXAMPLE = Path(__file__).resolve().parent.parent / "docs" / "examples" / "my_nets.py"
 
 SMALL = """
 import my_nets
-from models.attach import attach_exits
+from offramp.models.attach import attach_exits
 
 
 def build(config):
@@ -39,7 +42,7 @@ pytestmark = pytest.mark.usefixtures("own_networks")
 
 
 def call(*arguments: object, code: int = 0) -> str:
-    result = CliRunner().invoke(offramp.app, [str(argument) for argument in arguments])
+    result = CliRunner().invoke(cli.app, [str(argument) for argument in arguments])
     assert result.exit_code == code, result.output
     return result.output
 
@@ -89,3 +92,21 @@ def test_from_a_python_file_to_a_served_bundle(pictures: Path, tmp_path: Path) -
     served.warm_up()
     assert served.num_exits == 4
     assert load_bundle(bundle).net.config.architecture == "small_split"
+
+
+def test_a_project_with_folders_of_the_same_names_uses_the_package(tmp_path: Path) -> None:
+    for name in ("models", "server", "training", "benchmarks"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("WHOSE = 'the project'\n")
+    (tmp_path / "my_nets.py").write_text(
+        "import models\nfrom offramp.models.attach import attach_exits\n\nassert models.WHOSE == 'the project'\n\n\n"
+        "def build(config):\n    return attach_exits(None, [], 32)\n\n\nBACKBONES = {'own': build}\n"
+    )
+    picture = EXAMPLE.parent.parent / "pictures" / "rocket.jpg"
+    command = [sys.executable, "-m", "offramp", "predict", str(picture), "--backbones", "my_nets.py", "--json"]
+    environment = {name: value for name, value in os.environ.items() if name != "PYTHONSAFEPATH"}
+    run = subprocess.run(
+        command, cwd=tmp_path, env=environment | {"PYTHONPATH": PYTHONPATH}, capture_output=True, text=True, check=False
+    )
+    assert run.returncode == 0, run.stderr
+    assert json.loads(run.stdout)["label"] == "rocket"

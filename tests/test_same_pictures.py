@@ -10,13 +10,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from models.preprocess import Preprocessing
-from server import images
-from server.picture_files import read_picture
-from server.problems import Problem
+from offramp.models.preprocess import Preprocessing
+from offramp.server.http.problems import Problem
+from offramp.server.picture_files import read_picture
+from offramp.server.request import images
+from offramp.training.data.image_set import DataError, decode_picture
 from tests.pictures import chunk, encoded, exif, field, jpeg_with, noise, png, rgb_png, segment
-from training.data.decoding import decode_picture
-from training.data.errors import DataError
 
 PREPROCESSING = Preprocessing(16)
 PIXELS = noise(16, 16)

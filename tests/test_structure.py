@@ -13,7 +13,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PACKAGES = ("models", "training", "server", "benchmarks")
+ARCHITECTURE = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+# Folders at the top whose modules are imported as offramp.…
+PACKAGES = ("models", "training", "server")
 WEB = frozenset({"fastapi", "starlette", "pydantic", "prometheus_client", "uvicorn"})
 HEAVY = WEB | {"torch", "numpy", "scipy", "PIL", "matplotlib", "tensorboard", "aiohttp"}
 
@@ -30,16 +32,16 @@ class Rule:
 # The first rule whose area contains a module is the one that holds for it.
 RULES = (
     Rule(
-        "server.engine.scheduler",
-        ours=("server.engine",),
+        "offramp.server.engine.scheduler",
+        ours=("offramp.server.engine",),
         forbidden=WEB | {"torch", "time", "threading", "asyncio"},
     ),
-    Rule("models", ours=("models",), forbidden=WEB),
-    Rule("training", ours=("training", "models"), forbidden=WEB),
-    Rule("server.engine", ours=("server.engine", "models"), forbidden=WEB),
-    Rule("server", ours=("server", "models")),
-    Rule("benchmarks", ours=("benchmarks", "models", "training", "server")),
-    Rule("offramp", ours=("models", "training", "server", "benchmarks")),
+    Rule("offramp.models", ours=("offramp.models",), forbidden=WEB),
+    Rule("offramp.training", ours=("offramp.training", "offramp.models"), forbidden=WEB),
+    Rule("offramp.server.engine", ours=("offramp.server.engine", "offramp.models"), forbidden=WEB),
+    Rule("offramp.server", ours=("offramp.server", "offramp.models")),
+    Rule("offramp", ours=("offramp", "benchmarks.commands")),
+    Rule("benchmarks", ours=("benchmarks", "offramp.command", *(f"offramp.{name}" for name in PACKAGES))),
 )
 
 
@@ -56,18 +58,18 @@ def within(module: str, area: str) -> bool:
 
 def module_name(path: Path, root: Path) -> str:
     parts = path.relative_to(root).with_suffix("").parts
-    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    name = ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+    return f"offramp.{name}" if parts[0] in PACKAGES else name
 
 
 def sources(root: Path) -> dict[str, Path]:
     """Every module of the application under `root`, by dotted name; tests are not part of it."""
-    paths = [path for package in PACKAGES for path in sorted((root / package).rglob("*.py"))]
-    paths += [path for path in [root / "offramp.py"] if path.exists()]
-    return {module_name(path, root): path for path in paths}
+    folders = ("offramp", *PACKAGES, "benchmarks")
+    return {module_name(path, root): path for folder in folders for path in sorted((root / folder).rglob("*.py"))}
 
 
 def imported_names(node: ast.AST, modules: dict[str, Path]) -> Iterator[str]:
-    """Dotted names that one statement imports; `from server import engine` names server.engine, a module."""
+    """Dotted names that one statement imports; `from offramp import server` names offramp.server, a module."""
     if isinstance(node, ast.Import):
         yield from (alias.name for alias in node.names)
     elif isinstance(node, ast.ImportFrom) and node.module is not None:
@@ -91,7 +93,7 @@ def violations(root: Path) -> list[str]:
     for item in imports(root):
         rule = next(rule for rule in RULES if within(item.importer, rule.area))
         top = item.imported.partition(".")[0]
-        is_ours = top in (*PACKAGES, "offramp", "tests")
+        is_ours = top in (*PACKAGES, "offramp", "benchmarks", "tests")
         is_allowed = any(within(item.imported, area) for area in rule.ours)
         if (is_ours and not is_allowed) or top in rule.forbidden:
             found.append(f"{item.importer}:{item.line} must not import {item.imported}")
@@ -112,21 +114,21 @@ def test_imports_follow_the_architecture() -> None:
 @pytest.mark.parametrize(
     ("file", "statement"),
     [
-        ("models/heads.py", "import training.losses"),
-        ("models/heads.py", "from server.engine import stats"),
+        ("models/heads.py", "import offramp.training.losses"),
+        ("models/heads.py", "from offramp.server.engine import stats"),
         ("models/heads.py", "import pydantic"),
-        ("training/trainer.py", "from server import settings"),
+        ("training/trainer.py", "from offramp.server import settings"),
         ("training/trainer.py", "import benchmarks"),
-        ("server/app.py", "def load():\n    import training"),
-        ("server/app.py", "import offramp"),
-        ("server/engine/engine.py", "from server import settings"),
-        ("server/engine/engine.py", "from server.settings import Settings"),
+        ("server/http/app.py", "def load():\n    import offramp.training"),
+        ("server/http/app.py", "import offramp.cli"),
+        ("server/engine/engine.py", "from offramp.server import settings"),
+        ("server/engine/engine.py", "from offramp.server.settings import Settings"),
         ("server/engine/engine.py", "import prometheus_client.core"),
         ("server/engine/runners/torch_runner.py", "from starlette.responses import Response"),
         ("server/engine/scheduler.py", "import torch"),
         ("server/engine/scheduler.py", "from time import monotonic"),
-        ("benchmarks/load.py", "import offramp"),
-        ("offramp.py", "from tests import conftest"),
+        ("benchmarks/tables.py", "import offramp.cli"),
+        ("offramp/cli.py", "from tests import conftest"),
     ],
 )
 def test_a_forbidden_import_is_found(tmp_path: Path, file: str, statement: str) -> None:
@@ -137,10 +139,13 @@ def test_a_forbidden_import_is_found(tmp_path: Path, file: str, statement: str) 
 @pytest.mark.parametrize(
     ("file", "statement"),
     [
-        ("training/trainer.py", "from models import config"),
-        ("server/app.py", "from server import engine, settings\nimport fastapi"),
-        ("server/engine/engine.py", "from server.engine import stats\nimport models.bundle\nimport time"),
-        ("offramp.py", "def serve():\n    from server import settings"),
+        ("training/trainer.py", "from offramp.models import config"),
+        ("server/http/app.py", "from offramp.server import engine, settings\nimport fastapi"),
+        (
+            "server/engine/engine.py",
+            "from offramp.server.engine import stats\nimport offramp.models.bundle\nimport time",
+        ),
+        ("offramp/cli.py", "def serve():\n    from offramp.server import settings"),
     ],
 )
 def test_an_allowed_import_is_left_alone(tmp_path: Path, file: str, statement: str) -> None:
@@ -149,8 +154,14 @@ def test_an_allowed_import_is_left_alone(tmp_path: Path, file: str, statement: s
 
 
 def test_every_folder_with_code_is_a_package_and_so_reaches_the_wheel() -> None:
-    folders = {path.parent for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    folders = {path.parent for package in (*PACKAGES, "benchmarks") for path in (ROOT / package).rglob("*.py")}
     assert [str(folder) for folder in sorted(folders) if not (folder / "__init__.py").exists()] == []
+
+
+def test_every_folder_of_the_packages_is_in_the_wheel() -> None:
+    folders = {path.parent.relative_to(ROOT) for package in PACKAGES for path in (ROOT / package).rglob("*.py")}
+    setuptools = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["tool"]["setuptools"]
+    assert setuptools["packages"] == ["offramp", *sorted(".".join(("offramp", *folder.parts)) for folder in folders)]
 
 
 def test_no_module_has_a_name_that_says_nothing() -> None:
@@ -159,7 +170,7 @@ def test_no_module_has_a_name_that_says_nothing() -> None:
 
 
 def test_importing_the_front_door_loads_nothing_heavy() -> None:
-    code = "import json, sys, offramp; print(json.dumps(sorted(sys.modules)))"
+    code = "import json, sys, offramp.cli; print(json.dumps(sorted(sys.modules)))"
     result = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=False)
     assert result.returncode == 0, result.stderr
     assert HEAVY & set(json.loads(result.stdout)) == set()
@@ -176,3 +187,27 @@ def test_every_direct_dependency_is_pinned() -> None:
     pinned = {canonical(line) for line in lines if "==" in line and not line.startswith("#")}
     wanted = {canonical(name) for name in [*project["dependencies"], *extras]}
     assert wanted - pinned - {"offramp"} == set()
+
+
+def test_the_ways_in_the_architecture_name_files_and_functions_that_exist() -> None:
+    rows = re.findall(r"^\| \d+\. [^|]+ \| `([^`]+)` \| `([^`]+)` \|$", ARCHITECTURE, re.MULTILINE)
+    assert len(rows) == 20
+    assert [f"{file}: {name}" for file, name in rows if name not in definitions(ROOT / file)] == []
+
+
+def test_every_path_in_the_architecture_exists() -> None:
+    paths = set(re.findall(r"`((?:models|server|training|benchmarks|offramp|tests)/[\w./]*)`", ARCHITECTURE))
+    assert len(paths) > 30
+    assert sorted(path for path in paths if not (ROOT / path).exists()) == []
+
+
+def definitions(path: Path) -> set[str]:
+    """Names of all functions and classes of a module; methods as Class.method."""
+    names: set[str] = set()
+    for node in ast.parse(path.read_text(encoding="utf-8")).body:
+        if isinstance(node, ast.ClassDef):
+            functions = [item for item in node.body if isinstance(item, ast.FunctionDef | ast.AsyncFunctionDef)]
+            names |= {node.name, *(f"{node.name}.{function.name}" for function in functions)}
+        elif isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+            names.add(node.name)
+    return names

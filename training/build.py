@@ -1,26 +1,25 @@
-"""From options to what they name: recipe, method, network. All that a user may have mistyped is refused here."""
+"""From options to recipe, method and network. Mistyped options are refused here."""
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, cast
 
 import torch
 
-from models.backbones import standard_width
-from models.bundle import DESCRIPTION, NAME, WEIGHTS, load_bundle
-from models.config import HeadKind, ModelConfig
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
-from models.resize import for_classes
-from training.data import ImageSet, Pictures
-from training.methods import METHODS, Method
-from training.options import TrainOptions
-from training.recipes import RECIPES, Recipe, short
+from offramp.models.backbones import standard_width
+from offramp.models.bundle import NAME, Bundle, load_bundle
+from offramp.models.config import HeadKind, ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.models.resize import for_classes
+from offramp.training.data import ImageSet, Pictures
+from offramp.training.methods import METHODS, Method
+from offramp.training.options import TrainOptions
+from offramp.training.recipes import RECIPES, Recipe, short
 
 # Options that change a value of the same name, where they are given.
 RECIPE_OPTIONS = (
@@ -31,6 +30,30 @@ RECIPE_OPTIONS = (
 CENTRE = 0.875
 DEFAULT_ARCHITECTURE = "resnet18"
 METHOD_OPTIONS = ("alpha", "temperature", "beta", "feature_term")
+
+
+@dataclass(frozen=True)
+class Sources:
+    """The bundles that a run learns from beside its data. start: its network goes on. teacher: its answers teach."""
+
+    start: Bundle | None = None
+    teacher: Bundle | None = None
+
+    def identity(self, options: TrainOptions) -> dict[str, Any]:
+        """What must be equal for a run to resume: the bundles' digests, and the teacher's share; None without one."""
+        return {
+            "start_from": self.start and self.start.digest,
+            "teacher": self.teacher and self.teacher.digest,
+            "teacher_weight": options.teacher_weight if self.teacher else None,
+            "teacher_temperature": options.teacher_temperature if self.teacher else None,
+        }
+
+
+def load_sources(options: TrainOptions) -> Sources:
+    """Load the bundles that `--start-from` and `--teacher` name, once for the run. Raises BundleError."""
+    start = None if options.start_from is None else load_bundle(options.start_from)
+    teacher = None if options.teacher is None else load_bundle(options.teacher)
+    return Sources(start, teacher)
 
 
 def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
@@ -47,20 +70,20 @@ def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
     return replace(recipe, augmentation=augmentation, mixing=mixing, **_given(options, RECIPE_OPTIONS))
 
 
-def build_preprocessing(options: TrainOptions) -> Preprocessing:
-    """How pictures come to the network's size, but for their colour statistics.
+def build_preprocessing(options: TrainOptions, start: Bundle | None = None) -> Preprocessing:
+    """Preprocessing to the network's size, without colour statistics.
 
-    A recipe of resized crops shows the network parts of pictures, and so it is asked about the centre of them.
+    A recipe of resized crops trains on parts of pictures, so the network then answers for their centre.
     """
     recipe = RECIPES.get(options.recipe, short)()
     crop_fraction = CENTRE if recipe.augmentation.resized_crop is not None else 1.0
-    return Preprocessing(input_size(options), crop_fraction)
+    return Preprocessing(input_size(options, start), crop_fraction)
 
 
 def margins_kept(pictures: Pictures, recipe: Recipe) -> Pictures:
-    """The training set with whole pictures, larger than the network's input, where a resized crop cuts from them.
+    """The training set with whole pictures, larger than the network's input, for a recipe of resized crops.
 
-    Only of sets decoded on demand; one that is held in memory holds the centre, of the network's size.
+    Only for sets decoded on demand; a set in memory holds the centre, at the network's size.
     """
     if recipe.augmentation.resized_crop is None or isinstance(pictures, ImageSet):
         return pictures
@@ -80,7 +103,7 @@ def _given(options: TrainOptions, names: Sequence[str]) -> dict[str, Any]:
 
 
 def build_config(options: TrainOptions, method: Method, num_classes: int, input_size: int) -> ModelConfig:
-    """The new network that the options describe. Raises ValueError for exits that the architecture has not."""
+    """Description of a new network. Raises ValueError for exits that the architecture does not have."""
     architecture = options.architecture or DEFAULT_ARCHITECTURE
     config = ModelConfig(
         architecture,
@@ -105,19 +128,20 @@ def _exits(text: str | None) -> tuple[int, ...]:
         raise ValueError(f"exits {text!r} are not numbers: give stages such as 2,4") from None
 
 
-def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...], input_size: int) -> MultiExitNet:
-    """A new network, or that of the bundle `--start-from`, pruned where `--prune` asks for it.
+def build_network(
+    options: TrainOptions, method: Method, labels: tuple[str, ...], input_size: int, start: Bundle | None = None
+) -> MultiExitNet:
+    """A new network, or that of the starting bundle, pruned with `--prune`.
 
     Raises ValueError for options that do not fit the bundle, and what `prune` raises.
     """
     if options.prune is not None and not 0.0 < options.prune < 1.0:
         raise ValueError(f"--prune {options.prune:g} is out of range: give the share that stays, above 0 and below 1")
-    if options.start_from is None:
+    if start is None:
         if options.prune is not None:
             raise ValueError("--prune needs a trained network: name its bundle with --start-from")
         return MultiExitNet(build_config(options, method, len(labels), input_size))
-    bundle = load_bundle(options.start_from)
-    config = bundle.config
+    config = start.config
     asked: dict[str, Any] = {"architecture": options.architecture, "width": options.width, "head": options.head}
     asked |= {"input_size": input_size, "exits": _exits(options.exits) or None}
     for name, value in asked.items():
@@ -126,18 +150,18 @@ def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...]
                 f"the bundle {options.start_from} has {name} {getattr(config, name)}, not {value}: "
                 f"leave --{name.replace('_', '-')} as the bundle has it, or start from another bundle"
             )
-    if method.exits == "last" and bundle.net.num_exits > 1:
+    if method.exits == "last" and start.net.num_exits > 1:
         raise ValueError(f"method {method.name} has no early exits, the bundle {options.start_from} has: choose dsn")
-    net = bundle.net if bundle.labels == labels else _with_new_classifiers(bundle.net, len(labels))
+    net = start.net if start.labels == labels else _with_new_classifiers(start.net, len(labels))
     if options.prune is None:
         return net
-    from training.prune import prune
+    from offramp.training.prune import prune
 
     return prune(net, options.prune).net
 
 
 def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
-    """The same weights but for the last linear layer of every head, which is made anew."""
+    """The same weights with new classifiers: the last linear layer of every head."""
     made = MultiExitNet(for_classes(net.config, num_classes))
     classifiers = tuple(f"heads.{index}.classifier." for index in range(net.num_exits))
     kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(classifiers)}
@@ -145,50 +169,31 @@ def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
     return made
 
 
-def sources(options: TrainOptions) -> dict[str, Any]:
-    """What a run learns from beside its data: bundles, by what they hold, and the teacher's share; None without."""
-    taught = options.teacher is not None
-    return {
-        "start_from": _fingerprint(options.start_from),
-        "teacher": _fingerprint(options.teacher),
-        "teacher_weight": options.teacher_weight if taught else None,
-        "teacher_temperature": options.teacher_temperature if taught else None,
-    }
-
-
-def _fingerprint(bundle: Path | None) -> str | None:
-    if bundle is None:
-        return None
-    return hashlib.sha256((bundle / DESCRIPTION).read_bytes() + (bundle / WEIGHTS).read_bytes()).hexdigest()
-
-
 def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raises ValueError when a data set's classes are not the bundle's, in the same order."""
+    """Raise ValueError when a data set's classes are not the bundle's, in the same order."""
     if tuple(labels) != tuple(class_names):
-        strange = sorted(set(labels) ^ set(class_names))
+        differing = sorted(set(labels) ^ set(class_names))
         raise ValueError(
             f"the data set has {len(class_names)} classes, the bundle {len(labels)}; they differ in "
-            f"{', '.join(strange[:5]) or 'their order'}: give the data set that the bundle was trained on"
+            f"{', '.join(differing[:5]) or 'their order'}: give the data set that the bundle was trained on"
         )
 
 
-def input_size(options: TrainOptions) -> int:
-    """The side of the network's input in pixels: as given, else the starting bundle's, else what suits the data."""
+def input_size(options: TrainOptions, start: Bundle | None = None) -> int:
+    """Side of the network's input in pixels: as given, else the starting bundle's, else 32 for CIFAR and 64 for
+    folders."""
     if options.input_size is not None:
         return options.input_size
-    if options.start_from is not None:
-        return load_bundle(options.start_from).config.input_size
+    if start is not None:
+        return start.config.input_size
     return 32 if options.dataset in ("cifar10", "cifar100") else 64
 
 
-def bundle_name(options: TrainOptions) -> str:
-    """The model's name: as given, else after data set and architecture. Raises ValueError for an unusable one."""
+def bundle_name(options: TrainOptions, start: Bundle | None = None) -> str:
+    """The model's name: as given, else from data set and architecture. Raises ValueError for an unusable one."""
     if options.name is None:
         folder = re.sub(r"[^A-Za-z0-9._-]+", "-", Path(options.dataset).resolve().name)[:40].strip("-._")
-        architecture = options.architecture
-        if architecture is None:
-            start = options.start_from
-            architecture = load_bundle(start).config.architecture if start else DEFAULT_ARCHITECTURE
+        architecture = options.architecture or (start.config.architecture if start else DEFAULT_ARCHITECTURE)
         return f"{folder}-{architecture}".lstrip("-")
     if not NAME.fullmatch(options.name):
         raise ValueError(f"name {options.name!r} is not usable: give up to 64 letters, digits, '.', '_' or '-'")

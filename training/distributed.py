@@ -16,8 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from models.device import choose_device
-from models.multi_exit import MultiExitNet
+from offramp.models.device import choose_device
+from offramp.models.multi_exit import MultiExitNet
 
 
 @dataclass(frozen=True)
@@ -48,7 +48,7 @@ def _summed(own: Tensor) -> Tensor:
 
 
 @contextmanager
-def joined(device_name: str) -> Iterator[tuple[World, torch.device]]:
+def join_processes(device_name: str) -> Iterator[tuple[World, torch.device]]:
     """Meet the other processes that torchrun started, if it did; each gets a GPU of its own where there are GPUs.
 
     Raises ValueError when a GPU is named for several processes, or a machine has fewer GPUs than processes.

@@ -7,22 +7,29 @@ from datetime import UTC, datetime
 
 import numpy as np
 
-from models.bundle import Bundle, load_bundle, rounded, save_bundle
-from models.cost import count_cost
-from models.device import device_errors, hardware
-from models.exit_policy import Calibration
-from models.folder import printable
-from training.answers import Answers, Outcome, outcomes
-from training.build import bundle_name
-from training.card import card
-from training.contracts import Certifying
-from training.data import Batches
-from training.evaluate import Evaluation, calibrated, collect_logits, evaluate
-from training.exits import with_exits, without_exits
-from training.held_out import HeldOut
-from training.run import Run
-from training.stage_costs import StageCosts, measure_stage_costs
-from training.trust import ExitVerdict, Trust, Wishes, division, establish, judge
+from offramp.models.bundle import Bundle, rounded, save_bundle
+from offramp.models.cost import count_cost
+from offramp.models.device import device_errors, hardware
+from offramp.models.exit_policy import Calibration
+from offramp.models.pictures.folder import printable
+from offramp.training.certify.calibration_result import (
+    CalibrationOptions,
+    CalibrationResult,
+    ExitSelection,
+    calibrate_and_certify,
+    choose_exits,
+    division,
+)
+from offramp.training.certify.exits import with_exits, without_exits
+from offramp.training.certify.held_out import HeldOut
+from offramp.training.certify.promises import ProvingSet
+from offramp.training.certify.stage_costs import StageCosts, measure_stage_costs
+from offramp.training.data import Batches, Pictures
+from offramp.training.evaluate.evaluation import Evaluation, calibrated, collect_logits, evaluate
+from offramp.training.evaluate.predictions import ExitPredictions, ThresholdCounts, count_at_thresholds
+from offramp.training.record import TrainingRecord
+from offramp.training.report.card import card
+from offramp.training.run import Run
 
 BATCH_SIZE = 256
 
@@ -33,68 +40,60 @@ def today() -> str:
 
 
 @dataclass(frozen=True)
-class Finished:
-    """A bundle that is calibrated anew, and all that there is to report of it.
+class CalibratedBundle:
+    """A calibrated bundle and its report.
 
-    evaluation: on test. on_test: what the certificate's points did on the test pictures, which certified nothing.
+    evaluation: of the test pictures. on_test: the certified thresholds on the test pictures, which certified nothing.
     """
 
     bundle: Bundle
     evaluation: Evaluation
-    trust: Trust
-    verdict: ExitVerdict
-    on_test: tuple[Outcome, ...]
+    result: CalibrationResult
+    selection: ExitSelection
+    on_test: tuple[ThresholdCounts, ...]
 
     @property
     def card(self) -> str:
         """The model card, Markdown."""
-        return card(self.bundle, self.evaluation, self.trust, self.verdict, self.on_test)
-
-
-def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False) -> tuple[Bundle, Evaluation]:
-    """Calibrate, evaluate and write `output/bundle`; `finished` has more to tell of it."""
-    made = finished(run, command, keep_exits, timed)
-    return made.bundle, made.evaluation
+        return card(self.bundle, self.evaluation, self.result, self.selection, self.on_test)
 
 
 @device_errors("--resume continues behind the last epoch", "--resume continues behind the last epoch")
-def finished(run: Run, command: str, keep_exits: bool, timed: bool) -> Finished:
+def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False) -> CalibratedBundle:
     """Calibrate, certify, evaluate and write `output/bundle`.
 
-    keep_exits: also those that do not pay. timed: measure the milliseconds of every stage, for the bundle's readers.
-    Weights, calibration and threshold come from train and calibration pictures alone; what was measured on test is
-    reported beside them, in the card and in `exits` and `operating_points`.
+    keep_exits: keep exits that do not pay. timed: measure the milliseconds of every stage, for the bundle's readers.
+    Weights, calibration and threshold come from train and calibration pictures alone. Figures of the test pictures are
+    reported beside them: in the card, in `exits` and in `operating_points`.
     """
     trainer, splits = run.trainer, run.splits
     device = trainer.device
     net = rounded(trainer.result).to(device)
 
-    def batches(part: str) -> Batches:
-        dataset = getattr(splits, part)
-        return Batches(dataset, BATCH_SIZE, device, shuffle=False, drop_last=False, workers=run.options.workers)
+    def batches(pictures: Pictures) -> Batches:
+        return Batches(pictures, BATCH_SIZE, device, shuffle=False, drop_last=False, workers=run.options.workers)
 
-    made = {
-        "data": splits.source,
-        "train_pictures": len(splits.train),
-        "held_out": HeldOut.of(splits).as_json(),
-        "method": asdict(trainer.method),
-        "recipe": asdict(trainer.recipe),
-        "seed": trainer.seed,
-        "precision": str(trainer.dtype).removeprefix("torch."),
-        "hours": round(sum(report.seconds for report in trainer.history) / 3600, 3),
-        "hardware": hardware(device),
-        "command": printable(command),
-    }
-    if trainer.teacher is not None:
-        teacher = trainer.teacher
-        made["teacher"] = f"{teacher.bundle.name} ({teacher.weight:g} of the loss, T = {teacher.temperature:g})"
-    if run.options.start_from is not None:
-        made["start_from"] = load_bundle(run.options.start_from).name
-    if trainer.world.size > 1:
-        made["processes"] = trainer.world.size
-        made["command"] = f"torchrun --nproc-per-node {trainer.world.size} -m {command}"
+    several = trainer.world.size > 1
+    teacher, start = trainer.teacher, run.sources.start
+    record = TrainingRecord(
+        data=splits.source,
+        train_pictures=len(splits.train),
+        held_out=HeldOut.of(splits),
+        method=trainer.method,
+        recipe=trainer.recipe,
+        seed=trainer.seed,
+        precision=str(trainer.dtype).removeprefix("torch."),
+        hours=round(sum(report.seconds for report in trainer.history) / 3600, 3),
+        hardware=hardware(device),
+        command=f"torchrun --nproc-per-node {trainer.world.size} -m {command}" if several else printable(command),
+        teacher=None
+        if teacher is None
+        else f"{teacher.bundle.name} ({teacher.weight:g} of the loss, T = {teacher.temperature:g})",
+        start_from=None if start is None else start.name,
+        processes=trainer.world.size if several else None,
+    )
     bundle = Bundle(
-        name=bundle_name(run.options),
+        name=run.name,
         version="1",
         config=net.config,
         preprocessing=run.preprocessing,
@@ -102,58 +101,58 @@ def finished(run: Run, command: str, keep_exits: bool, timed: bool) -> Finished:
         calibration=Calibration.neutral(net.num_exits),
         threshold=1.0,
         net=net,
-        training=made,
+        training=record.as_json(),
     )
     costs = measure_stage_costs(net, device) if timed else None
-    wishes = Wishes(today(), keep_exits=keep_exits)
-    made_bundle = recalibrated(bundle, batches("calibration"), batches("test"), wishes, splits.source, costs)
-    save_bundle(made_bundle.bundle, run.options.output / "bundle", made_bundle.card)
-    return made_bundle
+    options = CalibrationOptions(today(), keep_exits=keep_exits)
+    finished = recalibrate(bundle, batches(splits.calibration), batches(splits.test), options, splits.source, costs)
+    save_bundle(finished.bundle, run.options.output / "bundle", finished.card)
+    return finished
 
 
-def recalibrated(
-    bundle: Bundle, held_out: Batches, test: Batches, wishes: Wishes, source: str, costs: StageCosts | None = None
-) -> Finished:
+def recalibrate(
+    bundle: Bundle,
+    held_out: Batches,
+    test: Batches,
+    options: CalibrationOptions,
+    source: str,
+    costs: StageCosts | None = None,
+) -> CalibratedBundle:
     """The bundle with calibration, default threshold and certificate from `held_out`, and its report on `test`.
 
-    Where exits do not pay, its network comes back without them. source: where the pictures come from, in words. costs:
-    of the network's stages; where exits go, heads have to be timed apart.
+    Exits that do not pay are left out of its network. source: where the pictures come from, in words. costs: of the
+    network's stages; heads must be timed apart when exits are left out.
     """
     cost, net = count_cost(bundle.config), bundle.net.to(held_out.device)
     outputs = collect_logits(net, held_out, bundle.preprocessing)
     on_test = collect_logits(net, test, bundle.preprocessing)
-    parts = division(np.asarray(outputs.labels_N), outputs.num_exits, wishes.promises)
-    verdict = judge(outputs, cost, bundle.config, parts, wishes)
-    if verdict.num_dropped:
-        net = without_exits(net, verdict.exits)
+    parts = division(np.asarray(outputs.labels_N), outputs.num_exits, options.promises)
+    selection = choose_exits(outputs, cost, bundle.config, parts, options)
+    if selection.num_dropped:
+        net = without_exits(net, selection.exits)
         cost = count_cost(net.config)
-        outputs, on_test = with_exits(outputs, verdict.exits), with_exits(on_test, verdict.exits)
-        costs = costs and costs.with_exits(verdict.exits)
+        outputs, on_test = with_exits(outputs, selection.exits), with_exits(on_test, selection.exits)
+        costs = costs and costs.with_exits(selection.exits)
 
-    def proving(answers: Answers) -> Certifying:
-        return Certifying(answers, source, held_out.dataset.subset(parts.prove_M).fingerprint(), wishes.date)
+    def proving(predictions: ExitPredictions) -> ProvingSet:
+        return ProvingSet(predictions, source, held_out.dataset.subset(parts.prove_M).fingerprint(), options.date)
 
-    trust = establish(outputs, cost, parts, wishes, proving, costs)
-    evaluation = evaluate(on_test, trust.calibration, cost)
-    fitted_on = {
-        "data": source,
-        "pictures": len(held_out.dataset),
-        "searched": len(parts.search_M),
-        "certified": len(parts.prove_M),
-        "tolerance": wishes.tolerance,
-    }
-    fitted = replace(
+    result = calibrate_and_certify(outputs, cost, parts, options, proving, costs, source)
+    evaluation = evaluate(on_test, result.calibration, cost)
+    certificate = result.certificate
+    calibrated_bundle = replace(
         bundle,
         config=net.config,
-        calibration=trust.calibration,
-        threshold=trust.point.threshold,
+        calibration=result.calibration,
+        threshold=result.point.threshold,
         net=net.cpu(),
         exits=tuple(asdict(exit) for exit in evaluation.exits),
         operating_points=tuple(asdict(point) for point in evaluation.operating_points),
-        fronts=trust.fronts,
-        training={**bundle.training, "calibration": fitted_on},
-        certificate=trust.certificate,
+        fronts=result.fronts.as_json() if result.fronts else {},
+        training={**bundle.training, "calibration": asdict(result.facts)},
+        certificate=certificate,
     )
-    points = trust.certificate.points if trust.certificate else ()
-    answers = Answers.of(calibrated(on_test, trust.calibration), on_test.labels_N)
-    return Finished(fitted, evaluation, trust, verdict, tuple(outcomes(answers, [p.thresholds for p in points])))
+    predictions = ExitPredictions.of(calibrated(on_test, result.calibration), on_test.labels_N)
+    points = certificate.points if certificate else ()
+    counts = count_at_thresholds(predictions, [point.thresholds for point in points])
+    return CalibratedBundle(calibrated_bundle, evaluation, result, selection, tuple(counts))

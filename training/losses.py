@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from training.methods import Teacher
+from offramp.training.methods import Teacher
 
 
 def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
@@ -18,12 +18,8 @@ def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: floa
 
 
 def teachers_of(exit: int, logits: Sequence[Tensor], teacher: Teacher) -> list[Tensor]:
-    """The logits (B, classes) that exit 1..K learns from; none for an exit that learns from the labels alone."""
-    if len(logits) == 1:
-        return []
-    if teacher == "ensemble":
-        return [torch.stack([z.detach() for z in logits]).mean(dim=0)]
-    return list(logits[exit:]) if teacher == "later" else list(logits[-1:] if exit < len(logits) else [])
+    """The logits (B, classes) that exit 1..K learns from; empty for the deepest exit, which has the labels alone."""
+    return list(logits[exit:]) if teacher == "later" or exit == len(logits) else list(logits[-1:])
 
 
 def self_distillation_loss(
@@ -35,10 +31,10 @@ def self_distillation_loss(
     scaled: bool = False,
     teacher: Teacher = "deepest",
 ) -> Tensor:
-    """What every exit's answer costs, summed over exits; alpha = 0 is deep supervision (DSN), the control.
+    """The loss of every exit's logits, summed over exits; alpha = 0 is deep supervision (DSN), the control.
 
     sum_k [(1-alpha) CE(z_k, y) + alpha s mean_t CE_soft(z_k/T, z_t/T)], t the teachers of exit k, s = T^2 if `scaled`,
-    else 1; an exit without a teacher has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 it is the
+    else 1. The deepest exit has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 it is the
     journal's.
 
     logits: K tensors (B, classes). targets: class numbers (B) or probabilities (B, classes), as of mixed labels.

@@ -1,4 +1,4 @@
-"""Methods: what the exits of one network learn from — the labels, one another's answers and features."""
+"""Methods: what the exits of one network learn from: the labels, one another's answers and features."""
 
 from __future__ import annotations
 
@@ -6,23 +6,22 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Teacher = Literal["deepest", "later", "ensemble"]
+Teacher = Literal["deepest", "later"]
 FeatureTerm = Literal["off", "code", "comment", "all"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """What is taught to whom; `self_distillation_loss` and `feature_loss` are its terms.
+    """What each exit learns from. The terms of the loss are `self_distillation_loss` and `feature_loss`.
 
     exits: "all", or "last": the plain network, without the shallow exits.
     alpha: weight of the teacher's answer against the label; 0 is deep supervision.
     temperature: T of both softmaxes. scaled: multiply the soft term by T^2 (Hinton et al. 2015).
-    teacher: whom an exit learns from: the "deepest" exit, the mean of all "later" exits' answers, or the "ensemble",
-        the mean of all exits' logits, which teaches the deepest exit too.
+    teacher: the teacher of an exit: the "deepest" exit, or the mean over all "later" exits.
     beta: weight of the feature term. feature_term: its students among the exits 1..K-1: all but the deepest of them
         (as the journal paper's "code" does), all but the shallowest (as that code's "comment" says), "all", or "off".
     squared: the feature term as the squared norm. adapters: a linear layer on each student's embedding, used in
-        training only; without, one is added only where an embedding's width differs from the teacher's.
+        training only; if off, only embeddings whose width differs from the teacher's get one.
     """
 
     name: str

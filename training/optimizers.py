@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from training.recipes import Recipe
+from offramp.training.recipes import Recipe
 
 
 class KernelMuon(torch.optim.Muon):

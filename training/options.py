@@ -16,7 +16,7 @@ import typer
 Dataset = Annotated[
     str,
     typer.Argument(
-        help="cifar10, cifar100, a folder of pictures (one sub-folder a class), or WebDataset shards.",
+        help="cifar10, cifar100, or a folder of pictures (one sub-folder a class).",
         metavar="DATASET",
     ),
 ]
@@ -28,7 +28,7 @@ Backbones = Annotated[
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")]
 PrecisionName = Annotated[
     str,
-    typer.Option(help="auto, fp32 or bf16 (autocast); auto is bf16 where the device computes it natively."),
+    typer.Option(help="auto, float32 or bfloat16 (autocast); auto is bfloat16 where the device computes it natively."),
 ]
 CalibrationSize = Annotated[
     int | None,
@@ -153,7 +153,7 @@ class EvaluateOptions:
     ] = None
     batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
     device: Device = "auto"
-    precision: PrecisionName = "fp32"
+    precision: PrecisionName = "float32"
     workers: Workers = 4
 
 

@@ -11,8 +11,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
 from rich.progress import Progress as Bar
 
-from training.epoch import EpochReport, Progress
-from training.run import Run
+from offramp.training.epoch import EpochReport, Progress
+from offramp.training.run import Run
 
 
 class Display:

@@ -6,7 +6,7 @@ torch-pruning: it finds the channels that must go together, says how much each s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass, replace
@@ -16,11 +16,12 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
-from models.config import ModelConfig
-from models.cost import NetworkCost, count_cost
-from models.multi_exit import MultiExitNet
-from models.resize import Resizable, changed_shapes, weight_shapes
+from offramp.models.config import ModelConfig
+from offramp.models.cost import NetworkCost, count_cost
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.resize import Resizable, changed_shapes, weight_shapes
 
 # Share of the full-depth multiply-adds by which the result may miss what was asked for.
 TOLERANCE = 0.05
@@ -209,24 +210,19 @@ def _channel_set(graph: Any, names: dict[nn.Module, str], group: Any, importance
 
 
 def _applications(net: MultiExitNet, x_BCHW: Tensor) -> dict[str, int]:
-    """How often each weight of a layer is multiplied for one picture: once for each pixel that it makes or spreads."""
-    applications: dict[str, int] = {}
-
-    def counter(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-            pixels = inputs[0] if isinstance(layer, nn.ConvTranspose2d) else output
-            applications[name] = pixels[0, 0].numel()
-
-        return count
-
-    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
-    layers = [(name, layer) for name, layer in net.named_modules() if isinstance(layer, kinds)]
-    hooks = [layer.register_forward_hook(counter(name)) for name, layer in layers]
-    with torch.no_grad():
+    """Multiplications by each weight of a layer for one picture, by the layer's name."""
+    with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x_BCHW)
-    for hook in hooks:
-        hook.remove()
-    return applications
+    operations = counter.get_flop_counts()
+    kinds = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
+    layers = {name: layer for name, layer in net.named_modules() if isinstance(layer, kinds)}
+    # The counter counts two operations, multiply and add, for each picture of the batch.
+    root = type(net).__name__
+    return {
+        name: sum(operations[f"{root}.{name}"].values()) // (2 * len(x_BCHW) * layer.weight.numel())
+        for name, layer in layers.items()
+        if f"{root}.{name}" in operations
+    }
 
 
 def _choose(

@@ -7,8 +7,8 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from training.augment import Augmentation
-from training.mixing import Mixing
+from offramp.training.augment.augmentation import Augmentation
+from offramp.training.augment.mixing import Mixing
 
 NO_MIXING = Mixing()
 

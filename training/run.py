@@ -9,40 +9,42 @@ from dataclasses import asdict, dataclass, replace
 import numpy as np
 import torch
 
-from models.device import choose_device, device_errors
-from models.preprocess import Channels, Preprocessing
-from training.build import (
+from offramp.models.bundle import Bundle
+from offramp.models.device import choose_device, device_errors
+from offramp.models.preprocess import Channels, Preprocessing
+from offramp.training.build import (
+    Sources,
     build_method,
     build_network,
     build_preprocessing,
     build_recipe,
     bundle_name,
+    load_sources,
     margins_kept,
-    sources,
 )
-from training.data import Batches, FolderSet, ImageSet, ShardSet, Splits, load_splits
-from training.distributed import World, synchronized_batch_norm
-from training.epoch import EpochReport, Progress
-from training.held_out import check_start
-from training.options import TrainOptions
-from training.precision import resolve_precision
-from training.recipes import Recipe
-from training.teacher import ExternalTeacher, load_teacher
-from training.trainer import ALONE, Trainer
+from offramp.training.certify.held_out import check_start
+from offramp.training.data import Batches, FolderSet, ImageSet, Splits, load_splits
+from offramp.training.distributed import World, synchronized_batch_norm
+from offramp.training.epoch import EpochReport, Progress
+from offramp.training.options import TrainOptions
+from offramp.training.precision import resolve_precision
+from offramp.training.recipes import Recipe
+from offramp.training.teacher import ExternalTeacher, external_teacher
+from offramp.training.trainer import ALONE, Trainer
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
 
-# For a GPU that is full.
+# The fix for a full GPU.
 MEMORY = "give --accumulate a larger number, with --resume to continue; or lower --batch-size and start anew"
 
 
-def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> tuple[Channels, Channels]:
+def channel_statistics(dataset: ImageSet | FolderSet) -> tuple[Channels, Channels]:
     """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
-    picked = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
+    sample = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
     # One picture at a time, as sums of integers: exact, and large pictures need no memory.
     pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
-    for index in picked.tolist():
+    for index in sample.tolist():
         picture_HWC = dataset.images_NHWC[index] if isinstance(dataset, ImageSet) else dataset[index][0]
         values = picture_HWC.reshape(-1, 3).astype(np.int64)
         pixels += len(values)
@@ -57,9 +59,11 @@ def channel_statistics(dataset: ImageSet | FolderSet | ShardSet) -> tuple[Channe
 
 @dataclass(frozen=True)
 class Run:
-    """A run ready to train: its data, its trainer, and what identifies it."""
+    """A run that is ready to train. name: of its bundle. sources: the bundles that it learns from."""
 
     options: TrainOptions
+    name: str
+    sources: Sources
     splits: Splits
     preprocessing: Preprocessing
     trainer: Trainer
@@ -67,13 +71,15 @@ class Run:
 
 @device_errors("give a smaller --width or --device cpu")
 def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | None = None) -> Run:
-    """Load the data, build network and trainer, take up the checkpoint where `resume` asks for it.
+    """Load the data, build network and trainer, and load the checkpoint with `resume`.
 
-    world, device: of a run by several processes (`training.distributed.joined`); else `options.device` decides.
-    Raises ValueError (DataError, CheckpointError) naming the option or file at fault, and when `output`
-    holds a run already and resuming was not asked for.
+    world, device: of a run by several processes (`offramp.training.distributed.join_processes`); None takes
+    `options.device`.
+    Raises ValueError (DataError, CheckpointError) that names the option or file at fault, and when `output` holds a run
+    and `resume` is off.
     """
-    bundle_name(options)
+    sources = load_sources(options)
+    name = bundle_name(options, sources.start)
     if options.output.exists() and not options.output.is_dir():
         raise ValueError(f"{options.output} is a file: give a folder as --output")
     checkpoint = options.output / "checkpoint.pt"
@@ -81,20 +87,21 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         raise ValueError(f"{options.output} holds a run already: add --resume to continue it, or give another --output")
     device = device or choose_device(options.device)
     dtype = resolve_precision(options.precision, device)
-    unscaled = build_preprocessing(options)
+    unscaled = build_preprocessing(options, sources.start)
     size = unscaled.size
     splits = load_splits(options.dataset, options.data_root, unscaled, options.calibration_size)
-    for learnt_from in filter(None, (options.start_from, options.teacher)):
-        check_start(learnt_from, splits)
+    for path, bundle in ((options.start_from, sources.start), (options.teacher, sources.teacher)):
+        if path is not None and bundle is not None:
+            check_start(path, bundle, splits)
     mean, std = channel_statistics(splits.train)
     preprocessing = replace(unscaled, mean=mean, std=std)
     recipe = build_recipe(options, preprocessing)
     if options.batch_size is None and recipe.batch_size > len(splits.train) // (4 * world.size):
-        # A folder of a few pictures: at least four steps an epoch, rather than none.
+        # For a folder of few pictures: at least four steps an epoch.
         recipe = replace(recipe, batch_size=max(2, len(splits.train) // (4 * world.size)))
     method = build_method(options)
     torch.manual_seed(options.seed)
-    net = build_network(options, method, splits.class_names, size)
+    net = build_network(options, method, splits.class_names, size, sources.start)
     trainer = Trainer(
         synchronized_batch_norm(net, device) if options.sync_bn and world.size > 1 else net,
         method,
@@ -105,27 +112,29 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         dtype=dtype,
         seed=options.seed,
         checkpoint=checkpoint,
-        teacher=_teacher(options, splits, size, device),
+        teacher=_teacher(options, sources.teacher, splits, size, device),
         checkpoint_s=60.0 * options.checkpoint_minutes,
         world=world,
         identity={
             "data": splits.train.fingerprint(),
             "precision": str(dtype),
             "sync_bn": options.sync_bn and world.size > 1,
-            **sources(options),
+            **sources.identity(options),
         },
     )
     options.output.mkdir(parents=True, exist_ok=True)
     if options.resume:
         trainer.resume()
-    return Run(options, splits, preprocessing, trainer)
+    return Run(options, name, sources, splits, preprocessing, trainer)
 
 
-def _teacher(options: TrainOptions, splits: Splits, input_size: int, device: torch.device) -> ExternalTeacher | None:
-    if options.teacher is None:
+def _teacher(
+    options: TrainOptions, bundle: Bundle | None, splits: Splits, input_size: int, device: torch.device
+) -> ExternalTeacher | None:
+    if options.teacher is None or bundle is None:
         return None
     weight, temperature = options.teacher_weight, options.teacher_temperature
-    return load_teacher(options.teacher, input_size, splits.class_names, device, weight, temperature)
+    return external_teacher(bundle, options.teacher, input_size, splits.class_names, device, weight, temperature)
 
 
 def _batches(
@@ -181,7 +190,7 @@ def train(
             write(report)
             on_epoch(report)
 
-        # From the checkpoint: a run that was killed between checkpoint and log has a gap there.
+        # The log is rewritten from the checkpoint: a run killed between checkpoint and log leaves a gap in it.
         for report in run.trainer.history:
             write(report)
         run.trainer.fit(record, on_step)

@@ -6,8 +6,8 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from models.multi_exit import MultiExitNet
-from training.methods import Method
+from offramp.models.multi_exit import MultiExitNet
+from offramp.training.methods import Method
 
 
 class StudentOutputs(NamedTuple):

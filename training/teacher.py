@@ -9,13 +9,13 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle, load_bundle
-from models.preprocess import normalize
+from offramp.models.bundle import Bundle
+from offramp.models.preprocess import normalize
 
 
 @dataclass(frozen=True)
 class ExternalTeacher:
-    """A bundle that teaches with the calibrated logits of its deepest exit, the ensemble of all that it visits.
+    """A bundle that teaches with the calibrated logits of its deepest exit, the ensemble of all its exits.
 
     weight: its share (0..1) of the loss. temperature: of both softmaxes.
     """
@@ -32,7 +32,7 @@ class ExternalTeacher:
 
     @torch.no_grad()
     def logits(self, images_BHWC: Tensor) -> Tensor:
-        """uint8 (B, H, W, 3) -> (B, classes) float32, the logarithm of its probabilities but for a constant a row."""
+        """uint8 (B, H, W, 3) -> (B, classes) float32, its log-probabilities up to a constant in each row."""
         calibration = self.bundle.calibration
         accumulated: Tensor | None = None
         for exit, logits_BC in enumerate(self.bundle.net(normalize(images_BHWC, self.bundle.preprocessing)).logits, 1):
@@ -41,11 +41,16 @@ class ExternalTeacher:
         return accumulated / calibration.temperatures[-1]
 
 
-def load_teacher(
-    path: Path, input_size: int, labels: tuple[str, ...], device: torch.device, weight: float, temperature: float
+def external_teacher(
+    bundle: Bundle,
+    path: Path,
+    input_size: int,
+    labels: tuple[str, ...],
+    device: torch.device,
+    weight: float,
+    temperature: float,
 ) -> ExternalTeacher:
-    """The bundle at `path` as a teacher. Raises ValueError when it takes other pictures or knows other classes."""
-    bundle = load_bundle(path)
+    """The bundle, loaded from `path`, as a teacher. Raises ValueError when its input size or its classes differ."""
     if bundle.config.input_size != input_size:
         raise ValueError(
             f"the teacher {path} takes pictures of {bundle.config.input_size} pixels, the student {input_size}: "

@@ -16,21 +16,21 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.optim.swa_utils import AveragedModel, get_ema_multi_avg_fn
 
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
-from training.checkpoint import CheckpointError, check_identity, load_checkpoint, save_checkpoint
-from training.data import Batches
-from training.distributed import World
-from training.epoch import EpochReport, EpochSoFar, Progress
-from training.evaluate import accuracy_per_exit
-from training.losses import external_distillation_loss, feature_loss, self_distillation_loss
-from training.methods import Method
-from training.mixing import one_hot
-from training.optimizers import Optimizers
-from training.recipes import Recipe
-from training.student import Student, StudentOutputs, feature_adapters
-from training.teacher import ExternalTeacher
-from training.whole_steps import WholeSteps
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing, normalize
+from offramp.training.augment.mixing import one_hot
+from offramp.training.checkpoint import CheckpointError, check_identity, load_checkpoint, save_checkpoint
+from offramp.training.data import Batches
+from offramp.training.distributed import World
+from offramp.training.epoch import EpochReport, EpochSoFar, Progress
+from offramp.training.evaluate.evaluation import accuracy_per_exit
+from offramp.training.losses import external_distillation_loss, feature_loss, self_distillation_loss
+from offramp.training.methods import Method
+from offramp.training.optimizers import Optimizers
+from offramp.training.recipes import Recipe
+from offramp.training.student import Student, StudentOutputs, feature_adapters
+from offramp.training.teacher import ExternalTeacher
+from offramp.training.whole_steps import WholeSteps
 
 ALONE = World()
 
@@ -193,7 +193,7 @@ class Trainer:
     def _check_finite(self, loss: float) -> None:
         if not math.isfinite(loss):
             raise ValueError(
-                f"the loss became {loss} in epoch {self.epoch + 1}: lower --learning-rate, or use --precision fp32"
+                f"the loss became {loss} in epoch {self.epoch + 1}: lower --learning-rate, or use --precision float32"
             )
 
     def train_step(

@@ -1,1 +1,1 @@
-"""Other servers, measured side by side with ours: the same weights, the same pictures, on the same machine."""
+"""Other servers beside Offramp: the same weights, the same pictures, on the same machine."""

@@ -1,7 +1,7 @@
-"""Who is measured: ours and each peer, how it is started on two cores, asked and understood.
+"""Offramp and each peer: how it is started, how a picture is sent to it, and how its answer is read.
 
-Every peer's `variants` are the settings that make sense on a machine of a few cores, its documentation's own advice
-among them; the benchmark tries each and compares ours with the best.
+A peer's `variants` are the settings that make sense on a machine of a few cores, among them the advice of its
+documentation. The benchmark tries each and compares Offramp with the best.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.peers.network import Settings
-from benchmarks.peers.requests import Ask
-from benchmarks.processes import free_port
+from benchmarks.harness.requests import Request, form, prediction
+from benchmarks.harness.server import free_port
+from benchmarks.options import parse_names
+from benchmarks.peers.network import PeerSettings
 
 PACKAGE = "benchmarks.peers"
-BOUNDARY = "picture-9b1f"
 
 
 @dataclass(frozen=True)
 class Launch:
-    """What a server is started with. bin: of its environment; work: an empty folder of its own."""
+    """What a server is started with. bin: its environment's folder of commands. work: an empty folder."""
 
     bin: Path
     port: int
     work: Path
-    settings: Settings
+    settings: PeerSettings
 
 
 @dataclass(frozen=True)
-class Told:
-    """What a server said of a picture."""
+class PeerAnswer:
+    """A server's answer to a picture."""
 
     class_id: int
     label: str
@@ -43,31 +42,31 @@ class Told:
     confidence: float
 
 
-def _plain(picture: bytes, media_type: str, query: str) -> Ask:
-    return Ask("/predict", media_type, picture)
+def _plain(picture: bytes, media_type: str, query: str) -> Request:
+    return Request("/predict", media_type, picture)
 
 
-def _plain_answer(body: bytes) -> Told:
-    return _told(json.loads(body))
+def _plain_answer(body: bytes) -> PeerAnswer:
+    return _peer_answer(json.loads(body))
 
 
 @dataclass(frozen=True)
 class Peer:
     """One server.
 
-    name: also its environment's, unless `environment` says another. package: whose version is told.
-    ask: a picture, its media type and ours alone's query, as a request. read: the answer's body. variables: added to
-    its environment. has_exits: whether it takes `Exits`. needs_shared_python: its environment needs an interpreter
-    with a shared library.
+    name: also of its environment, unless `environment` has another. package: the one whose version is shown.
+    ask: makes a request of a picture, its media type and a query for Offramp. read: reads the answer's body.
+    variables: added to its environment. has_exits: whether it takes `Exits`. needs_shared_python: its environment
+    needs an interpreter with a shared library.
     """
 
     name: str
     title: str
     package: str
     command: Callable[[Launch], list[str]]
-    variants: tuple[Settings, ...] = (Settings(),)
-    ask: Callable[[bytes, str, str], Ask] = _plain
-    read: Callable[[bytes], Told] = _plain_answer
+    variants: tuple[PeerSettings, ...] = (PeerSettings(),)
+    ask: Callable[[bytes, str, str], Request] = _plain
+    read: Callable[[bytes], PeerAnswer] = _plain_answer
     environment: str = ""
     variables: Mapping[str, str] = field(default_factory=dict)
     has_exits: bool = False
@@ -75,12 +74,12 @@ class Peer:
 
     @property
     def folder(self) -> str:
-        """Of its environment and its requirements."""
+        """Name of the folders of its environment and its requirements."""
         return self.environment or self.name
 
 
-def _told(prediction: dict[str, Any]) -> Told:
-    return Told(*(prediction[name] for name in ("class_id", "label", "exit", "confidence")))
+def _peer_answer(prediction: dict[str, Any]) -> PeerAnswer:
+    return PeerAnswer(*(prediction[name] for name in ("class_id", "label", "exit", "confidence")))
 
 
 def _module(name: str) -> Callable[[Launch], list[str]]:
@@ -101,15 +100,13 @@ def _bentoml(launch: Launch) -> list[str]:
     return [str(launch.bin / "bentoml"), "serve", service, "--host", "127.0.0.1", "--port", str(launch.port)]
 
 
-def _bentoml_ask(picture: bytes, media_type: str, query: str) -> Ask:
-    head = f'Content-Disposition: form-data; name="images"; filename="picture"\r\nContent-Type: {media_type}'
-    body = f"--{BOUNDARY}\r\n{head}\r\n\r\n".encode() + picture + f"\r\n--{BOUNDARY}--\r\n".encode()
-    return Ask("/predict", f"multipart/form-data; boundary={BOUNDARY}", body)
+def _bentoml_ask(picture: bytes, media_type: str, query: str) -> Request:
+    return form("/predict", [("images", picture)], media_type)
 
 
-def _bentoml_read(body: bytes) -> Told:
+def _bentoml_read(body: bytes) -> PeerAnswer:
     (answer,) = json.loads(body)
-    return _told(answer)
+    return _peer_answer(answer)
 
 
 def _mlserver(launch: Launch) -> list[str]:
@@ -133,14 +130,14 @@ def _mlserver(launch: Launch) -> list[str]:
     return [str(launch.bin / "mlserver"), "start", str(launch.work)]
 
 
-def _mlserver_ask(picture: bytes, media_type: str, query: str) -> Ask:
+def _mlserver_ask(picture: bytes, media_type: str, query: str) -> Request:
     data = [base64.b64encode(picture).decode()]
     tensor = {"name": "picture", "shape": [1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
     body = json.dumps({"inputs": [{**tensor, "data": data}]}).encode()
-    return Ask("/v2/models/classifier/infer", "application/json", body)
+    return Request("/v2/models/classifier/infer", "application/json", body)
 
 
-def _mlserver_read(body: bytes) -> Told:
+def _mlserver_read(body: bytes) -> PeerAnswer:
     (text,) = json.loads(body)["outputs"][0]["data"]
     return _plain_answer(text)
 
@@ -150,29 +147,29 @@ def _pytriton(launch: Launch) -> list[str]:
     return [*_module("pytriton.serve")(launch), str(launch.work / "triton")]
 
 
-def _triton_ask(picture: bytes, media_type: str, query: str) -> Ask:
+def _triton_ask(picture: bytes, media_type: str, query: str) -> Request:
     # Triton's "raw binary request": the body is the only element of the only input.
     headers = {"Inference-Header-Content-Length": "0"}
-    return Ask("/v2/models/classifier/infer", "application/octet-stream", picture, headers)
+    return Request("/v2/models/classifier/infer", "application/octet-stream", picture, headers)
 
 
-def _triton_read(body: bytes) -> Told:
+def _triton_read(body: bytes) -> PeerAnswer:
     # JSON of the model's metadata, four bytes of length, and the output, which is JSON itself.
     _, end = json.JSONDecoder().raw_decode(text := body.decode("latin-1"))
     return _plain_answer(text[end + 4 :].encode("latin-1"))
 
 
-def _offramp_ask(picture: bytes, media_type: str, query: str) -> Ask:
-    return Ask(f"/v1/predict?{query}", media_type, picture)
+def _offramp_ask(picture: bytes, media_type: str, query: str) -> Request:
+    return prediction(picture, query, media_type)
 
 
-def _offramp_read(body: bytes) -> Told:
+def _offramp_read(body: bytes) -> PeerAnswer:
     (prediction,) = json.loads(body)["predictions"]
-    return _told(prediction)
+    return _peer_answer(prediction)
 
 
 def offramp(model: Path | None, server_threads: int = 0) -> Peer:
-    """Ours, as `make serve` starts it. model: the bundle; None is the embedded one."""
+    """Offramp, as `make serve` starts it. model: the bundle; None is the embedded one."""
 
     def command(launch: Launch) -> list[str]:
         words = [sys.executable, "-m", "offramp", "serve", "--port", str(launch.port), "--log-level", "warning"]
@@ -184,7 +181,11 @@ def offramp(model: Path | None, server_threads: int = 0) -> Peer:
     return Peer("offramp", "Offramp", "offramp", command, ask=_offramp_ask, read=_offramp_read, has_exits=True)
 
 
-BATCHES = (Settings(), Settings(hint="THROUGHPUT", max_batch_size=64), Settings(max_batch_size=64, max_wait_ms=5.0))
+BATCHES = (
+    PeerSettings(),
+    PeerSettings(hint="THROUGHPUT", max_batch_size=64),
+    PeerSettings(max_batch_size=64, max_wait_ms=5.0),
+)
 
 PEERS = (
     Peer(
@@ -193,9 +194,9 @@ PEERS = (
         "fastapi",
         _uvicorn,
         variants=(
-            Settings(hint="THROUGHPUT"),
-            Settings(workers=2, hint="THROUGHPUT"),
-            Settings(workers=2, threads=1),
+            PeerSettings(hint="THROUGHPUT"),
+            PeerSettings(workers=2, hint="THROUGHPUT"),
+            PeerSettings(workers=2, threads=1),
         ),
     ),
     Peer(
@@ -203,14 +204,14 @@ PEERS = (
         "LitServe, batched",
         "litserve",
         _module("litserve.batched"),
-        variants=(*BATCHES, Settings(max_batch_size=64, fast_queue=True), Settings(workers=2, threads=1)),
+        variants=(*BATCHES, PeerSettings(max_batch_size=64, fast_queue=True), PeerSettings(workers=2, threads=1)),
     ),
     Peer(
         "litserve-continuous",
         "LitServe, continuous batching over our stages",
         "litserve",
         _module("litserve.continuous"),
-        variants=(Settings(), Settings(max_batch_size=64), Settings(max_batch_size=64, fast_queue=True)),
+        variants=(PeerSettings(), PeerSettings(max_batch_size=64), PeerSettings(max_batch_size=64, fast_queue=True)),
         environment="litserve",
         has_exits=True,
     ),
@@ -219,7 +220,7 @@ PEERS = (
         "BentoML, adaptive batching",
         "bentoml",
         _bentoml,
-        variants=(Settings(max_batch_size=64), Settings(workers=2, threads=1)),
+        variants=(PeerSettings(max_batch_size=64), PeerSettings(workers=2, threads=1)),
         ask=_bentoml_ask,
         read=_bentoml_read,
         variables={"BENTOML_DO_NOT_TRACK": "True"},
@@ -230,7 +231,11 @@ PEERS = (
         "mlserver",
         _mlserver,
         # One worker: the network in the server's own process; two: in a process beside it.
-        variants=(Settings(max_wait_ms=5.0), Settings(max_batch_size=64, max_wait_ms=1.0), Settings(workers=2)),
+        variants=(
+            PeerSettings(max_wait_ms=5.0),
+            PeerSettings(max_batch_size=64, max_wait_ms=1.0),
+            PeerSettings(workers=2),
+        ),
         ask=_mlserver_ask,
         read=_mlserver_read,
     ),
@@ -239,7 +244,7 @@ PEERS = (
         "Ray Serve, @serve.batch",
         "ray",
         _module("ray_serve.serve"),
-        variants=(Settings(), Settings(workers=2, threads=1)),
+        variants=(PeerSettings(), PeerSettings(workers=2, threads=1)),
         variables={"RAY_USAGE_STATS_ENABLED": "0"},
     ),
     Peer(
@@ -247,7 +252,7 @@ PEERS = (
         "PyTriton, dynamic batching",
         "nvidia-pytriton",
         _pytriton,
-        variants=(Settings(), Settings(workers=2, hint="THROUGHPUT")),
+        variants=(PeerSettings(), PeerSettings(workers=2, hint="THROUGHPUT")),
         ask=_triton_ask,
         read=_triton_read,
         needs_shared_python=True,
@@ -256,11 +261,6 @@ PEERS = (
 
 
 def find_peers(names: str) -> tuple[Peer, ...]:
-    """The peers named, separated by commas; all of them for "all". Raises BenchmarkError for an unknown name."""
+    """The peers with these names, separated by commas, or all. Raises ValueError for an unknown name."""
     by_name = {peer.name: peer for peer in PEERS}
-    if names == "all":
-        return PEERS
-    wanted = names.split(",")
-    if unknown := [name for name in wanted if name not in by_name]:
-        raise BenchmarkError(f"peers {', '.join(unknown)}: choose all, or some of {', '.join(by_name)}, with commas")
-    return tuple(by_name[name] for name in wanted)
+    return tuple(by_name[name] for name in parse_names("peers", names, by_name))

@@ -1,4 +1,4 @@
-"""A bundle as OpenVINO files, so that every peer serves the very networks of ours and needs no torch."""
+"""A bundle as OpenVINO files: every peer serves the same networks as Offramp and needs no torch."""
 
 from __future__ import annotations
 
@@ -9,14 +9,14 @@ from typing import Any
 import openvino
 
 from benchmarks.peers.network import DESCRIPTION, WHOLE, stage_file
-from models.bundle import Bundle
-from server.engine.runners.openvino_stages import convert_stages, convert_whole
+from offramp.models.bundle import Bundle
+from offramp.server.engine.runners.openvino.stages import convert_stages, convert_whole
 
 
 def export(bundle: Bundle, folder: Path) -> None:
-    """Write the whole network, each stage, and what a peer must know of them, into `folder`.
+    """Write the whole network, each stage, and their description into `folder`.
 
-    float32 at the edges, which is what numpy knows; a peer's own OpenVINO chooses what to compute in.
+    Inputs and outputs are float32; a peer's OpenVINO chooses the precision of its computation.
     """
     stages = convert_stages(bundle)
     networks = {WHOLE: convert_whole(bundle), **{stage_file(k): stage for k, stage in enumerate(stages, start=1)}}

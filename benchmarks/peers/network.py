@@ -1,6 +1,6 @@
-"""What runs inside every peer: pictures in, the exported network, answers out. Needs openvino, Pillow and numpy alone.
+"""What runs inside every peer: decoding, the exported network, answers. Needs openvino, Pillow and numpy only.
 
-A peer adds only its server around this, so that all differ in nothing else.
+A peer adds only its server around this, so that peers differ in nothing else.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.preprocess import Preprocessing
+from offramp.models.preprocess import Preprocessing
 
 WHOLE, DESCRIPTION = "whole.xml", "network.json"
 
-# What the benchmark tells a peer through the environment, which reaches it whatever launcher starts it.
+# Environment variables reach a peer through any launcher.
 FOLDER, SETTINGS, EXITS = "PEER_NETWORK", "PEER_SETTINGS", "PEER_EXITS"
 
 NEVER, ALWAYS = 2.0, -1.0
@@ -37,12 +37,12 @@ def stage_file(stage: int) -> str:
 
 
 @dataclass(frozen=True)
-class Settings:
-    """How a peer is set up for this machine; the benchmark tries some and takes the best.
+class PeerSettings:
+    """Settings of a peer for this machine; the benchmark tries some and takes the best.
 
     workers: processes, or replicas, that run the network. hint: "LATENCY", one batch at a time on all cores, or
-    "THROUGHPUT", a stream for each core or two. threads: that a worker's network computes with; 0 lets OpenVINO
-    decide. max_batch_size, max_wait_ms: of servers that batch. fast_queue: LitServe's own transport.
+    "THROUGHPUT", a stream for each core or two. threads: of a worker's network; 0: OpenVINO decides. max_batch_size,
+    max_wait_ms: for servers that batch. fast_queue: LitServe's own transport.
     """
 
     workers: int = 1
@@ -52,13 +52,13 @@ class Settings:
     max_wait_ms: float = 2.0
     fast_queue: bool = False
 
-    def words(self) -> str:
+    def to_json(self) -> str:
         """JSON, for the environment and for result files."""
         return json.dumps(asdict(self))
 
     @classmethod
-    def from_environment(cls) -> Settings:
-        """What the benchmark asks for; the defaults where nothing is said."""
+    def from_environment(cls) -> PeerSettings:
+        """The settings that the benchmark gives, or the defaults."""
         return cls(**json.loads(os.environ.get(SETTINGS, "{}")))
 
 
@@ -67,39 +67,39 @@ class Exits:
     """When pictures leave a peer that knows exits.
 
     threshold: at the first exit whose confidence reaches it. mix: instead, a share of the pictures for each exit, at
-    which they leave whatever their confidence: for networks whose confidences mean nothing.
+    which they leave at any confidence: for networks with random weights.
     """
 
     threshold: float = 1.0
     mix: tuple[float, ...] = ()
 
     def limits(self, number: int, num_exits: int) -> tuple[float, ...]:
-        """For request 0, 1, …: the confidence that ends it at each exit; beyond 1 never, at the last always."""
+        """For request 0, 1, …: the confidence at which it leaves at each exit; above 1: never; the last: always."""
         if not self.mix:
             early = self.threshold if self.threshold < 1 else NEVER
             return (*(early,) * (num_exits - 1), ALWAYS)
-        last = drawn_exit(number, self.mix)
+        last = draw_exit(number, self.mix)
         return tuple(ALWAYS if exit >= last else NEVER for exit in range(1, num_exits + 1))
 
-    def words(self) -> str:
+    def to_json(self) -> str:
         """JSON, for the environment and for result files."""
         return json.dumps(asdict(self))
 
     @classmethod
     def from_environment(cls) -> Exits:
-        """What the benchmark asks for; no early exits where nothing is said."""
+        """The exits that the benchmark gives; by default no early exits."""
         given = json.loads(os.environ.get(EXITS, "{}"))
         return cls(**{**given, "mix": tuple(given.get("mix", ()))})
 
 
-def drawn_exit(number: int, mix: tuple[float, ...]) -> int:
+def draw_exit(number: int, mix: tuple[float, ...]) -> int:
     """The exit 1..K of request 0, 1, …: drawn by the shares of `mix`, the same for the same number."""
     return random.Random(number).choices(range(1, len(mix) + 1), weights=mix)[0]
 
 
 @dataclass(frozen=True)
 class Description:
-    """What a peer must know of the exported network. size: side of the square input in pixels."""
+    """Facts of the exported network. size: side of the square input in pixels."""
 
     name: str
     size: int
@@ -115,14 +115,14 @@ class Description:
 
     def picture(self, data: bytes) -> Picture:
         """An encoded picture as uint8 (size, size, 3)."""
-        return self.prepared(Image.open(io.BytesIO(data)))
+        return self.preprocess(Image.open(io.BytesIO(data)))
 
-    def prepared(self, image: Image.Image) -> Picture:
-        """An opened picture as our own server's preprocessing makes it: uint8 (size, size, 3)."""
+    def preprocess(self, image: Image.Image) -> Picture:
+        """An opened picture, preprocessed as in Offramp: uint8 (size, size, 3)."""
         return Preprocessing(self.size, self.crop_fraction).apply(image)
 
     def answer(self, probabilities_C: Array, exit: int = 0) -> dict[str, Any]:
-        """What a peer says of one picture; exit 0 is the last."""
+        """A peer's answer to one picture; exit 0 is the last."""
         class_id = int(probabilities_C.argmax())
         return {
             "label": self.labels[class_id],
@@ -135,7 +135,7 @@ class Description:
 class Graph:
     """A compiled OpenVINO graph that any thread may run; each has an inference request of its own."""
 
-    def __init__(self, path: Path, settings: Settings) -> None:
+    def __init__(self, path: Path, settings: PeerSettings) -> None:
         """Compile. The precision is OpenVINO's own choice: bfloat16 where the processor has it."""
         import openvino
 
@@ -157,7 +157,7 @@ class Graph:
 class Network:
     """The whole network at full depth."""
 
-    def __init__(self, folder: Path, settings: Settings) -> None:
+    def __init__(self, folder: Path, settings: PeerSettings) -> None:
         """Compile, and run once, so that the first request is no slower."""
         self.description = Description.read(folder)
         self._graph = Graph(folder / WHOLE, settings)
@@ -166,8 +166,8 @@ class Network:
 
     @classmethod
     def from_environment(cls) -> Network:
-        """The network, and its settings, that the benchmark names in the environment."""
-        return cls(folder_from_environment(), Settings.from_environment())
+        """The network and settings that the benchmark names in the environment."""
+        return cls(folder_from_environment(), PeerSettings.from_environment())
 
     def picture(self, data: bytes) -> Picture:
         """An encoded picture as the network's input."""
@@ -184,5 +184,5 @@ class Network:
 
 
 def folder_from_environment() -> Path:
-    """Where the exported network lies."""
+    """Folder of the exported network."""
     return Path(os.environ[FOLDER])

@@ -1,4 +1,4 @@
-"""What is served and sent: models, sets of pictures, and the ways in which ours is asked."""
+"""Workloads: models, sets of pictures, and the ways in which Offramp is asked."""
 
 from __future__ import annotations
 
@@ -12,31 +12,30 @@ from tempfile import TemporaryDirectory
 import torch
 from torch import nn
 
-from benchmarks.errors import BenchmarkError
-from benchmarks.options import parse_thresholds
-from benchmarks.peers.network import Exits, drawn_exit
-from benchmarks.peers.options import PeersOptions, parse_mix
-from benchmarks.pictures import export_test_pictures, read_pictures
-from models.backbones import BACKBONES, standard_width
-from models.bundle import EMBEDDED, Bundle, load_bundle, save_bundle
-from models.config import ModelConfig
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.pictures import read_test_pictures
+from benchmarks.options import PeersOptions, parse_mix, parse_thresholds
+from benchmarks.peers.network import Exits, draw_exit
+from offramp.models.backbones import BACKBONES, standard_width
+from offramp.models.bundle import EMBEDDED, Bundle, load_bundle, save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
 
 PHOTOS = "photos-caltech101.tar"
 PHOTO_SUFFIXES = (".jpg", ".jpeg")
 TOLERATED_DISAGREEMENT = 0.01
 
-# Of a larger network that has learnt nothing.
+# A larger network with random weights.
 NUM_CLASSES, INPUT_SIZE = 1000, 224
-# Without it, a network that has learnt nothing is surer than any that has, and bfloat16 is not good enough for it.
+# At temperature 1 random weights give higher confidences than trained ones, and bfloat16 is not precise enough.
 TEMPERATURE = 4.0
 
 
 @dataclass(frozen=True)
 class PictureSet:
-    """Encoded pictures. labels: the true class of each, by name; none where the network does not know them."""
+    """Encoded pictures. labels: the true class names; empty where the network has other classes."""
 
     name: str
     media_type: str
@@ -46,9 +45,9 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class Way:
-    """How ours is asked, and a peer that has exits is set up.
+    """How Offramp is asked, and a peer that has exits is set up.
 
-    max_disagreement: ours is asked for that contract; a peer knows none, and has a threshold that comes to as much.
+    max_disagreement: the contract that Offramp is asked for; a peer gets a threshold with as little disagreement.
     """
 
     name: str
@@ -61,17 +60,17 @@ class Way:
         return not self.exits.mix and self.exits.threshold >= 1.0
 
     def query(self, number: int) -> str:
-        """Of request 0, 1, …"""
+        """The query of request 0, 1, …"""
         if self.max_disagreement is not None:
             return f"max_disagreement={self.max_disagreement:g}"
         if not self.exits.mix:
             return f"threshold={self.exits.threshold:g}"
-        return f"threshold=1&max_exit={drawn_exit(number, self.exits.mix)}"
+        return f"threshold=1&max_exit={draw_exit(number, self.exits.mix)}"
 
 
 @dataclass(frozen=True)
 class Workload:
-    """One model and what it is sent. model: as `offramp serve --model` takes it; None is the embedded one."""
+    """One model and its pictures. model: as `offramp serve --model` takes it; None is the embedded one."""
 
     model: Path | None
     bundle: Bundle
@@ -88,7 +87,7 @@ def workloads(options: PeersOptions) -> Iterator[Workload]:
     """The first model on each set of pictures, the larger one on photographs. Raises ValueError for missing data."""
     bundle = load_bundle(options.model or EMBEDDED)
     ways = threshold_ways(bundle, options.thresholds)
-    for name in options.picture_sets.split(",") if options.picture_sets else []:
+    for name in options.sets():
         pictures = cifar(options, bundle) if name == "cifar" else photos(options)
         yield Workload(options.model, bundle, pictures, ways)
     if options.larger_model:
@@ -107,10 +106,10 @@ def larger_model(name: str, folder: Path) -> Path:
     if Path(name).exists():
         return Path(name)
     if name not in BACKBONES:
-        raise BenchmarkError(f"larger_model {name!r} is no bundle's folder, nor one of {', '.join(sorted(BACKBONES))}")
-    save_bundle(
-        untrained(name), folder / name, f"# {name} without training\n\nAs fast as any; its answers are noise.\n"
-    )
+        raise BenchmarkError(
+            f"larger_model {name!r} is neither a bundle's folder nor one of {', '.join(sorted(BACKBONES))}"
+        )
+    save_bundle(untrained(name), folder / name, f"# {name} without training\n\nIts answers are noise.\n")
     return folder / name
 
 
@@ -141,9 +140,9 @@ def untrained(architecture: str) -> Bundle:
 
 
 def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
-    """Exits off first, then the thresholds given; by default the bundle's, and the lowest of hardly any difference.
+    """Exits off first, then the thresholds given; by default the bundle's, and the lowest with little disagreement.
 
-    In place of that one, a certified contract for as little, where the bundle certifies it.
+    A certified contract for as little takes the place of the latter, where the bundle certifies it.
     """
     if thresholds:
         return _by_threshold(parse_thresholds(thresholds))
@@ -166,7 +165,7 @@ def _by_threshold(thresholds: Sequence[float]) -> tuple[Way, ...]:
 
 
 def mix_ways(bundle: Bundle, ways: Sequence[Way], mix: tuple[float, ...], num_exits: int) -> tuple[Way, ...]:
-    """Exits off, then the mix given, or `bundle`'s at each of its `ways`, for a network that has learnt nothing.
+    """Exits off, then the mix given, or `bundle`'s at each of its `ways`, for a network with random weights.
 
     Raises BenchmarkError where a mix does not fit the network's exits.
     """
@@ -180,20 +179,19 @@ def mix_ways(bundle: Bundle, ways: Sequence[Way], mix: tuple[float, ...], num_ex
             if point["threshold"] == way.exits.threshold and not way.is_off
         ]
     )
-    if not mixes or any(len(one) != num_exits for one in mixes):
+    if not mixes or any(len(shares) != num_exits for shares in mixes):
         raise BenchmarkError(f"the larger model has {num_exits} exits: give --exit-mix so many shares")
-    shown = [" / ".join(f"{100 * share:.0f}" for share in one) for one in mixes]
-    drawn = [Way(f"exit mix {text} %", Exits(1.0, one)) for text, one in zip(shown, mixes, strict=True)]
-    return (Way("exits off", Exits()), *drawn)
+    names = [" / ".join(f"{100 * share:.0f}" for share in shares) for shares in mixes]
+    mixed = [Way(f"exit mix {name} %", Exits(1.0, shares)) for name, shares in zip(names, mixes, strict=True)]
+    return (Way("exits off", Exits()), *mixed)
 
 
 def cifar(options: PeersOptions, bundle: Bundle) -> PictureSet:
-    """Test pictures as PNG, with their labels where the network knows these classes."""
-    with TemporaryDirectory() as folder:
-        exported = export_test_pictures(options.dataset, options.data_root, options.pictures, Path(folder))
-        pictures = tuple(read_pictures(Path(folder)))
-    labels = exported.labels if set(exported.labels) <= set(bundle.labels) else ()
-    return PictureSet(f"{options.dataset} PNG", "image/png", pictures, labels)
+    """Test pictures as PNG, with their labels where the network has these classes."""
+    test = read_test_pictures(options.dataset, options.data_root, options.pictures)
+    labels = tuple(test.class_names[class_id] for class_id in test.class_ids)
+    known = labels if set(labels) <= set(bundle.labels) else ()
+    return PictureSet(f"{options.dataset} PNG", "image/png", tuple(test.png), known)
 
 
 def photos(options: PeersOptions) -> PictureSet:

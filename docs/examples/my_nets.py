@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attach import attach_exits
-from models.backbones.backbone import Backbone
-from models.config import ModelConfig
+from offramp.models.attach import attach_exits
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.config import ModelConfig
 
 
 class SqueezeExcite(nn.Module):

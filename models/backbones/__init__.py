@@ -6,17 +6,17 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from difflib import get_close_matches
 
-from models.backbones.backbone import Backbone
-from models.backbones.densenet import build_densenet
-from models.backbones.mobilenet import build_mobilenetv2
-from models.backbones.preact_resnet import PREACT_RESNETS, build_preact_resnet
-from models.backbones.pyramidnet import PYRAMIDNETS, build_pyramidnet
-from models.backbones.resnet import RESNETS, build_resnet
-from models.backbones.seresnet import SERESNETS, build_seresnet
-from models.backbones.shufflenet import SHUFFLENETS, build_shufflenetv2
-from models.backbones.vgg import VGGS, build_vgg
-from models.backbones.wide_resnet import WIDE_RESNETS, build_wide_resnet
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.densenet import build_densenet
+from offramp.models.backbones.mobilenet import build_mobilenetv2
+from offramp.models.backbones.preact_resnet import PREACT_RESNETS, build_preact_resnet
+from offramp.models.backbones.pyramidnet import PYRAMIDNETS, build_pyramidnet
+from offramp.models.backbones.resnet import RESNETS, build_resnet
+from offramp.models.backbones.seresnet import SERESNETS, build_seresnet
+from offramp.models.backbones.shufflenet import SHUFFLENETS, build_shufflenetv2
+from offramp.models.backbones.vgg import VGGS, build_vgg
+from offramp.models.backbones.wide_resnet import WIDE_RESNETS, build_wide_resnet
+from offramp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from models.heads import Head
+from offramp.models.heads import Head
 
 
 @dataclass(frozen=True)

@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.stem import preactivation_stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.stem import preactivation_stem
+from offramp.models.config import ModelConfig
 
 # Layers a block, those of one block in as many stages as numbers. The growth rate is half the stem's width, in the
 # paper and here. The first block of the small network does 0.7 of its work: an exit in its middle makes a shallow one.

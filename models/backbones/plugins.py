@@ -17,9 +17,9 @@ from types import ModuleType
 import torch
 from torch import nn
 
-from models.backbones import BACKBONES, Architecture
-from models.backbones.backbone import Backbone
-from models.config import ModelConfig
+from offramp.models.backbones import BACKBONES, Architecture
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.config import ModelConfig
 
 EXAMPLE = 'BACKBONES = {"my_net": build}'
 # So that "<folder>-<architecture>", a bundle's default name, is usable.

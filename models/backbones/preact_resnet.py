@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.residual import Projection, residual_backbone
-from models.backbones.stem import preactivation_stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.residual import Projection, residual_backbone
+from offramp.models.backbones.stem import preactivation_stem
+from offramp.models.config import ModelConfig
 
 # Blocks a stage, and whether they are bottlenecks.
 PREACT_RESNETS = {

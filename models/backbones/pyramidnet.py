@@ -7,9 +7,9 @@ from itertools import pairwise
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.stem import bare_convolution, stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.stem import bare_convolution, stem
+from offramp.models.config import ModelConfig
 
 PAPERS_WIDTH = 16
 

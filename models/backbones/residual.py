@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
+from offramp.models.backbones.backbone import Backbone
 
 
 class Projection(nn.Conv2d):

@@ -7,10 +7,10 @@ from dataclasses import dataclass
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.residual import Projection, residual_backbone
-from models.backbones.stem import stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.residual import Projection, residual_backbone
+from offramp.models.backbones.stem import stem
+from offramp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.residual import residual_backbone
-from models.backbones.resnet import BasicBlock, Bottleneck
-from models.backbones.stem import stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.residual import residual_backbone
+from offramp.models.backbones.resnet import BasicBlock, Bottleneck
+from offramp.models.backbones.stem import stem
+from offramp.models.config import ModelConfig
 
 REDUCTION = 16
 FEWEST_SQUEEZED = 4

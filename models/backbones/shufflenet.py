@@ -9,9 +9,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from models.backbones.backbone import Backbone
-from models.config import ModelConfig
-from models.heads import DepthwiseConv
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.config import ModelConfig
+from offramp.models.heads import DepthwiseConv
 
 PAPERS_WIDTH = 24
 

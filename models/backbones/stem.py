@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.config import ModelConfig
+from offramp.models.config import ModelConfig
 
 
 def stem(config: ModelConfig) -> nn.Sequential:

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.backbones.backbone import Backbone
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.config import ModelConfig
 
 # 3x3 convolutions a stage; their width relative to the first stage's.
 VGGS = {

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from torch import nn
 
-from models.backbones.backbone import Backbone
-from models.backbones.preact_resnet import PreActBlock
-from models.backbones.residual import residual_backbone
-from models.backbones.stem import preactivation_stem
-from models.config import ModelConfig
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.backbones.preact_resnet import PreActBlock
+from offramp.models.backbones.residual import residual_backbone
+from offramp.models.backbones.stem import preactivation_stem
+from offramp.models.config import ModelConfig
 
 # Depth in convolutions, and k, how many times wider than the stem the first stage is.
 WIDE_RESNETS = {

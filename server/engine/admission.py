@@ -1,27 +1,27 @@
-"""Admission: which requests the engine takes in, so that waits stay short and clients share it. Pure."""
+"""Admission: refuse requests so that waits stay short and no client takes all of the engine. Pure."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
-from server.engine.errors import Overloaded
+from offramp.server.engine.errors import Overloaded
 
-# Part of the room that only clients with few samples get, so that one client never fills the engine.
+# Part of the room for clients with few samples, so that one client never fills the engine.
 RESERVE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
 class Load:
-    """What the engine has in hand. pace_s: seconds of work a sample; num_clients: those with samples in flight."""
+    """What the engine has to do. num_clients: clients with samples in flight. sample_s: seconds of work a sample."""
 
     inflight: int
     num_clients: int
-    pace_s: float
+    sample_s: float
 
     @property
     def wait_s(self) -> float:
-        """What all samples in flight still take, as a new one behind them would wait."""
-        return self.pace_s * self.inflight
+        """Seconds of work of all samples in flight: the wait of a new one behind them."""
+        return self.sample_s * self.inflight
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,12 +32,12 @@ class Admission:
     max_wait_s: float = 0.5
 
     def refusal(self, num_pictures: int, own: int, load: Load) -> Overloaded | None:
-        """Why a client with `own` samples in flight may not send so many more now; None where it may.
+        """The error for a client that has `own` samples in flight and sends so many more; None if they have room.
 
         Clients take turns, so a sample waits for those of its own client and for as many of each other client.
         """
         others = load.num_clients - bool(own)
-        wait_s = load.pace_s * min(load.inflight, (own + 1) * (others + 1) - 1)
+        wait_s = load.sample_s * min(load.inflight, (own + 1) * (others + 1) - 1)
         reserve = int(RESERVE * self.max_samples)
         room = self.max_samples - reserve if own > reserve else self.max_samples
         if load.inflight + num_pictures > room or wait_s > self.max_wait_s:

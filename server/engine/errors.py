@@ -13,6 +13,8 @@ EngineError
 
 from __future__ import annotations
 
+RESTARTING = "the engine is starting again"
+
 
 class EngineError(Exception):
     """Base of all that an engine can raise or deliver."""
@@ -27,10 +29,14 @@ class Overloaded(EngineError):
 
 
 class EngineStopped(EngineError):
-    """The engine takes no more samples. draining: it ends in good order; otherwise it has died."""
+    """The engine takes no more samples.
 
-    def __init__(self, *, draining: bool) -> None:
-        super().__init__("the engine is shutting down" if draining else "the engine is not running")
+    draining: it ends in good order; otherwise it has died. restarts: another process starts it again.
+    """
+
+    def __init__(self, *, draining: bool, restarts: bool = False) -> None:
+        died = RESTARTING if restarts else "the engine is not running"
+        super().__init__("the engine is shutting down" if draining else died)
         self.draining = draining
 
 

@@ -7,9 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
-from server.engine.profile import CostProfile
+# For types alone: the options import this module, and must stay light.
+if TYPE_CHECKING:
+    from offramp.server.engine.profile import CostProfile
 
 # Full batches' worth of work, on their way from stage 1 to the end, at which only efficient steps will do: one to
 # run, and one that fills up meanwhile.

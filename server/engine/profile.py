@@ -10,8 +10,8 @@ from typing import Any
 
 import numpy as np
 
-from server.engine.runners.runner import Runner
-from server.engine.runners.walk import blank, stage_seconds
+from offramp.server.engine.runners.all_stages import blank, stage_seconds
+from offramp.server.engine.runners.runner import Runner
 
 MEASURED_ROUNDS = 5
 # Start-up waits for the measurement. What is not measured by then is extrapolated.

@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: contract, sample, visit, answer."""
+"""What goes into the engine and what comes out: contract, sample, answer."""
 
 from __future__ import annotations
 
@@ -9,21 +9,21 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from models.exit_policy import ExitReason, ExitRule
+from offramp.models.exit_policy import ExitReason, ExitRule
 
 
 class Promise(NamedTuple):
-    """Of traffic under a rule, at most the share `max_disagreement` is answered otherwise than at full depth.
+    """At most the share `max_disagreement` of the answers under a rule differs from those of full depth.
 
-    certified: asked for by that name; otherwise it is what is known of thresholds that were asked for.
+    certified: the request asked for this share by name. Otherwise it is the known bound of the thresholds.
     """
 
     max_disagreement: float
     certified: bool
 
 
-class Rung(NamedTuple):
-    """One way of keeping a contract. promise: None where nothing is known of the rule."""
+class ExitPlan(NamedTuple):
+    """A rule and its promise. promise: None where nothing is known of the rule."""
 
     rule: ExitRule
     promise: Promise | None = None
@@ -31,38 +31,29 @@ class Rung(NamedTuple):
 
 @dataclass(frozen=True)
 class Contract:
-    """All that one request asks of the engine.
+    """What one request asks of the engine, without its deadline.
 
-    rule: thresholds and depth bounds. deadline_s: absolute, on the engine's monotonic clock; None for none.
-    promise: what is known of the rule. stricter: what may take its place when an audit finds the promise broken, the
-    next first. looser: what may take its place under load, the next first.
+    asked: the plan that the request asked for. stricter: plans that replace it when an audit finds its promise broken,
+    the next one first. looser: plans that replace it under load, the next one first.
     """
 
-    rule: ExitRule
-    deadline_s: float | None = None
-    promise: Promise | None = None
-    stricter: tuple[Rung, ...] = ()
-    looser: tuple[Rung, ...] = ()
-
-    def rung(self, at: int) -> Rung:
-        """What was asked for (0), the n-th looser rung (n) or the n-th stricter one (-n)."""
-        if at == 0:
-            return Rung(self.rule, self.promise)
-        return self.looser[at - 1] if at > 0 else self.stricter[-at - 1]
+    asked: ExitPlan
+    stricter: tuple[ExitPlan, ...] = ()
+    looser: tuple[ExitPlan, ...] = ()
 
     def check_depth(self, num_stages: int) -> None:
-        """Raises ValueError where a rule is for a network of another depth."""
-        for rule in (self.rule, *(rung.rule for rung in (*self.stricter, *self.looser))):
-            if len(rule.limits) != num_stages:
+        """Raises ValueError if a rule is for a network of another depth."""
+        for plan in (self.asked, *self.stricter, *self.looser):
+            if len(plan.rule.limits) != num_stages:
                 raise ValueError(
-                    f"a rule for {len(rule.limits)} exits is out of range: this network has {num_stages}; "
+                    f"a rule for {len(plan.rule.limits)} exits is out of range: this network has {num_stages}; "
                     f"give {num_stages - 1} thresholds"
                 )
 
 
-# Tuples, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
+# Tuples: a frozen dataclass takes four times as long to make, and there is one for each picture at each stage.
 class Visit(NamedTuple):
-    """One exit passed on the way: its calibrated answer."""
+    """The calibrated answer of one exit on the way."""
 
     exit: int
     class_id: int
@@ -70,11 +61,11 @@ class Visit(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """What a sample leaves with.
+    """The result of one sample.
 
-    visited: every exit passed, the one it left at included. probabilities_C: calibrated, of the exit it left at,
-    float32. queue_s: waited in all stage queues. inference_s: spent inside steps, batch-mates' work included.
-    latency_s: from submit to leaving. rung: of the contract, the one that was in force.
+    visited: every exit on the way, the last one included. probabilities_C: calibrated probabilities of the last one,
+    float32. queue_s: time in all stage queues. inference_s: time inside steps, shared with the batch. latency_s: from
+    submit to the answer. in_force: the promise of the plan that replaced the one asked for; None if none did.
     """
 
     visited: tuple[Visit, ...]
@@ -83,11 +74,11 @@ class Answer(NamedTuple):
     inference_s: float
     reason: ExitReason
     latency_s: float
-    rung: int = 0
+    in_force: Promise | None = None
 
     @property
     def exit(self) -> int:
-        """The exit it left at, 1..K."""
+        """The exit that answered, 1..K."""
         return self.visited[-1].exit
 
     @property
@@ -97,12 +88,12 @@ class Answer(NamedTuple):
 
     @property
     def confidence(self) -> float:
-        """Its calibrated probability."""
+        """The calibrated probability of that class."""
         return self.visited[-1].confidence
 
 
 class Step(NamedTuple):
-    """What one step computed, shared by all who were in it: the class and the confidence of each row."""
+    """The result of one step for its whole batch: class and confidence of each row."""
 
     stage: int
     class_ids: list[int]
@@ -112,43 +103,38 @@ class Step(NamedTuple):
     end_s: float
 
     def visit(self, row: int) -> Visit:
-        """What the exit said of one row."""
+        """The exit's answer for one row."""
         return Visit(self.stage, self.class_ids[row], self.confidences[row])
 
 
 @dataclass(eq=False, slots=True, weakref_slot=True)
 class Sample:
-    """One picture on its way through the stages; the engine thread writes it, the event loop only reads.
+    """One picture on its way through the stages. The engine's thread writes it, the event loop only reads it.
 
-    state: the runner's input for the next stage: the uint8 (H, W, 3) picture, then whatever the runner gave back.
-    client: who sent it; clients take turns.
-    trail: the steps it has been through, and its row in each. Replaced as a whole, so that a reader on another
-    thread never sees half of it; what it means is worked out once, in the answer.
-    contract: its rule is the one in force; rung: which one of those that were asked for, and asked: the rule that was
-    asked for.
-    audited: its ticket, where after an early answer it goes on to full depth for the audit alone, else 0; answered:
-    then, what the client was told.
+    state: input of the next stage: the uint8 (H, W, 3) picture, later the runner's output. plan: the one in force.
+    deadline_s: on the engine's clock; None for none. client: clients take turns. spare: it runs when nothing else
+    waits, or in full batches. trail: its steps, and its row in each. The trail is replaced as a whole, so that the
+    other thread never reads half of it.
     """
 
     state: Any = field(repr=False)
     contract: Contract
+    plan: ExitPlan
     future: asyncio.Future[Answer] = field(repr=False)
     submitted_s: float
+    deadline_s: float | None = None
     client: str = ""
+    spare: bool = False
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
-    rung: int = 0
-    asked: ExitRule | None = None
-    audited: int = 0
-    answered: Visit | None = None
 
     @property
     def abandoned(self) -> bool:
-        """Nobody waits any more: the client is gone, or the deadline was answered."""
+        """Whether nothing waits for it: the client is gone, or the deadline was answered."""
         return self.future.done()
 
     def answer(self, reason: ExitReason, now_s: float) -> Answer:
-        """The answer of the deepest exit computed so far: at least one."""
-        trail = self.trail
+        """The answer of the deepest exit so far. There must be one."""
+        trail, plan = self.trail, self.plan
         last, row = trail[-1]
         queue_s = inference_s = 0.0
         ready_s = self.submitted_s
@@ -158,11 +144,11 @@ class Sample:
             ready_s = step.end_s
         return Answer(
             tuple([step.visit(row) for step, row in trail]),
-            # Copied, because a row that is only a view keeps those of all batch-mates alive.
+            # A copy: a view of the row would keep the whole batch alive.
             last.probabilities_BC[row].copy(),
             queue_s,
             inference_s,
             reason,
             now_s - self.submitted_s,
-            self.rung,
+            None if plan is self.contract.asked else plan.promise,
         )

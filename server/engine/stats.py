@@ -1,26 +1,27 @@
-"""What the engine reports of itself, as data; metrics, logs and traces consume it."""
+"""Events of the engine, as data. Metrics, logs and traces consume them."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal, NamedTuple, Protocol
+from typing import Literal, NamedTuple
 
-from models.exit_policy import ExitReason
-from server.engine.profile import CostProfile
+from offramp.models.exit_policy import ExitReason
+from offramp.server.engine.profile import CostProfile
 
 
 @dataclass(frozen=True)
 class StepStats:
-    """One step is over: `batch_size` samples through `stage` in `duration_s`."""
+    """One step ended: `batch_size` samples through `stage` in `duration_s`."""
 
     stage: int
     batch_size: int
     duration_s: float
 
 
-# A tuple, because there is one for each picture.
+# A tuple: there is one for each picture.
 class SampleStats(NamedTuple):
-    """One sample was answered at `exit` for `reason`; times in seconds."""
+    """One sample was answered at `exit` for `reason`. Times in seconds."""
 
     exit: int
     reason: ExitReason
@@ -31,9 +32,9 @@ class SampleStats(NamedTuple):
 
 @dataclass(frozen=True)
 class CancelStats:
-    """One sample was dropped because nobody waited for it any more: before stage 1 was run for it, or later.
+    """One sample was dropped, before stage 1 (queued) or later (running), because nothing waited for it any more.
 
-    Its client is gone, or its request has failed by another picture: the engine cannot tell and need not.
+    The client is gone, or another picture of the request has failed.
     """
 
     phase: Literal["queued", "running"]
@@ -43,9 +44,9 @@ class CancelStats:
 class AuditReport:
     """One more sample was audited.
 
-    exit: where it was answered; disagreed: with full depth. low, high: the confidence sequence for the rate of
-    disagreement at that exit, from all audits so far; (0, 1) for the last exit. promise: the alarm that it counts for:
-    what was promised by name, audit.OF_THRESHOLDS, or None for none. rings, evidence: how that alarm stands.
+    exit: where it was answered. disagreed: with full depth. low, high: confidence sequence of the disagreement rate at
+    that exit, from all audits so far; (0, 1) for the last exit. promise: key of the alarm that it counts for: the
+    certified disagreement, audit.THRESHOLDS, or None. rings, evidence: state of that alarm.
     """
 
     exit: int
@@ -57,17 +58,14 @@ class AuditReport:
     evidence: float
 
 
-class Observer(Protocol):
-    """Told of everything, on the event loop's thread."""
+@dataclass(frozen=True)
+class BrownoutLevel:
+    """The brownout has a new level."""
 
-    def profile(self, profile: CostProfile) -> None: ...
+    level: int
 
-    def step(self, stats: StepStats) -> None: ...
 
-    def sample(self, stats: SampleStats) -> None: ...
+Event = CostProfile | StepStats | SampleStats | CancelStats | AuditReport | BrownoutLevel
 
-    def cancelled(self, stats: CancelStats) -> None: ...
-
-    def audited(self, report: AuditReport) -> None: ...
-
-    def brownout(self, level: int) -> None: ...
+# Gets every event, on the event loop's thread.
+Observer = Callable[[Event], None]

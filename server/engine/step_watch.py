@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.engine.errors import DeviceLost
+from offramp.server.engine.errors import DeviceLost
 
 ENGINE_THREAD = "offramp-engine"
 
@@ -22,7 +22,7 @@ LOG_PERIOD_S = 1.0
 class StepWatch:
     """Counts steps: those under way, and those in a row that failed.
 
-    hung_after_s: how long a step may take at least. The engine's thread calls begin, succeeded, end and is_news;
+    hung_after_s: how long a step may take at least. The engine's thread calls begin, succeeded, end and may_log;
     the event loop's allow and look, `look_s` apart.
     """
 
@@ -56,7 +56,7 @@ class StepWatch:
         if self._failed >= MOST_FAILED_STEPS:
             raise DeviceLost(f"{MOST_FAILED_STEPS} steps in a row failed for every sample, each alone as well")
 
-    def is_news(self, now_s: float) -> bool:
+    def may_log(self, now_s: float) -> bool:
         """Whether a failure is worth a line in the log: at most one a second is."""
         if now_s - self._logged_s < LOG_PERIOD_S:
             return False

@@ -16,7 +16,7 @@ from collections.abc import Callable, Sized
 
 import numpy as np
 
-from server.tcp import open_accepted
+from offramp.server.http.tcp import open_accepted
 
 logger = logging.getLogger(__name__)
 

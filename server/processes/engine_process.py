@@ -16,16 +16,17 @@ import numpy as np
 import numpy.typing as npt
 import uvloop
 
-from server.engine.errors import EngineError
-from server.engine.request import Answer
-from server.loading import load_registry
-from server.memory import freeze_heap
-from server.metrics import Metrics, share_counters
-from server.processes import wire
-from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
-from server.processes.shared_pictures import Layout, Segment
-from server.registry import EngineClient, Registry
-from server.serve import configure_logging, end_process, log_config
+from offramp.server.engine.errors import EngineError
+from offramp.server.engine.request import Answer
+from offramp.server.loading import load_registry
+from offramp.server.memory import freeze_heap
+from offramp.server.metrics import Metrics, share_counters
+from offramp.server.processes import messages
+from offramp.server.processes.messages import Cancellation, Hello, Outcomes, Refusal, State, Stream, Submission
+from offramp.server.processes.shared_pictures import Layout, Segment
+from offramp.server.processes.supervisor_channel import BEAT_S, Assignment, Lifeline, read_assignment
+from offramp.server.registry import EngineClient, Registry
+from offramp.server.serve import configure_logging, end_process, log_config
 
 logger = logging.getLogger(__name__)
 
@@ -72,10 +73,10 @@ class EngineHost:
         if not self.connections:
             self.left.set()
 
-    def tell_states(self, again: bool = False) -> None:
+    def send_states(self, again: bool = False) -> None:
         """Send every frontend the states that have changed. again: all states."""
         for connection in self.connections:
-            connection.tell_states(again)
+            connection.send_states(again)
 
 
 class FrontendConnection(asyncio.Protocol):
@@ -83,12 +84,12 @@ class FrontendConnection(asyncio.Protocol):
 
     def __init__(self, host: EngineHost) -> None:
         self._host = host
-        self._frames = wire.Frames()
+        self._stream = Stream()
         self._pictures: list[npt.NDArray[np.uint8]] = []
         self._inflight: dict[int, asyncio.Future[Answer]] = {}
         self._inflight_by_model = [0] * len(host.engines)
-        self._told: list[wire.State | None] = [None] * len(host.engines)
-        self._records: list[bytes] = []
+        self._sent: list[State | None] = [None] * len(host.engines)
+        self._outcomes = Outcomes()
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         """A frontend has come."""
@@ -104,38 +105,39 @@ class FrontendConnection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         """From the frontend."""
-        for kind, body in self._frames.feed(data):
-            match kind:
-                case wire.Kind.SUBMIT:
-                    self._take_in(wire.parse_submission(body))
-                case wire.Kind.CANCEL:
-                    for slot in wire.parse_cancelled(body):
+        for message in self._stream.feed(data):
+            match message:
+                case Submission():
+                    self._submit(message)
+                case Cancellation():
+                    for slot in message.slots:
                         if slot in self._inflight:
                             self._inflight[slot].cancel()
-                case wire.Kind.HELLO:
-                    self._greet(wire.parse_hello(body))
+                case Hello():
+                    self._greet(message)
                 case _:
-                    raise AssertionError(f"a frontend sends no {kind.name}")
+                    raise AssertionError(f"a frontend sends no {type(message).__name__}")
 
-    def tell_states(self, again: bool = False) -> None:
+    def send_states(self, again: bool = False) -> None:
         """Send the states that have changed. again: all states."""
-        self._transport.writelines(self._news(again))
+        self._transport.writelines(self._changed_states(again))
 
-    def _greet(self, hello: wire.Hello) -> None:
+    def _greet(self, hello: Hello) -> None:
         if hello.digest != self._host.layout.digest:
-            self._transport.write(wire.refused())
+            self._transport.write(messages.encode(Refusal()))
             return
         self._pictures = self._host.pictures(hello.frontend)
         self._host.join(self)
-        self.tell_states()
+        self.send_states()
 
-    def _take_in(self, submission: wire.Submission) -> None:
+    def _submit(self, submission: Submission) -> None:
         model, slots = submission.model, submission.slots
         pictures_NHWC = self._pictures[model]
         engine = self._host.engines[model]
         try:
             pictures = [pictures_NHWC[slot] for slot in slots]
-            futures = engine.submit(pictures, submission.contract, submission.client)
+            contract = messages.decode_contract(submission.contract)
+            futures = engine.submit(pictures, contract, submission.client, submission.deadline_s)
         except EngineError as refusal:
             for slot in slots:
                 self._record(slot, refusal)
@@ -155,33 +157,40 @@ class FrontendConnection(asyncio.Protocol):
         assert error is None or isinstance(error, EngineError)
         self._record(slot, future.result() if error is None else error)
 
-    def _record(self, slot: int, outcome: wire.Outcome) -> None:
-        # A step's futures are resolved in one turn of the event loop, so their callbacks all run before the flush.
-        if not self._records:
+    def _record(self, slot: int, outcome: Answer | EngineError | None) -> None:
+        # The futures of a step are resolved in one turn of the event loop, so that all callbacks run before the flush.
+        outcomes = self._outcomes
+        if not (outcomes.answers or outcomes.failures or outcomes.released):
             self._loop.call_soon(self._flush)
-        self._records.append(wire.outcome(slot, outcome))
+        match outcome:
+            case None:
+                outcomes.released.append(slot)
+            case Answer():
+                outcomes.answers.append((slot, outcome))
+            case _:
+                outcomes.failures.append((slot, messages.failure(outcome)))
 
     def _flush(self) -> None:
-        records, self._records = self._records, []
+        outcomes, self._outcomes = self._outcomes, Outcomes()
         if not self._transport.is_closing():
-            self._transport.writelines([wire.outcomes(records), *self._news()])
+            self._transport.writelines([messages.encode(outcomes), *self._changed_states()])
 
-    def _news(self, again: bool = False) -> list[bytes]:
-        news = []
+    def _changed_states(self, again: bool = False) -> list[bytes]:
+        changed = []
         for model, engine in enumerate(self._host.engines):
             load = engine.load
-            state = wire.State(
+            state = State(
                 model,
                 self._host.alive(model),
                 max(0, load.inflight - self._inflight_by_model[model]),
                 load.num_clients,
-                load.pace_s,
+                load.sample_s,
                 engine.queue_depths,
             )
-            if again or state != self._told[model]:
-                self._told[model] = state
-                news.append(wire.state(state))
-        return news
+            if again or state != self._sent[model]:
+                self._sent[model] = state
+                changed.append(messages.encode(state))
+        return changed
 
 
 async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lifeline, patience_s: float) -> str | None:
@@ -191,7 +200,7 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
     """
     loop, stopping = asyncio.get_running_loop(), asyncio.Event()
     server = await loop.create_unix_server(partial(FrontendConnection, host), sock=listener)
-    states = asyncio.create_task(_keep_telling(host))
+    states = asyncio.create_task(_keep_sending_states(host))
     await host.registry.start()
     if host.registry.failure is not None:
         return host.registry.failure
@@ -213,9 +222,9 @@ async def serve_engines(host: EngineHost, listener: socket.socket, lifeline: Lif
     return None
 
 
-async def _keep_telling(host: EngineHost) -> None:
+async def _keep_sending_states(host: EngineHost) -> None:
     for period in itertools.count():
-        host.tell_states(again=period % PERIODS_PER_SIGN == 0)
+        host.send_states(again=period % PERIODS_PER_SIGN == 0)
         await asyncio.sleep(STATE_PERIOD_S)
 
 

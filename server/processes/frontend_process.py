@@ -13,24 +13,24 @@ from types import FrameType
 
 import torch
 
-from models.backbones.plugins import load_backbones
-from models.bundle import EMBEDDED, Bundle
-from models.device import choose_device
-from server.accounts import Accounts
-from server.app import create_app
-from server.decoding import MOST_THREADS
-from server.engine.admission import Admission
-from server.http_config import HttpConfig
-from server.http_limits import raise_descriptor_limit
-from server.loading import load_served
-from server.memory import freeze_heap
-from server.metrics import Metrics, share_counters
-from server.processes.acceptor import Acceptor, OpenConnections
-from server.processes.lifeline import BEAT_S, Assignment, Lifeline, read_assignment
-from server.processes.remote_engine import LOOK_S, EngineLink
-from server.registry import Registry, ServedModel
-from server.serve import Server, configure_logging, http_config, log_config
-from server.settings import Settings
+from offramp.models.backbones.plugins import load_backbones
+from offramp.models.bundle import EMBEDDED, Bundle
+from offramp.models.device import choose_device
+from offramp.server.engine.admission import Admission
+from offramp.server.http.app import create_app
+from offramp.server.http.http_limits import raise_descriptor_limit
+from offramp.server.http.uvicorn_config import HttpConfig
+from offramp.server.loading import load_served
+from offramp.server.memory import freeze_heap
+from offramp.server.metrics import Metrics, share_counters
+from offramp.server.processes.acceptor import Acceptor, OpenConnections
+from offramp.server.processes.remote_engine import LOOK_S, EngineLink
+from offramp.server.processes.supervisor_channel import BEAT_S, Assignment, Lifeline, read_assignment
+from offramp.server.registry import Registry, ServedModel
+from offramp.server.request.accounts import Accounts
+from offramp.server.request.decoding import MOST_THREADS
+from offramp.server.serve import Server, configure_logging, http_config, log_config
+from offramp.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -39,8 +39,6 @@ TICKS_PER_BEAT = round(BEAT_S / LOOK_S)
 
 class FrontendServer(Server):
     """A server that tells the supervisor that it lives, and ends when the supervisor is gone."""
-
-    engine_is_here = False
 
     def __init__(
         self,
@@ -82,6 +80,9 @@ class FrontendServer(Server):
         """The supervisor announces the server, once for all its processes."""
         self._lifeline.ready(self.announcement())
 
+    def on_draining(self) -> None:
+        """The supervisor logs it, once for all its processes."""
+
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         """As the server's, but a second signal does nothing: the supervisor kills a process that is late.
 
@@ -109,7 +110,7 @@ class FrontendServer(Server):
 
 
 def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) -> tuple[Registry, EngineLink]:
-    """Every bundle's facts, in front of the engine process. Raises ValueError, as `server.loading` does."""
+    """Every bundle's facts, in front of the engine process. Raises ValueError, as `offramp.server.loading` does."""
     load_backbones(settings.backbones)
     device = str(choose_device(settings.device))
     whole = [load_served(path, settings) for path in settings.model or [EMBEDDED]]
@@ -127,7 +128,7 @@ def load_remote(settings: Settings, metrics: Metrics, assignment: Assignment) ->
     for bundle, cost, engine in zip(bundles, costs, link.engines, strict=True):
         metrics.add_model(bundle, cost, device)
         served.append(ServedModel(bundle, cost, device, engine, _warmed_up_elsewhere))
-    return Registry(served), link
+    return Registry(served, engines_restart=True), link
 
 
 def _without_weights(bundle: Bundle) -> Bundle:

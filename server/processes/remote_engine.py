@@ -13,12 +13,13 @@ from typing import cast
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle
-from server.engine.admission import Admission, Load
-from server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
-from server.engine.request import Answer, Contract
-from server.processes import wire
-from server.processes.shared_pictures import FreeSlots, Layout, Segment
+from offramp.models.bundle import Bundle
+from offramp.server.engine.admission import Admission, Load
+from offramp.server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
+from offramp.server.engine.request import Answer, Contract
+from offramp.server.processes import messages
+from offramp.server.processes.messages import Cancellation, Hello, Message, Outcomes, Refusal, State, Stream, Submission
+from offramp.server.processes.shared_pictures import FreeSlots, Layout, Segment
 
 logger = logging.getLogger(__name__)
 
@@ -64,14 +65,14 @@ class EngineLink:
             for number, one in enumerate(bundles)
         ]
         self._address = address
-        self._hello = wire.hello(wire.Hello(frontend, layout.digest))
+        self._hello = messages.encode(Hello(frontend, layout.digest))
         self._free = FreeSlots(layout.num_slots)
         self._waiting: dict[int, tuple[RemoteEngine, asyncio.Future[Answer], str]] = {}
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = False
         self._looks = 0
-        self._frames = wire.Frames()
+        self._stream = Stream()
         self._outbox: list[bytes] = []
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
@@ -128,11 +129,11 @@ class EngineLink:
             timer = self._loop.call_later(delay_s, _expire, future)
             future.add_done_callback(partial(_cancel, timer))
 
-    def send(self, frame: bytes) -> None:
-        """Send with all else that is said in this turn of the event loop."""
+    def send(self, message: Message) -> None:
+        """Send together with the other messages of this turn of the event loop."""
         if not self._outbox:
             self._loop.call_soon(self._flush)
-        self._outbox.append(frame)
+        self._outbox.append(messages.encode(message))
 
     # ---- the connection ------------------------------------------------------------------------
 
@@ -148,7 +149,7 @@ class EngineLink:
 
     def connected(self, transport: asyncio.Transport) -> None:
         """Introduce this frontend; the engine is used once its first state has come."""
-        self._transport, self._frames = transport, wire.Frames()
+        self._transport, self._stream = transport, Stream()
         transport.write(self._hello)
 
     def received(self, data: bytes) -> None:
@@ -156,18 +157,21 @@ class EngineLink:
         if self.silent:
             logger.warning("the engine process is heard again")
         self._looks = 0
-        for kind, body in self._frames.feed(data):
-            match kind:
-                case wire.Kind.OUTCOMES:
-                    for slot, outcome in wire.parse_outcomes(body):
-                        self._settle(slot, outcome)
-                case wire.Kind.STATE:
-                    state = wire.parse_state(body)
-                    self.engines[state.model].learn(state)
-                case wire.Kind.REFUSED:
+        for message in self._stream.feed(data):
+            match message:
+                case Outcomes():
+                    for slot, answer in message.answers:
+                        self._settle(slot, answer)
+                    for slot, failure in message.failures:
+                        self._settle(slot, messages.error(failure))
+                    for slot in message.released:
+                        self._settle(slot, None)
+                case State():
+                    self.engines[message.model].update(message)
+                case Refusal():
                     self.refused = True
                 case _:
-                    raise AssertionError(f"the engine process sends no {kind.name}")
+                    raise AssertionError(f"the engine process sends no {type(message).__name__}")
 
     def lost(self) -> None:
         """The engine process is gone: end all waiting requests, and connect to its successor."""
@@ -177,7 +181,7 @@ class EngineLink:
         for engine in self.engines:
             engine.forget()
         for slot in list(self._waiting):
-            self._settle(slot, EngineStopped(draining=False))
+            self._settle(slot, EngineStopped(draining=False, restarts=True))
         if not self._closed:
             self._connecting = self._loop.create_task(self._connect())
 
@@ -187,7 +191,7 @@ class EngineLink:
         if self._transport is not None:
             self._transport.write(frames)
 
-    def _settle(self, slot: int, outcome: wire.Outcome) -> None:
+    def _settle(self, slot: int, outcome: Answer | EngineError | None) -> None:
         engine, future, client = self._waiting.pop(slot)
         self._free.give_back(slot)
         engine.settled(client)
@@ -204,7 +208,7 @@ class EngineLink:
         waiting = self._waiting.get(slot)
         # The slot stays taken until the engine process says that it has let go.
         if waiting is not None and waiting[1] is future:
-            self.send(wire.cancel([slot]))
+            self.send(Cancellation([slot]))
 
 
 def _expire(future: asyncio.Future[Answer]) -> None:
@@ -234,7 +238,7 @@ class _Connection(asyncio.Protocol):
 
 
 class RemoteEngine:
-    """One model's engine in the engine process; what `server.registry.EngineClient` asks for.
+    """One model's engine in the engine process; what `offramp.server.registry.EngineClient` asks for.
 
     pictures_NHWC: the segment's slots as pictures of this model. admission: the engine's, of all frontends.
     """
@@ -247,7 +251,7 @@ class RemoteEngine:
         self._pictures_NHWC = pictures_NHWC
         self._admission = admission
         self._by_client: Counter[str] = Counter()
-        self._unknown = wire.State(model, False, 0, 0, 0.0, (0,) * num_stages)
+        self._unknown = State(model, False, 0, 0, 0.0, (0,) * num_stages)
         self._state = self._unknown
         self._own = 0
         self._draining = False
@@ -287,13 +291,15 @@ class RemoteEngine:
     @property
     def load(self) -> Load:
         """What the engine has in hand, as far as this frontend knows."""
-        return Load(self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.pace_s)
+        return Load(self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.sample_s)
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
         """How `submit` would refuse so many pictures of a client, as far as this frontend knows."""
         return self._admission.refusal(num_pictures, self._by_client.get(client, 0), self.load)
 
-    def submit(self, pictures: Sequence[Picture], contract: Contract, client: str = "") -> list[asyncio.Future[Answer]]:
+    def submit(
+        self, pictures: Sequence[Picture], contract: Contract, client: str = "", deadline_s: float | None = None
+    ) -> list[asyncio.Future[Answer]]:
         """As `Engine.submit`; Overloaded may also come through the futures, since the engine has the last word."""
         max_samples = self._admission.max_samples
         if len(pictures) > max_samples:
@@ -306,7 +312,7 @@ class RemoteEngine:
             "preprocessing gives one size"
         )
         if self._draining or not self.alive:
-            raise EngineStopped(draining=self._draining)
+            raise EngineStopped(draining=self._draining, restarts=True)
         if overload := self.overload(len(pictures), client):
             raise overload
         taken = self._link.take(self, len(pictures), client)
@@ -317,9 +323,10 @@ class RemoteEngine:
         self._by_client[client] += len(slots)
         for slot, picture in zip(slots, pictures, strict=True):
             self._pictures_NHWC[slot] = picture
-        self._link.send(wire.submit(self._state.model, contract, slots, client))
-        if contract.deadline_s is not None:
-            self._link.expire(futures, contract.deadline_s)
+        encoded = messages.encode_contract(contract)
+        self._link.send(Submission(self._state.model, encoded, slots, client, deadline_s))
+        if deadline_s is not None:
+            self._link.expire(futures, deadline_s)
         return futures
 
     @property
@@ -336,8 +343,8 @@ class RemoteEngine:
         if all(engine.drained for engine in self._link.engines):
             self._link.close()
 
-    def learn(self, state: wire.State) -> None:
-        """The engine process tells how it stands."""
+    def update(self, state: State) -> None:
+        """The engine process has sent its state."""
         self._state = state
         if state.alive:
             self.let_go()

@@ -23,7 +23,7 @@ from dataclasses import asdict, dataclass
 import numpy as np
 import numpy.typing as npt
 
-from models.bundle import Bundle
+from offramp.models.bundle import Bundle
 
 
 @dataclass(frozen=True)

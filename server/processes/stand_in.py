@@ -73,9 +73,10 @@ def response(head: bytes) -> bytes:
     """A whole HTTP/1.1 response: 200 for /livez, since the supervisor lives; 503 for all else."""
     path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1") if head.count(b" ") > 1 else ""
     if path == "/livez":
-        status, media_type, content = "200 OK", "application/json", {"status": "alive"}
+        status, media_type, wait = "200 OK", "application/json", []
+        content: dict[str, str | int] = {"status": "alive"}
     else:
-        status, media_type = "503 Service Unavailable", "application/problem+json"
+        status, media_type, wait = "503 Service Unavailable", "application/problem+json", ["retry-after: 5"]
         content = {
             "type": "urn:offramp:problem:not-ready",
             "title": "The server is not ready",
@@ -86,5 +87,5 @@ def response(head: bytes) -> bytes:
         }
     body = json.dumps(content).encode()
     lines = [f"HTTP/1.1 {status}", f"content-type: {media_type}", f"content-length: {len(body)}"]
-    lines += ["retry-after: 1", "connection: close", "", ""]
+    lines += [*wait, "connection: close", "", ""]
     return "\r\n".join(lines).encode() + (b"" if head.startswith(b"HEAD ") else body)

@@ -23,12 +23,13 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
-from server.processes.lifeline import BEAT_S, Assignment
-from server.processes.stand_in import StandIn
-from server.serve import configure_logging, listen, log_config, url, warn_of_readable_keys
-from server.settings import Settings
+from offramp.server.processes.stand_in import StandIn
+from offramp.server.processes.supervisor_channel import BEAT_S, Assignment
+from offramp.server.serve import configure_logging, listen, log_config, log_draining, log_keys, url
+from offramp.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
@@ -151,9 +152,9 @@ class Supervisor:
         loop = asyncio.get_running_loop()
         for sig in (signal.SIGTERM, signal.SIGINT):
             loop.add_signal_handler(sig, self._on_signal, sig)
-        engine = Role(ENGINE, 0, "server.processes.engine_process", self._engine_listener)
+        engine = Role(ENGINE, 0, "offramp.server.processes.engine_process", self._engine_listener)
         frontends = [
-            Role(f"frontend-{number}", number, "server.processes.frontend_process", self._listener)
+            Role(f"frontend-{number}", number, "offramp.server.processes.frontend_process", self._listener)
             for number in range(self._settings.frontends)
         ]
         keepers = {role.name: asyncio.create_task(self._keep(role)) for role in (engine, *frontends)}
@@ -179,7 +180,7 @@ class Supervisor:
         """Run one process, and a new one whenever it has died."""
         delays, was_ready = RestartDelays(self._restart_delays_s), False
         while (child := await self._start(role)) is not None:
-            await child.live(self._on_ready)
+            await child.live(partial(self._on_ready, role.name, was_ready))
             if self._ending.is_set():
                 return
             del self._children[role.name]
@@ -189,7 +190,8 @@ class Supervisor:
                 self._give_up(child.failure or f"{role.name} has ended before it was ready: {child.describe_end()}")
                 return
             delay_s = delays.after(child.ready)
-            logger.error("%s has died: %s; the next starts in %g s", role.name, child.describe_end(), delay_s)
+            when = f"in {delay_s:g} s" if delay_s else "at once"
+            logger.error("%s has died: %s; the next starts %s", role.name, child.describe_end(), when)
             await self._pause(delay_s)
 
     async def _start(self, role: Role) -> Child | None:
@@ -225,7 +227,6 @@ class Supervisor:
                 *(assignment.lifeline, assignment.listener, assignment.shares, assignment.accounts),
                 *assignment.segments,
             ),
-            env=_environment(),
             # A Ctrl-C is for the supervisor alone: it tells the others when to end.
             process_group=0,
         )
@@ -234,8 +235,10 @@ class Supervisor:
             pickle.dump(assignment, stdin)
         return process
 
-    def _on_ready(self) -> None:
+    def _on_ready(self, name: str, again: bool) -> None:
         """Announce the server when the last of its processes has become ready for the first time."""
+        if again:
+            logger.info("%s is ready again", name)
         if self._any_frontend_ready:
             self._stand_in.set_active(False)
         ready = [child for child in self._children.values() if child.ready]
@@ -273,6 +276,7 @@ class Supervisor:
             shutil.rmtree(self._folder, ignore_errors=True)
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
+        log_draining(self._settings.drain_timeout_s)
         self._end_signal = sig
         self._ending.set()
 
@@ -301,21 +305,14 @@ class Supervisor:
             return
 
 
-def _environment() -> dict[str, str]:
-    """Ours, and where this program's packages lie: it may have been started as a script from anywhere."""
-    here = str(Path(__file__).resolve().parents[2])
-    paths = [here, *filter(None, [os.environ.get("PYTHONPATH")])]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-
-
 def supervise(
     settings: Settings, hung_after_s: float = HUNG_AFTER_S, restart_delays_s: Sequence[float] = RESTART_DELAYS_S
 ) -> int:
-    """Serve over several processes until a signal; the exit status, as `server.serve.run`'s."""
+    """Serve over several processes until a signal; the exit status, as `offramp.server.serve.run`'s."""
     configure_logging(log_config(settings.log_level))
-    warn_of_readable_keys(settings)
-    say = logging.getLogger("server.announcement").info
+    say = logging.getLogger("offramp.announcement").info
     try:
+        log_keys(settings)
         listener = listen(settings.host, settings.port)
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
@@ -332,4 +329,5 @@ def supervise(
     if failure is not None:
         print(f"offramp: {failure}", file=sys.stderr)
         return 1
+    logger.info("stopped")
     return 0

@@ -1,37 +1,37 @@
-"""A small server for the load generator to meet, and its pictures."""
+"""A small server that records its requests, and its pictures."""
 
 import asyncio
 import json
 import threading
 from collections import Counter
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import uvicorn
 
-from benchmarks.pictures import Pictures, write_pictures
+from benchmarks.harness.pictures import TestPictures
+from benchmarks.harness.server import Server
 
 PICTURES = [b"picture-a", b"picture-b", b"picture-c"]
-LABELS = ["cat", "dog", "owl"]
+LABELS = ("cat", "dog", "owl")
 
 
 class SmallServer:
-    """An ASGI app that knows three "pictures" and what it was asked; below threshold 1 it answers at exit 1 of 4.
+    """An ASGI app that knows three "pictures"; below threshold 1 it answers at exit 1 of 4.
 
-    failing: pictures refused with 503. held: so many requests wait until one more has come in.
-    miscounted: added to the counter of exit 1 on /metrics with every look at it.
+    failing: pictures refused with 503. held: so many requests wait until one more has come in. miscounted: added to the
+    counter of exit 1 on /metrics at each read.
     """
 
     def __init__(self, failing: frozenset[bytes] = frozenset(), held: int = 0, miscounted: int = 0) -> None:
-        self.seen: list[tuple[bytes, str, str]] = []
+        self.seen: list[tuple[bytes, str]] = []
         self.clients: set[tuple[str, int]] = set()
-        self.most_in_flight = 0
-        self._in_flight = 0
-        self._failing = failing
-        self._held = held
-        self._miscounted = miscounted
+        self.most_in_flight = self._in_flight = 0
+        self._failing, self._held, self._miscounted = failing, held, miscounted
         self._answered = Counter({1: 0, 4: 0})
         self._enough = asyncio.Event()
 
@@ -43,7 +43,7 @@ class SmallServer:
         while more:
             message = await receive()
             body, more = body + message.get("body", b""), message.get("more_body", False)
-        self.seen.append((body, scope["query_string"].decode(), dict(scope["headers"])[b"content-type"].decode()))
+        self.seen.append((body, scope["query_string"].decode()))
         self.clients.add(tuple(scope["client"]))
         self._in_flight += 1
         self.most_in_flight = max(self.most_in_flight, self._in_flight)
@@ -52,14 +52,13 @@ class SmallServer:
                 self._enough.set()
             await self._enough.wait()
         self._in_flight -= 1
-        class_id = PICTURES.index(body)
-        threshold = float(scope["query_string"].decode().partition("=")[2])
-        exit = 1 if threshold < 1 else 4
-        prediction = {"label": LABELS[class_id], "class_id": class_id, "confidence": 0.9, "exit": exit, "exits": 4}
         if body in self._failing:
             await self._reply(send, 503, b"full")
             return
+        exit = 1 if float(scope["query_string"].decode().partition("=")[2]) < 1 else 4
         self._answered[exit] += 1
+        facts = {"confidence": 0.9, "exit": exit, "exits": 4, "exit_reason": "confident", "compute": exit / 4}
+        prediction = {"label": LABELS[PICTURES.index(body)], "class_id": PICTURES.index(body), **facts}
         answer = {"model": "small", "version": "7", "predictions": [prediction]}
         await self._reply(send, 200, json.dumps(answer).encode())
 
@@ -73,38 +72,38 @@ class SmallServer:
         await send({"type": "http.response.body", "body": body})
 
 
+@dataclass(frozen=True)
 class Running:
-    """uvicorn on a free port in a thread of its own."""
+    """A SmallServer that listens."""
 
-    def __init__(self, app: SmallServer) -> None:
-        self.app = app
-        self._server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none"))
-        self._thread = threading.Thread(target=self._server.run)
-
-    def __enter__(self) -> "Running":
-        self._thread.start()
-        while not self._server.started:
-            self._thread.join(0.01)
-            assert self._thread.is_alive()
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._server.should_exit = True
-        self._thread.join()
-
-    @property
-    def url(self) -> str:
-        port = self._server.servers[0].sockets[0].getsockname()[1]
-        return f"http://127.0.0.1:{port}"
+    app: SmallServer
+    server: Server
 
 
-@pytest.fixture
-def serve() -> Callable[..., Running]:
-    """Serve a SmallServer of the given properties while the context lasts."""
-    return lambda **properties: Running(SmallServer(**properties))
+@contextmanager
+def run_small_server(**properties: Any) -> Iterator[Running]:
+    """A SmallServer under uvicorn on a free port, in a thread of its own."""
+    app = SmallServer(**properties)
+    uvicorn_server = uvicorn.Server(uvicorn.Config(app, port=0, log_level="error", lifespan="off", ws="none"))
+    thread = threading.Thread(target=uvicorn_server.run)
+    thread.start()
+    while not uvicorn_server.started:
+        thread.join(0.01)
+        assert thread.is_alive()
+    try:
+        yield Running(app, Server(uvicorn_server.servers[0].sockets[0].getsockname()[1]))
+    finally:
+        uvicorn_server.should_exit = True
+        thread.join()
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Pictures:
-    """Three pictures in a folder."""
-    return write_pictures(PICTURES, LABELS, tmp_path)
+def serve() -> Callable[..., Any]:
+    """Starts a SmallServer with the given properties."""
+    return run_small_server
+
+
+@pytest.fixture
+def pictures() -> TestPictures:
+    """The three "pictures"."""
+    return TestPictures(np.zeros((3, 32, 32, 3), np.uint8), PICTURES, (0, 1, 2), LABELS)

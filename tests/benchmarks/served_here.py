@@ -1,36 +1,29 @@
-"""`offramp serve` on a thread: its options, application and HTTP server, but no process that has to import torch."""
+"""`offramp serve` on a thread: its options, application and HTTP server, without a process that imports torch."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from threading import Event
 
 import typer
 
-import offramp
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.serve import Server, http_config, listen, url
-from server.settings import Settings
+from benchmarks.harness.server import Server as Listening
+from offramp.command import add_command
+from offramp.server.http.app import create_app
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.serve import Server, http_config, listen, url
+from offramp.server.settings import Settings
 
 # Nothing to compile, and few batch sizes whose steps are timed at the start.
 QUICK = ("--port", "0", "--runner", "torch", "--max-batch-size", "8")
 
 
-@dataclass(frozen=True)
-class Here:
-    """Where it listens."""
-
-    port: int
-
-
 @contextmanager
-def served_here(model: Path | None, *options: str) -> Iterator[Here]:
+def served_here(model: Path | None, *options: str) -> Iterator[Listening]:
     """The bundle with these options beside QUICK: ready inside, ended after."""
     settings = settings_of("--model", str(model), "--max-wait-s", "60", *QUICK, *options)
     metrics = Metrics()
@@ -47,21 +40,21 @@ def served_here(model: Path | None, *options: str) -> Iterator[Here]:
         settled.wait()
         assert not serving.done(), registry.failure
         try:
-            yield Here(listener.getsockname()[1])
+            yield Listening(listener.getsockname()[1])
         finally:
             server.should_exit = True
             serving.result()
 
 
 def settings_of(*flags: str) -> Settings:
-    """What `offramp serve` makes of these flags."""
-    told: list[Settings] = []
+    """The settings of `offramp serve` with these flags."""
+    parsed: list[Settings] = []
 
     def keep(settings: Settings) -> None:
-        told.append(settings)
+        parsed.append(settings)
 
     app = typer.Typer()
-    offramp.command(Settings, app)(keep)
+    add_command(app, Settings)(keep)
     typer.main.get_command(app).main(list(flags), standalone_mode=False)
-    (settings,) = told
+    (settings,) = parsed
     return settings

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from server.settings import Settings
+from offramp.server.settings import Settings
 from tests.deploy.crds import CRDS, pods_of
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"

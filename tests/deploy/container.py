@@ -15,7 +15,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.project import PROJECT, PYTHONPATH
+
 # Of the machine: programs and libraries. No /etc/passwd, so that the user has no home directory.
 SYSTEM = ("/usr", "/etc/ld.so.cache", "/etc/alternatives", "/sys")
 
@@ -87,7 +88,7 @@ def started(bwrap: str, container: Container, volumes: Mapping[str, Path], log: 
     if container.read_only:
         command += ["--remount-ro", "/"]
     path = os.pathsep.join(str(Path(prefix, "bin")) for prefix in (sys.prefix, "/usr"))
-    env = {"PATH": path, "PYTHONPATH": str(PROJECT), "PYTHONDONTWRITEBYTECODE": "1", **container.env}
+    env = {"PATH": path, "PYTHONPATH": PYTHONPATH, "PYTHONDONTWRITEBYTECODE": "1", **container.env}
     for name, value in env.items():
         command += ["--setenv", name, value]
     with log.open("w") as output, os.fdopen(told) as info:

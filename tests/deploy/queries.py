@@ -9,7 +9,7 @@ import subprocess
 from collections.abc import Sequence
 from pathlib import Path
 
-from server.metrics import Metrics
+from offramp.server.metrics import Metrics
 
 METRIC = re.compile(r"\b((?:offramp|process)_\w+)(?:\{([^}]*)\})?")
 

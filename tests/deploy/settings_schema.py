@@ -8,7 +8,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any, get_args, get_type_hints
 
-from server.settings import LOG_LEVELS, ON_ALARM, POLICIES, PRECISIONS, RUNNERS, Settings
+from offramp.server.engine.choices import ON_ALARM, PRECISIONS, RUNNERS
+from offramp.server.engine.policies import POLICIES
+from offramp.server.settings import LOG_LEVELS, Settings
 
 SCHEMA = Path(__file__).resolve().parents[2] / "deploy/helm/offramp/values.schema.json"
 
@@ -21,7 +23,7 @@ REQUIRED = ["host", "port", "max_wait_s", "max_queue", "drain_delay_s", "drain_t
 CHOICES = {
     "runner": RUNNERS,
     "precision": PRECISIONS,
-    "policy": POLICIES,
+    "policy": tuple(POLICIES),
     "audit_on_alarm": ON_ALARM,
     "log_level": LOG_LEVELS,
 }
@@ -41,6 +43,9 @@ def settings_schema() -> dict[str, Any]:
                 "type": TYPES.get(kind, "string"),
                 **{name: limit for name, limit in limits.items() if limit is not None},
             }
+    # The Service and the probes need a port that is known, and reach no loopback address.
+    properties["port"]["minimum"] = 1
+    properties["host"]["not"] = {"pattern": r"^(127\.|localhost$|::1$)"}
     return {
         "type": "object",
         "additionalProperties": False,

@@ -149,6 +149,18 @@ def test_a_wrong_field_would_be_refused(one, check, values_of, kind, place, wron
         ({"ingress": {"enabled": True}}, "/ingress/hosts"),
         ({"resources": {"limits": {"memory": "2 GB"}}}, "/resources/limits/memory"),
         ({"livenessProbe": {"timeout": 1}}, "timeout"),
+        ({"fullnameOverride": "123"}, "/fullnameOverride"),
+        ({"fullnameOverride": "-"}, "/fullnameOverride"),
+        ({"nameOverride": "A_b"}, "/nameOverride"),
+        ({"image": {"repository": "a: b"}}, "/image/repository"),
+        ({"replicaCount": 1_000_000}, "/replicaCount"),
+        ({"shutdown": {"preStopSeconds": 1_000_000}}, "/shutdown/preStopSeconds"),
+        ({"podLabels": {"app.kubernetes.io/name": "x"}}, "/podLabels"),
+        ({"podAnnotations": {"kubectl.kubernetes.io/default-container": "x"}}, "/podAnnotations"),
+        ({"apiKeys": {"existingSecret": "a b"}}, "/apiKeys/existingSecret"),
+        ({"apiKeys": {"key": "a/b"}}, "/apiKeys/key"),
+        ({"settings": {"port": 0}}, "/settings/port"),
+        ({"settings": {"host": "127.0.0.1"}}, "/settings/host"),
     ],
 )
 def test_a_typo_or_a_contradiction_in_the_values_is_refused(helm, render, values, words):
@@ -160,6 +172,33 @@ def test_a_download_behind_a_closed_network_is_refused(helm, render):
     values = {"bundle": BUNDLES["init container"], "networkPolicy": {"enabled": True}}
     with pytest.raises(helm.HelmRenderError, match=r"networkPolicy\.egress"):
         render(values)
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"autoscaling": {"enabled": True, "minReplicas": 3, "maxReplicas": 2}}, "minReplicas 3 is above"),
+        (
+            {"autoscaling": {"enabled": True, "type": "hpa", "minReplicas": 3, "maxReplicas": 2}},
+            "minReplicas 3 is above",
+        ),
+        ({"extraVolumes": [{"name": "tmp", "emptyDir": {}}]}, 'extraVolumes has "tmp"'),
+    ],
+)
+def test_values_that_contradict_each_other_are_refused(helm, render, values, words):
+    with pytest.raises(helm.HelmRenderError, match=words):
+        render(values)
+
+
+def test_names_that_yaml_reads_as_other_types_stay_texts(render, check):
+    values = {"nameOverride": "true", "apiKeys": {"existingSecret": "123", "key": "1e3"}, "priorityClassName": "1"}
+    for manifest in render(values):
+        check(manifest)
+
+
+def test_recreate_drops_the_rolling_update(render):
+    (deployment,) = (each for each in render({"strategy": {"type": "Recreate"}}) if each["kind"] == "Deployment")
+    assert deployment["spec"]["strategy"] == {"type": "Recreate"}
 
 
 def test_the_schema_knows_the_servers_settings_and_no_others():

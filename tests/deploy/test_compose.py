@@ -11,8 +11,8 @@ from typing import Any
 
 import pytest
 
-from server.processes.supervisor import END_S
-from server.settings import Settings
+from offramp.server.processes.supervisor import END_S
+from offramp.server.settings import Settings
 from tests.deploy.compose_schema import COMPOSE
 from tests.deploy.conftest import DEPLOY, changed, load, mebibytes, needed, sizing_mib
 from tests.deploy.queries import check_queries, run

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
-from server.processes.supervisor import END_S
-from server.settings import Settings
+from offramp.server.processes.supervisor import END_S
+from offramp.server.settings import Settings
 from tests.deploy.conftest import Manifest, Values, mebibytes, sizing_mib
 from tests.deploy.settings_schema import OF_THE_CHART
 

@@ -25,16 +25,16 @@ from typing import Any
 import httpx
 import pytest
 
-from benchmarks.processes import free_port
-from models.backbones import BACKBONES
-from models.backbones.plugins import load_backbones
-from models.bundle import save_bundle
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.settings import Settings
+from benchmarks.harness.server import free_port
+from offramp.models.backbones import BACKBONES
+from offramp.models.backbones.plugins import load_backbones
+from offramp.models.bundle import save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.server.http.app import create_app
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.settings import Settings
 from tests.deploy.conftest import needed
 from tests.models.test_plugins import TINY, bundle_of, written
 from tests.server.conftest import CLASSES, make_bundle
@@ -76,13 +76,19 @@ class Cluster:
         """
         given = {"model": str(self.bundle), "runner": "torch", "device": "cpu", "audit_share": 0, "cpus": 0.5}
         args = given | changes.pop("args", {})
-        application = {"name": "tiny", "route_prefix": "/tiny", "import_path": "server.ray_app:app", "args": args}
+        application = {
+            "name": "tiny",
+            "route_prefix": "/tiny",
+            "import_path": "offramp.server.ray_app:app",
+            "args": args,
+        }
         application["deployments"] = [{"name": "Offramp", **changes}]
         http = {"host": "127.0.0.1", "port": httpx.URL(self.url).port}
         config = {"http_options": http, "applications": [application], "logging_config": {"enable_access_log": False}}
         self.config.write_text(json.dumps(config))  # JSON is YAML.
         before = self.deployed_at()
-        command = [Path(sys.executable).parent / "serve", "deploy", "--address", self.dashboard, self.config]
+        serve_command = str(Path(sys.executable).parent / "serve")
+        command = [serve_command, "deploy", "--address", self.dashboard, str(self.config)]
         subprocess.run(command, check=True, capture_output=True)
         until(lambda: self.deployed_at() != before and self.status() != "DEPLOYING")
         return f"{self.status()} {serve.status().applications['tiny'].message}"
@@ -287,21 +293,38 @@ def test_ray_adds_replicas_for_requests_and_takes_them_away_again(cluster, pictu
     ("arguments", "message"),
     [
         ({"port": 80}, "port is Ray's business: leave it out"),
-        ({"cpus": "many"}, "cpus 'many' is no number"),
+        ({"cpus": "many"}, "cpus 'many' is not a number"),
+        ({"cpus": float("nan")}, "cpus nan is out of range: give a number from 0.001 to 100000"),
+        ({"gpus": -1}, "gpus -1 is out of range"),
+        ({"replicas": "1e400"}, "replicas '1e400' is out of range"),
+        ({"replicas": 1.5}, "replicas 1.5 is out of range: give a whole number"),
+        ({None: 1}, "None is no option of offramp serve"),
+        ({"api_keys_file": "nothing.txt"}, "--api-keys-file nothing.txt cannot be read"),
+        ({"max_queue": 1}, "--max-queue 1 is below --max-images 64"),
         ({"treads": 2}, "treads is no option of offramp serve"),
-        ({"threads": "many"}, "threads 'many'"),
-        ({"threads": -1}, "threads -1 is out of range"),
+        ({"threads": "many"}, "threads: Input should be a valid integer"),
+        ({"threads": -1}, "--threads -1 is out of range"),
     ],
 )
 def test_a_wrong_argument_is_named(arguments, message):
-    from server.ray_app import app
+    from offramp.server.ray_app import app
 
     with pytest.raises(ValueError, match=message):
         app(arguments)
 
 
+def test_api_keys_are_in_no_error():
+    from offramp.server.ray_app import app
+
+    mistakes = ({"max_queue": 0}, {"threads": "many"}, {"log_level": "loud"}, {"unknown": 1}, {"api_keys": ["SECRET"]})
+    for wrong in mistakes:
+        with pytest.raises(ValueError, match=r".") as error:
+            app({"api_keys": "SECRET", **wrong})
+        assert "SECRET" not in str(error.value)
+
+
 def test_arguments_are_texts_or_values():
-    from server.ray_app import settings_of
+    from offramp.server.ray_app import settings_of
 
     assert settings_of({"model": "a,b", "threads": "2", "private": "true"}) == settings_of(
         {"model": ["a", "b"], "threads": 2, "private": True}
@@ -309,14 +332,14 @@ def test_arguments_are_texts_or_values():
 
 
 def test_a_broken_bundle_is_named_before_ray_starts_anything(tmp_path):
-    from server.ray_app import app
+    from offramp.server.ray_app import app
 
     with pytest.raises(ValueError, match="nothing"):
         app({"model": str(tmp_path / "nothing")})
 
 
 def test_own_backbones_are_known_before_the_bundle_is_read(own_networks, tmp_path):
-    from server.ray_app import app
+    from offramp.server.ray_app import app
 
     source = written(tmp_path / "source", TINY + 'BACKBONES = {"tiny_own": build}')
     load_backbones(source)

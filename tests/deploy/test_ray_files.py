@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from models.bundle import EMBEDDED
-from server.settings import Settings
+from offramp.models.bundle import EMBEDDED
+from offramp.server.settings import Settings
 from tests.deploy.conftest import DEPLOY, changed, load, needed
 
 MANIFEST = "ray/rayservice.yaml"
@@ -39,20 +39,21 @@ def config() -> dict[str, Any]:
 
 
 def test_ray_takes_the_configuration_and_the_application_its_arguments(read, config):
-    from server.ray_app import app
+    from offramp.server.ray_app import app
 
     applications = read(config).applications
     assert {each.route_prefix for each in applications} == {"/photos", "/cifar"}
     for each in applications:
-        assert each.import_path == "server.ray_app:app"
+        assert each.import_path == "offramp.server.ray_app:app"
         # The path of a bundle is the user's.
         given = {name: str(EMBEDDED) if name == "model" else value for name, value in each.args.items()}
         deployment = app(given)._bound_deployment
         assert [described.name for described in each.deployments] == [deployment.name]
-        # More than are aimed at, so that the replica's own scheduler has a choice.
+        # A replica of 64 pictures/s is at a quarter of its longest wait when Ray adds replicas.
         (described,) = each.deployments
         target = described.autoscaling_config["target_ongoing_requests"]
-        assert target == Settings.max_batch_size < deployment.max_ongoing_requests
+        assert target <= 64 * Settings.max_wait_s / 4
+        assert target < deployment.max_ongoing_requests
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.bundle import Bundle, save_bundle
+from offramp.models.bundle import Bundle, save_bundle
 from tests.bundles import tiny_bundle
 
 

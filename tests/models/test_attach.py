@@ -12,11 +12,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from models.attach import AttachError, attach_exits
-from models.backbones import BACKBONES, Architecture
-from models.backbones.backbone import Backbone
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
+from offramp.models.attach import AttachError, attach_exits
+from offramp.models.backbones import BACKBONES, Architecture
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
 
 SIZE = 32
 CUTS = ["stem", "grow", "deep.second"]

@@ -6,14 +6,14 @@ import pytest
 import torch
 from torch import nn
 
-from models.backbones import standard_width
-from models.backbones.mobilenet import InvertedResidual
-from models.backbones.pyramidnet import PyramidBlock
-from models.backbones.residual import Projection
-from models.backbones.seresnet import SqueezeExcitation
-from models.backbones.shufflenet import ShuffleUnit
-from models.config import ModelConfig, Stem
-from models.multi_exit import MultiExitNet
+from offramp.models.backbones import standard_width
+from offramp.models.backbones.mobilenet import InvertedResidual
+from offramp.models.backbones.pyramidnet import PyramidBlock
+from offramp.models.backbones.residual import Projection
+from offramp.models.backbones.seresnet import SqueezeExcitation
+from offramp.models.backbones.shufflenet import ShuffleUnit
+from offramp.models.config import ModelConfig, Stem
+from offramp.models.multi_exit import MultiExitNet
 
 
 @pytest.mark.parametrize(("architecture", "width"), [("resnet50", 64), ("wrn28_10", 16), ("mobilenetv2", 32)])

@@ -19,9 +19,19 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, _swap, load_bundle, rounded, save_bundle
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from offramp.models.bundle import (
+    CARD,
+    DESCRIPTION,
+    WEIGHTS,
+    Bundle,
+    BundleError,
+    _swap,
+    load_bundle,
+    rounded,
+    save_bundle,
+)
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
 
 
 def outputs(bundle: Bundle) -> list[torch.Tensor]:
@@ -405,7 +415,7 @@ def test_a_loaded_network_lies_in_memory_of_its_own(saved_bundle: Path) -> None:
 
 
 def test_loading_imports_nothing_that_takes_seconds() -> None:
-    load = "import sys; from models.bundle import EMBEDDED, load_bundle; load_bundle(EMBEDDED)"
+    load = "import sys; from offramp.models.bundle import EMBEDDED, load_bundle; load_bundle(EMBEDDED)"
     code = f"{load}; print('sympy' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "False"

@@ -7,10 +7,10 @@ from itertools import pairwise
 import pytest
 import torch
 
-from models.backbones import standard_width
-from models.config import HeadKind, ModelConfig
-from models.cost import count_cost, network_cost
-from models.multi_exit import MultiExitNet
+from offramp.models.backbones import standard_width
+from offramp.models.config import HeadKind, ModelConfig
+from offramp.models.cost import count_cost, network_cost
+from offramp.models.multi_exit import MultiExitNet
 
 PAPER = ModelConfig("resnet18", num_classes=100)
 

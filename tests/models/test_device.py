@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from models.device import check_usable, choose_device, computes_bfloat16, device_errors, hardware
+from offramp.models.device import check_usable, choose_device, computes_bfloat16, device_errors, hardware
 
 
 def test_auto_is_the_first_gpu_else_the_cpu() -> None:

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken, leaves
+from offramp.models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken, leaves
 
 
 def taken(confidences: list[float], rule: ExitRule) -> int:

@@ -5,9 +5,18 @@ from __future__ import annotations
 import pytest
 import torch
 
-from models.config import ModelConfig
-from models.heads import Attention, DepthwiseConv, FinalHead, LightHead, ScanAttention, ScanHead, SepConv, ShallowHead
-from models.multi_exit import MultiExitNet
+from offramp.models.config import ModelConfig
+from offramp.models.heads import (
+    Attention,
+    DepthwiseConv,
+    FinalHead,
+    LightHead,
+    ScanAttention,
+    ScanHead,
+    SepConv,
+    ShallowHead,
+)
+from offramp.models.multi_exit import MultiExitNet
 
 
 @pytest.mark.parametrize("side", [1, 2, 3, 5, 7, 8, 13])

@@ -9,14 +9,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BACKBONES
-from models.bundle import Bundle, load_bundle, rounded, save_bundle
-from models.config import HeadKind, ModelConfig, Stem
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.heads import HEADS
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from offramp.models.backbones import BACKBONES
+from offramp.models.bundle import Bundle, load_bundle, rounded, save_bundle
+from offramp.models.config import HeadKind, ModelConfig, Stem
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.heads import HEADS
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
 
 # The narrowest that each family's groups allow.
 WIDTHS = {"resnext50_32x4d": 16, "resnext101_32x8d": 8}

@@ -10,12 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from models.backbones import BACKBONES
-from models.backbones.plugins import BackbonesError, load_backbones
-from models.bundle import Bundle, BundleError, load_bundle, rounded, save_bundle
-from models.config import ModelConfig
-from models.cost import count_cost
-from models.multi_exit import MultiExitNet
+from offramp.models.backbones import BACKBONES
+from offramp.models.backbones.plugins import BackbonesError, load_backbones
+from offramp.models.bundle import Bundle, BundleError, load_bundle, rounded, save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.multi_exit import MultiExitNet
 
 ROOT = Path(__file__).resolve().parents[2]
 EXAMPLE = ROOT / "docs" / "examples" / "my_nets.py"
@@ -24,7 +24,7 @@ GUIDE = ROOT / "docs" / "own-network.md"
 TINY = """
 from torch import nn
 
-from models.attach import attach_exits
+from offramp.models.attach import attach_exits
 
 
 class Tiny(nn.Module):
@@ -165,7 +165,7 @@ def test_two_files_of_one_name_are_not_confused(tmp_path: Path) -> None:
 
 def test_a_builder_that_forgets_the_exits_or_the_classes_is_told(tmp_path: Path) -> None:
     text = TINY + 'BACKBONES = {"bare": lambda config: Tiny(3), "tiny": lambda config: build(ModelConfig("x", 7))}'
-    load_backbones(written(tmp_path, text + "\nfrom models.config import ModelConfig"))
+    load_backbones(written(tmp_path, text + "\nfrom offramp.models.config import ModelConfig"))
     with pytest.raises(BackbonesError, match=r"build of 'bare' returns a Tiny, not a Backbone: .*attach_exits"):
         MultiExitNet(ModelConfig("bare", 3))
     with pytest.raises(BackbonesError, match=r"'tiny' answers with 7 classes where 3 are wanted"):

@@ -13,7 +13,7 @@ import pytest
 import torch
 from PIL import Image
 
-from models.preprocess import CIFAR100_MEAN, CIFAR100_STD, TURNS, Preprocessing, normalize, to_rgb
+from offramp.models.preprocess import CIFAR100_MEAN, CIFAR100_STD, TURNS, Preprocessing, normalize, to_rgb
 from tests.pictures import encoded, exif, field, noise
 
 PLAIN = Preprocessing(8)
@@ -211,7 +211,7 @@ def test_a_jpeg_of_less_than_four_times_the_input_is_decoded_whole() -> None:
 
 
 def test_preprocessing_needs_no_torch() -> None:
-    code = "import sys, models.preprocess, models.picture; sys.exit('torch' in sys.modules)"
+    code = "import sys, offramp.models.preprocess, offramp.models.pictures.picture; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code]).returncode == 0
 
 

@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import nn
 
-from models.bundle import DESCRIPTION, Bundle, BundleError, load_bundle, rounded, save_bundle
-from models.config import LayerShapes, ModelConfig
-from models.cost import count_cost
-from models.heads import DepthwiseConv
-from models.multi_exit import MultiExitNet
-from models.resize import changed_shapes, for_classes, outputs, resize, weight_shapes
+from offramp.models.bundle import DESCRIPTION, Bundle, BundleError, load_bundle, rounded, save_bundle
+from offramp.models.config import LayerShapes, ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.heads import DepthwiseConv
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.resize import changed_shapes, for_classes, outputs, resize, weight_shapes
 
 WHOLE = ModelConfig("resnet18", num_classes=3, width=4)
 # One channel fewer inside a block, two fewer inside an attention module, three fewer in front of a classifier.

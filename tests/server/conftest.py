@@ -17,20 +17,20 @@ import torch
 from fastapi import FastAPI
 from PIL import Image
 
-from models.bundle import Bundle
-from models.config import ModelConfig
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
-from server.app import create_app
-from server.engine.admission import Load
-from server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
-from server.engine.request import Answer, Contract, Visit
-from server.engine.stats import CancelStats, Observer, SampleStats, StepStats
-from server.metrics import Metrics
-from server.registry import Registry, ServedModel
-from server.settings import Settings
+from offramp.models.bundle import Bundle
+from offramp.models.config import ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.server.engine.admission import Load
+from offramp.server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
+from offramp.server.engine.request import Answer, Contract, Promise, Visit
+from offramp.server.engine.stats import CancelStats, Observer, SampleStats, StepStats
+from offramp.server.http.app import create_app
+from offramp.server.metrics import Metrics
+from offramp.server.registry import Registry, ServedModel
+from offramp.server.settings import Settings
 
 CLASSES = 10
 EXITS = 4
@@ -40,13 +40,13 @@ EXITS = 4
 class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
-    holds: keep every answer back. rung: that its answers claim. stopped: raised by submit. overloaded: told to whoever
+    holds: keep every answer back. in_force: of its answers. stopped: raised by submit. overloaded: told to whoever
     asks for room, `asks` times so far. failures: by red value, what its future delivers.
     """
 
     observer: Observer
     holds: bool = False
-    rung: int = 0
+    in_force: Promise | None = None
     stopped: EngineStopped | None = None
     overloaded: Overloaded | None = None
     max_samples: int = 1024
@@ -54,6 +54,7 @@ class BrightnessEngine:
     alive: bool = False
     asks: int = 0
     contracts: list[Contract] = field(default_factory=list)
+    deadlines_s: list[float | None] = field(default_factory=list)
     waiting: list[asyncio.Future[Answer]] = field(default_factory=list)
     asked: dict[asyncio.Future[Answer], tuple[int, Contract]] = field(default_factory=dict)
     submitted: asyncio.Event = field(default_factory=asyncio.Event)
@@ -81,11 +82,12 @@ class BrightnessEngine:
         return self.overloaded or (Overloaded(1.0) if full else None)
 
     def submit(
-        self, pictures: Sequence[np.ndarray], contract: Contract, client: str = ""
+        self, pictures: Sequence[np.ndarray], contract: Contract, client: str = "", deadline_s: float | None = None
     ) -> list[asyncio.Future[Answer]]:
         if refusal := self.stopped or self.overload(len(pictures)):
             raise refusal
         self.contracts.append(contract)
+        self.deadlines_s.append(deadline_s)
         self.submitted.set()
         return [self._take(int(picture[0, 0, 0]), contract) for picture in pictures]
 
@@ -109,7 +111,7 @@ class BrightnessEngine:
 
     def resolve(self, future: asyncio.Future[Answer]) -> None:
         red, contract = self.asked[future]
-        rule = contract.rule
+        rule = contract.asked.rule
         if red in self.failures:
             future.set_exception(self.failures[red])
             return
@@ -117,19 +119,19 @@ class BrightnessEngine:
         for exit, limit in enumerate(rule.limits, start=1):
             confidence = float(np.float32(0.1 + 0.9 * red / 255 * exit / len(rule.limits)))
             visited = (*visited, Visit(exit, red % CLASSES, confidence))
-            self.observer.step(StepStats(exit, 1, 0.001))
+            self.observer(StepStats(exit, 1, 0.001))
             if confidence >= limit:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
         probabilities[red % CLASSES] = confidence
-        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.rung)
+        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.in_force)
         future.set_result(answer)
-        self.observer.sample(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
+        self.observer(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
 
     def _done(self, future: asyncio.Future) -> None:
         self.waiting.remove(future)
         if future.cancelled():
-            self.observer.cancelled(CancelStats("queued"))
+            self.observer(CancelStats("queued"))
 
 
 @dataclass
@@ -238,8 +240,8 @@ def encode():
 @pytest.fixture
 def server_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
     """What the server's loggers say, whatever a server or a library in this process has made of them."""
-    logger, every = logging.getLogger("server"), logging.Logger.manager.loggerDict
-    ours = [one for name, one in every.items() if name.split(".")[0] == "server" and isinstance(one, logging.Logger)]
+    logger, every = logging.getLogger("offramp"), logging.Logger.manager.loggerDict
+    ours = [one for name, one in every.items() if name.split(".")[0] == "offramp" and isinstance(one, logging.Logger)]
     before = [(one, one.propagate, one.level, one.disabled) for one in ours]
     switched_off = logging.root.manager.disable
     logging.disable(logging.NOTSET)

@@ -9,11 +9,11 @@ from typing import Any
 
 from uvicorn.server import ServerState
 
-from server.connections import Connections
-from server.http_config import Doorkeeper, HttpConfig
-from server.http_limits import HttpLimits
-from server.http_protocol import HttpProtocol
-from server.proxies import TrustedProxies
+from offramp.server.http.connections import Connections
+from offramp.server.http.http_limits import HttpLimits
+from offramp.server.http.protocol import HttpProtocol
+from offramp.server.http.proxies import TrustedProxies
+from offramp.server.http.uvicorn_config import Gatekeeper, HttpConfig
 
 
 class Address:
@@ -141,12 +141,12 @@ class Site:
         app: Any = None,
         limits: HttpLimits | None = None,
         proxies: str = "",
-        door: Doorkeeper | None = None,
+        gate: Gatekeeper | None = None,
     ) -> None:
         self.clock = Clock()
         self.echo = Echo()
         self.connections = Connections(limits, TrustedProxies(proxies), clock=self.clock)
-        self.config = HttpConfig(app or self.echo, self.connections, door, lifespan="off", log_config=None)
+        self.config = HttpConfig(app or self.echo, self.connections, gate, lifespan="off", log_config=None)
         self.state = ServerState()
 
     def connect(self, peer: str = "192.0.2.1") -> tuple[HttpProtocol, Wire]:

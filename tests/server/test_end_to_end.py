@@ -10,13 +10,13 @@ import pytest
 import torch
 from PIL import Image
 
-from models.bundle import load_bundle, save_bundle
-from models.exit_policy import ExitRule, exits_taken
-from models.preprocess import normalize
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.settings import Settings
+from offramp.models.bundle import load_bundle, save_bundle
+from offramp.models.exit_policy import ExitRule, exits_taken
+from offramp.models.preprocess import normalize
+from offramp.server.http.app import create_app
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.settings import Settings
 
 NUM_PICTURES = 24
 

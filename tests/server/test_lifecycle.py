@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 
-from models.cost import count_cost
-from server.app import create_app
-from server.engine.engine import Engine
-from server.metrics import Metrics
-from server.registry import Registry, ServedModel
-from server.settings import Settings
+from offramp.models.cost import count_cost
+from offramp.server.engine.engine import Engine
+from offramp.server.http.app import create_app
+from offramp.server.metrics import Metrics
+from offramp.server.registry import Registry, ServedModel
+from offramp.server.settings import Settings
 from tests.server.engine.scripted import Recorder, ScriptedRunner
 
 
@@ -150,10 +150,23 @@ def test_one_name_and_version_twice_is_refused(bundle):
 
 
 class Client:
-    """Speaks bare ASGI, so that it can hang up in the middle of a request."""
+    """Speaks bare ASGI, so that it can hang up in the middle of a request.
 
-    def __init__(self, body: bytes, more: bool = False) -> None:
-        self.body, self.more = body, more
+    more: the body goes on after its first part, which is all that the client sends.
+    """
+
+    def __init__(
+        self,
+        body: bytes,
+        more: bool = False,
+        address: str = "192.0.2.1",
+        media_type: str = "image/png",
+        announced_bytes: int | None = None,
+    ) -> None:
+        self.body, self.more, self.address = body, more, address
+        self.headers = [(b"content-type", media_type.encode())]
+        if announced_bytes is not None:
+            self.headers.append((b"content-length", b"%d" % announced_bytes))
         self.read = False
         self.gone = asyncio.Event()
         self.sent: list[dict[str, Any]] = []
@@ -174,9 +187,9 @@ class Client:
             "method": "POST",
             "path": "/v1/predict",
             "query_string": b"",
-            "headers": [(b"content-type", b"image/png")],
+            "headers": self.headers,
             "root_path": "",
-            "client": ("192.0.2.1", 5),
+            "client": (self.address, 5),
         }
         return asyncio.create_task(app(scope, self.receive, self.send))
 

@@ -12,12 +12,12 @@ from pathlib import Path
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from models.cost import count_cost
-from models.exit_policy import ExitReason
-from server.engine.admission import Load
-from server.engine.profile import CostProfile
-from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
-from server.metrics import Metrics
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import ExitReason
+from offramp.server.engine.admission import Load
+from offramp.server.engine.profile import CostProfile
+from offramp.server.engine.stats import AuditReport, BrownoutLevel, CancelStats, SampleStats, StepStats
+from offramp.server.metrics import Metrics
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
 
 DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
@@ -99,15 +99,15 @@ def test_what_the_engine_reports_becomes_series(metrics, bundle):
     def value(name: str, **labels: str) -> float | None:
         return metrics._collectors.get_sample_value(name, {"model": "tiny", **labels})
 
-    observer.profile(CostProfile(8, (1, 8), ((0.1, 0.2), (0.3, 0.4))))
-    observer.step(StepStats(2, 8, 0.004))
-    observer.step(StepStats(1, 5, 0.002))
-    observer.sample(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
-    observer.cancelled(CancelStats("running"))
+    observer(CostProfile(8, (1, 8), ((0.1, 0.2), (0.3, 0.4))))
+    observer(StepStats(2, 8, 0.004))
+    observer(StepStats(1, 5, 0.002))
+    observer(SampleStats(2, ExitReason.DEADLINE, 0.75, 0.01, 0.02))
+    observer(CancelStats("running"))
     assert value("offramp_audit_disagreement_upper_bound", version="2", exit="1") == 1.0
-    observer.audited(AuditReport(1, True, 0.1, 0.7, 0.0, True, 2e6))
-    observer.audited(AuditReport(4, False, 0.0, 1.0, None, False, 0.0))
-    observer.brownout(2)
+    observer(AuditReport(1, True, 0.1, 0.7, 0.0, True, 2e6))
+    observer(AuditReport(4, False, 0.0, 1.0, None, False, 0.0))
+    observer(BrownoutLevel(2))
     assert value("offramp_audited_samples_total", version="2", exit="1") == 1
     assert value("offramp_audited_samples_total", version="2", exit="4") == 1
     assert value("offramp_audit_disagreements_total", version="2", exit="1") == 1

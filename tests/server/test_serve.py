@@ -17,20 +17,20 @@ import numpy as np
 import pytest
 from fastapi import FastAPI
 
-from models.backbones.plugins import load_backbones
-from models.bundle import save_bundle
-from models.config import ModelConfig
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from server.app import create_app
-from server.engine.engine import Engine
-from server.engine.errors import InferenceFailed
-from server.engine.step_watch import ENGINE_THREAD
-from server.metrics import Metrics
-from server.registry import Registry, ServedModel
-from server.serve import Server, http_config, listen, run, url, warn_of_readable_keys
-from server.settings import Settings
+from offramp.models.backbones.plugins import load_backbones
+from offramp.models.bundle import save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.errors import InferenceFailed
+from offramp.server.engine.step_watch import ENGINE_THREAD
+from offramp.server.http.app import create_app
+from offramp.server.metrics import Metrics
+from offramp.server.registry import Registry, ServedModel
+from offramp.server.serve import Server, http_config, listen, log_keys, run, url
+from offramp.server.settings import Settings
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
 PROJECT = Path(__file__).resolve().parents[2]
@@ -71,7 +71,7 @@ def on_a_socket(until, said):
 
 
 async def test_a_signal_turns_the_server_unready_then_answers_what_is_in_flight_then_ends(
-    serve, encode, on_a_socket, until
+    serve, encode, on_a_socket, until, server_log
 ):
     async with serve(holds=True) as site, on_a_socket(site, drain_delay_s=3600) as (server, serving, client):
         asked = asyncio.create_task(client.post("/v1/predict", content=encode()))
@@ -84,6 +84,7 @@ async def test_a_signal_turns_the_server_unready_then_answers_what_is_in_flight_
         # The delay is over.
         server._close_at_s = 0.0
         await until(lambda: server.should_exit)
+        assert "draining: 1 request in flight, at most 30 s; Ctrl-C again ends at once" in server_log.messages
         assert not asked.done()
         site.engine.release()
         assert (await asked).status_code == 200
@@ -176,8 +177,8 @@ def tiny(bundle, tmp_path_factory) -> Path:
 CODE = """
 import gc, signal, sys
 from pathlib import Path
-from server.serve import run
-from server.settings import Settings
+from offramp.server.serve import run
+from offramp.server.settings import Settings
 
 signal.signal(signal.SIGUSR1, lambda *_: print(gc.get_freeze_count(), flush=True))
 options = dict(model=[Path(sys.argv[1])], port=0, device="cpu", runner="torch", threads=1)
@@ -192,6 +193,8 @@ def serving(tiny: Path, drain_delay_s: float = 0.0) -> Iterator[tuple[subprocess
     process = subprocess.Popen(command, cwd=PROJECT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     with process:
         assert process.stderr is not None
+        loading = process.stderr.readline()
+        assert loading.endswith(f"offramp.server.loading: loading {tiny} on cpu; ready in some seconds\n"), loading
         address = re.search(r"http://[\d.:]+", process.stderr.readline())
         assert address is not None
         yield process, address[0]
@@ -211,7 +214,13 @@ def test_sigterm_ends_the_process_with_code_0(tiny):
     with serving(tiny) as (process, address):
         assert httpx.get(f"{address}/readyz").status_code == 200
         process.send_signal(signal.SIGTERM)
-        assert process.wait() == 0
+        _, log = process.communicate()
+        assert process.returncode == 0
+    _, draining, stopped = log.splitlines()
+    assert draining.endswith(
+        "INFO offramp.server.serve: draining: 0 requests in flight, at most 30 s; Ctrl-C again ends at once"
+    )
+    assert stopped.endswith("INFO offramp.server.serve: stopped")
 
 
 @pytest.mark.parametrize("second", [signal.SIGTERM, signal.SIGINT])
@@ -284,7 +293,7 @@ class Hung:
 
 LINGERING = """
 import atexit, sys, threading
-from server.serve import end_process
+from offramp.server.serve import end_process
 
 never = threading.Event()
 threading.Thread(target=never.wait, name=sys.argv[1], daemon=True).start()
@@ -307,7 +316,7 @@ OWN_NETWORK = """
 import torch
 from torch import nn
 
-from models.attach import attach_exits
+from offramp.models.attach import attach_exits
 
 
 class Own(nn.Module):
@@ -357,7 +366,7 @@ async def test_silent_connections_are_closed_by_the_servers_own_ticks(site, on_a
 
 CODE_OF_LOGGING = """
 import logging, warnings
-from server.serve import configure_logging, log_config
+from offramp.server.serve import configure_logging, log_config
 configure_logging(log_config("info"))
 warnings.warn("pixels were odd")
 """
@@ -374,15 +383,17 @@ def test_keys_that_everybody_can_read_are_warned_about(tmp_path, server_log, mod
     file = tmp_path / "keys"
     file.write_text("key")
     file.chmod(mode)
-    warn_of_readable_keys(Settings(api_keys_file=file))
-    warn_of_readable_keys(Settings(api_keys="key"))
-    assert [record.levelname for record in server_log.records] == ["WARNING"] * warned
+    log_keys(Settings(api_keys_file=file))
+    log_keys(Settings(api_keys="key,other"))
+    log_keys(Settings())
+    assert [record.levelname for record in server_log.records] == ["WARNING"] * warned + ["INFO"] * 2
+    assert server_log.messages[-2:] == ["API keys read: 1", "API keys read: 2"]
     assert (f"{file} is open to every user" in server_log.text) is warned
 
 
 def test_a_process_may_open_as_many_descriptors_as_the_system_allows():
-    code = "import resource; from server.http_limits import raise_descriptor_limit; raise_descriptor_limit(); "
-    code += "print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
+    code = "import resource; from offramp.server.http.http_limits import raise_descriptor_limit; "
+    code += "raise_descriptor_limit(); print(*resource.getrlimit(resource.RLIMIT_NOFILE))"
     command = ["bash", "-c", 'ulimit -Sn 100; exec "$0" -c "$1"', sys.executable, code]
     said = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout.split()
     assert said[0] == said[1] != "100"

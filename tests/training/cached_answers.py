@@ -11,18 +11,18 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from models.bundle import EMBEDDED, load_bundle
-from training.answers import Answers
-from training.data import Batches, load_splits
-from training.evaluate import calibrated, collect_logits
+from offramp.models.bundle import EMBEDDED, load_bundle
+from offramp.training.data import Batches, load_splits
+from offramp.training.evaluate.evaluation import calibrated, collect_logits
+from offramp.training.evaluate.predictions import ExitPredictions
 
 FILE = Path(__file__).with_name("cached_answers.npz")
 
 
-def load() -> Answers:
+def load() -> ExitPredictions:
     """Held-out pictures first, then test. Confidences are of float16, so that some are exactly 1."""
     with np.load(FILE) as stored:
-        return Answers(
+        return ExitPredictions(
             stored["confidence_NK"].astype(np.float32),
             stored["class_id_NK"].astype(np.int64),
             stored["labels_N"].astype(np.int64),
@@ -37,7 +37,7 @@ def make(data_root: Path) -> None:
     for pictures in (splits.calibration, splits.test):
         batches = Batches(pictures, 256, torch.device("cpu"), shuffle=False, drop_last=False)
         outputs = collect_logits(bundle.net, batches, bundle.preprocessing)
-        parts.append(Answers.of(calibrated(outputs, bundle.calibration), outputs.labels_N))
+        parts.append(ExitPredictions.of(calibrated(outputs, bundle.calibration), outputs.labels_N))
     np.savez_compressed(
         FILE,
         confidence_NK=np.concatenate([part.confidence_NK for part in parts]).astype(np.float16),

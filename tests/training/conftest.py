@@ -11,15 +11,15 @@ import pytest
 import torch
 from PIL import Image
 
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
-from training.augment import Augmentation
-from training.data import Batches, ImageSet
-from training.methods import METHODS, Method
-from training.options import TrainOptions
-from training.recipes import Recipe
-from training.trainer import Trainer
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.training.augment.augmentation import Augmentation
+from offramp.training.data import Batches, ImageSet
+from offramp.training.methods import METHODS, Method
+from offramp.training.options import TrainOptions
+from offramp.training.recipes import Recipe
+from offramp.training.trainer import Trainer
 
 CLASSES = ("blue", "green", "red")
 CPU = torch.device("cpu")
@@ -125,6 +125,6 @@ def tree_options(write_tree: Callable[..., Path], tmp_path: Path) -> TrainOption
         epochs=1,
         batch_size=8,
         device="cpu",
-        precision="fp32",
+        precision="float32",
         workers=0,
     )

@@ -11,16 +11,16 @@ from pathlib import Path
 
 import torch
 
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.training.augment.augmentation import Augmentation
+from offramp.training.data import Batches
+from offramp.training.distributed import join_processes, synchronized_batch_norm
+from offramp.training.methods import METHODS
+from offramp.training.recipes import short
+from offramp.training.trainer import Trainer
 from tests.training.conftest import coloured
-from training.augment import Augmentation
-from training.data import Batches
-from training.distributed import joined, synchronized_batch_norm
-from training.methods import METHODS
-from training.recipes import short
-from training.trainer import Trainer
 
 
 def main(output: Path, batch_size: int, synchronized: bool, accumulate: int, method: str) -> None:
@@ -35,7 +35,7 @@ def main(output: Path, batch_size: int, synchronized: bool, accumulate: int, met
     )
     if method == "journal":
         recipe = replace(recipe, backbone_share=0.5, optimizer="muon", ema=0.5)
-    with joined("cpu") as (world, device):
+    with join_processes("cpu") as (world, device):
         torch.manual_seed(0)
         net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
         pictures = coloured(48, seed=0)

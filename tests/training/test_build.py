@@ -10,32 +10,46 @@ import numpy as np
 import pytest
 import torch
 
-from models.bundle import Bundle, save_bundle
-from models.config import ModelConfig
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
-from training.build import (
+from offramp.models.bundle import Bundle, load_bundle, save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.training import build
+from offramp.training.augment.mixing import Mixing
+from offramp.training.build import (
     build_config,
     build_method,
-    build_network,
     build_recipe,
-    bundle_name,
     check_labels,
-    input_size,
+    load_sources,
     margins_kept,
-    sources,
 )
-from training.data import FolderSet, ImageSet
-from training.methods import METHODS
-from training.mixing import Mixing
-from training.options import TrainOptions
-from training.recipes import imagenet, journal, short
-from training.teacher import load_teacher
+from offramp.training.data import FolderSet, ImageSet
+from offramp.training.methods import METHODS, Method
+from offramp.training.options import TrainOptions
+from offramp.training.recipes import imagenet, journal, short
+from offramp.training.teacher import external_teacher
 
 LABELS = ("blue", "green", "red")
 SaveBundle = Callable[..., Path]
+
+
+def build_network(options: TrainOptions, method: Method, labels: tuple[str, ...], size: int) -> MultiExitNet:
+    return build.build_network(options, method, labels, size, load_sources(options).start)
+
+
+def input_size(options: TrainOptions) -> int:
+    return build.input_size(options, load_sources(options).start)
+
+
+def bundle_name(options: TrainOptions) -> str:
+    return build.bundle_name(options, load_sources(options).start)
+
+
+def identity(options: TrainOptions) -> dict:
+    return load_sources(options).identity(options)
 
 
 @pytest.fixture
@@ -214,21 +228,22 @@ def test_the_input_size_is_the_given_else_the_starts_else_the_datas(options: Tra
 
 def test_sources_tell_bundles_apart_by_their_weights(options: TrainOptions, save: SaveBundle) -> None:
     first, second = save("first"), save("second", seed=1)
-    assert set(sources(options).values()) == {None}
-    told = sources(replace(options, start_from=first, teacher=second))
-    assert told.keys() == {"start_from", "teacher", "teacher_weight", "teacher_temperature"}
-    assert told["start_from"] != told["teacher"]
-    assert sources(replace(options, start_from=second))["start_from"] == told["teacher"]
+    assert set(identity(options).values()) == {None}
+    both = identity(replace(options, start_from=first, teacher=second))
+    assert both.keys() == {"start_from", "teacher", "teacher_weight", "teacher_temperature"}
+    assert both["start_from"] != both["teacher"]
+    assert identity(replace(options, start_from=second))["start_from"] == both["teacher"]
 
 
 def test_a_teacher_must_take_the_same_pictures_and_know_the_same_classes(save: SaveBundle) -> None:
     path, cpu = save(), torch.device("cpu")
-    teacher = load_teacher(path, 16, LABELS, cpu, weight=0.3, temperature=2.0)
+    bundle = load_bundle(path)
+    teacher = external_teacher(bundle, path, 16, LABELS, cpu, weight=0.3, temperature=2.0)
     assert (teacher.bundle.name, teacher.weight, teacher.temperature) == ("start", 0.3, 2.0)
     with pytest.raises(ValueError, match="takes pictures of 16 pixels, the student 32: give --input-size 16"):
-        load_teacher(path, 32, LABELS, cpu, 0.5, 4.0)
+        external_teacher(bundle, path, 32, LABELS, cpu, 0.5, 4.0)
     with pytest.raises(ValueError, match="knows other classes than the data set"):
-        load_teacher(path, 16, ("a", "b", "c"), cpu, 0.5, 4.0)
+        external_teacher(bundle, path, 16, ("a", "b", "c"), cpu, 0.5, 4.0)
 
 
 def test_classes_must_be_the_bundles_in_their_order() -> None:

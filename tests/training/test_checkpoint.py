@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from offramp.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
 
 WEIGHTS = torch.arange(3000.0)
 STATE = {"epoch": 3, "weights": WEIGHTS, "identity": {"seed": 1}}

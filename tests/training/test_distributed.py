@@ -13,11 +13,11 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
-from training.distributed import CpuSyncBatchNorm, World, joined, synchronized_batch_norm
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.training.distributed import CpuSyncBatchNorm, World, join_processes, synchronized_batch_norm
+from tests.project import PROJECT, PYTHONPATH
 
-PROJECT = Path(__file__).resolve().parents[2]
 Start = Callable[..., dict[str, Any]]
 
 
@@ -32,7 +32,7 @@ def start(tmp_path: Path) -> Start:
         launcher = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
         script = ["tests/training/distributed_run.py", str(output), str(batch_size)]
         arguments = [*script, "sync" if synchronized else "own", str(accumulate), method]
-        environment = {**os.environ, "PYTHONPATH": str(PROJECT), "OMP_NUM_THREADS": "1"}
+        environment = {**os.environ, "PYTHONPATH": PYTHONPATH, "OMP_NUM_THREADS": "1"}
         done = subprocess.run(
             [sys.executable, *(launcher if processes > 1 else []), *arguments],
             cwd=PROJECT,
@@ -82,7 +82,7 @@ def test_a_batch_norm_that_does_more_is_not_replaced() -> None:
 
 def test_alone_there_is_nothing_to_join(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("WORLD_SIZE", raising=False)
-    with joined("cpu") as (world, device):
+    with join_processes("cpu") as (world, device):
         assert (world, device) == (World(0, 1), torch.device("cpu"))
         assert world.leader
         value = torch.tensor(3.0)
@@ -93,7 +93,7 @@ def test_one_gpu_is_not_shared_by_several_processes(monkeypatch: pytest.MonkeyPa
     monkeypatch.setenv("WORLD_SIZE", "2")
     with (
         pytest.raises(ValueError, match="device 'cuda:0' is one GPU, and torchrun started 2 processes: give cuda or"),
-        joined("cuda:0"),
+        join_processes("cuda:0"),
     ):
         pass
 

@@ -12,22 +12,22 @@ import pytest
 import torch
 from PIL import Image
 
-from models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
-from models.config import ModelConfig
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
-from training.calibrate import calibrate
-from training.data import Batches, ImageSet
-from training.evaluate import Evaluation, collect_logits
-from training.finish import finish, recalibrated
-from training.options import TrainOptions
-from training.run import Run, prepare, train
-from training.trust import TOLERANCE, Wishes
+from offramp.models.bundle import CARD, DESCRIPTION, WEIGHTS, Bundle, BundleError, load_bundle, rounded, save_bundle
+from offramp.models.config import ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing, normalize
+from offramp.training.certify.calibrate import calibrate
+from offramp.training.certify.calibration_result import TOLERANCE, CalibrationOptions
+from offramp.training.data import Batches, ImageSet
+from offramp.training.evaluate.evaluation import Evaluation, collect_logits
+from offramp.training.finish import finish, recalibrate
+from offramp.training.options import TrainOptions
+from offramp.training.run import Run, prepare, train
 
 CPU = torch.device("cpu")
-WISHES = Wishes("2026-01-31")
+OPTIONS = CalibrationOptions("2026-01-31")
 
 
 def trained(options: TrainOptions) -> Run:
@@ -38,7 +38,8 @@ def trained(options: TrainOptions) -> Run:
 
 def test_a_folder_of_pictures_becomes_a_bundle_that_answers(tree_options: TrainOptions) -> None:
     run = trained(replace(tree_options, epochs=6))
-    bundle, evaluation = finish(run, "offramp train colours")
+    finished = finish(run, "offramp train colours")
+    bundle, evaluation = finished.bundle, finished.evaluation
     loaded = load_bundle(tree_options.output / "bundle")
 
     assert loaded.labels == ("blue", "green", "red")
@@ -61,7 +62,8 @@ def test_a_folder_of_pictures_becomes_a_bundle_that_answers(tree_options: TrainO
 
 
 def test_the_bundle_tells_how_it_was_made(tree_options: TrainOptions) -> None:
-    bundle, evaluation = finish(trained(replace(tree_options, seed=5)), "offramp train colours --seed 5")
+    finished = finish(trained(replace(tree_options, seed=5)), "offramp train colours --seed 5")
+    bundle, evaluation = finished.bundle, finished.evaluation
     facts = load_bundle(tree_options.output / "bundle").training
     assert (facts["train_pictures"], facts["calibration"]["pictures"]) == (27, 3)
     assert (facts["seed"], facts["precision"], facts["command"]) == (5, "float32", "offramp train colours --seed 5")
@@ -86,7 +88,7 @@ def test_the_bundle_tells_how_it_was_made(tree_options: TrainOptions) -> None:
 
 def test_calibration_is_fitted_to_the_rounded_weights_on_the_held_out_pictures(tree_options: TrainOptions) -> None:
     run = trained(tree_options)
-    bundle, _ = finish(run, "")
+    bundle = finish(run, "").bundle
     net = rounded(run.trainer.net)
     held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
     logits = collect_logits(net, held_out, run.preprocessing)
@@ -105,10 +107,10 @@ def test_no_test_picture_influences_a_bundle(
             (tree / "test" / "blue").rename(tree / "test" / "red")
             (tree / "test" / "swap").rename(tree / "test" / "blue")
         options = replace(tree_options, dataset=str(tree), output=tmp_path / place / "run", epochs=6)
-        bundle, evaluation = finish(trained(options), "the command")
+        finished = finish(trained(options), "the command")
         folder = options.output / "bundle"
         description = json.loads((folder / DESCRIPTION).read_text())
-        return bundle, evaluation, description, (folder / WEIGHTS).read_bytes()
+        return finished.bundle, finished.evaluation, description, (folder / WEIGHTS).read_bytes()
 
     bundle, evaluation, description, weights = made_with(0, "a")
     other_bundle, other_evaluation, other_description, other_weights = made_with(1, "b")
@@ -143,16 +145,17 @@ def test_a_bundle_that_cannot_be_written_is_named(tree_options: TrainOptions) ->
 
 def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptions) -> None:
     run = trained(tree_options)
-    bundle, evaluation = finish(run, "the command")
+    finished = finish(run, "the command")
+    bundle, evaluation = finished.bundle, finished.evaluation
     test = Batches(run.splits.test, 256, CPU, shuffle=False, drop_last=False)
     held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
-    made = recalibrated(bundle, held_out, test, WISHES, run.splits.source)
+    made = recalibrate(bundle, held_out, test, OPTIONS, run.splits.source)
     same, same_evaluation = made.bundle, made.evaluation
     assert (same.calibration, same.threshold, same.exits) == (bundle.calibration, bundle.threshold, bundle.exits)
     assert same_evaluation == evaluation
 
     before = (tree_options.output / "bundle" / WEIGHTS).read_bytes()
-    remade = recalibrated(bundle, test, test, replace(WISHES, tolerance=1.0), "elsewhere")
+    remade = recalibrate(bundle, test, test, replace(OPTIONS, tolerance=1.0), "elsewhere")
     loose = remade.bundle
     assert loose.threshold == 0.0
     assert {**loose.training, "calibration": None} == {**bundle.training, "calibration": None}
@@ -183,7 +186,7 @@ def test_the_plain_network_of_one_exit_becomes_a_bundle(toy_set: ImageSet, tmp_p
         net=rounded(MultiExitNet(config)),
     )
     pictures = Batches(toy_set, 8, CPU, shuffle=False, drop_last=False)
-    made = recalibrated(bundle, pictures, pictures, WISHES, "the toy set")
+    made = recalibrate(bundle, pictures, pictures, OPTIONS, "the toy set")
     fitted, text = made.bundle, made.card
     save_bundle(fitted, tmp_path / "bundle", text)
     loaded = load_bundle(tmp_path / "bundle")
@@ -205,7 +208,7 @@ def test_the_card_says_behind_which_stages_the_exits_are(tree_options: TrainOpti
 
 
 def test_the_bundle_keeps_the_figures_of_its_exits_and_not_the_curves(tree_options: TrainOptions) -> None:
-    _, evaluation = finish(trained(tree_options), "")
+    evaluation = finish(trained(tree_options), "").evaluation
     folder = tree_options.output / "bundle"
     description = json.loads((folder / DESCRIPTION).read_text())
     assert description["exits"][0]["aurc"] == evaluation.exits[0].aurc

@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 
-from training.methods import METHODS, FeatureTerm, Method
+from offramp.training.methods import METHODS, FeatureTerm, Method
 
 
 def test_methods_are_found_by_their_own_names() -> None:
@@ -53,7 +53,7 @@ def test_the_feature_term_takes_students_by_its_name(term: FeatureTerm, exits: t
         ({"beta": -1.0}, "beta -1.0 is out of range: give a finite number of 0 or more"),
         ({"beta": math.inf}, "beta inf is out of range"),
         ({"temperature": 0.0}, "temperature 0.0 is out of range: give a finite number above 0"),
-        ({"teacher": "me"}, "teacher 'me' is unknown: choose one of deepest, later, ensemble"),
+        ({"teacher": "me"}, "teacher 'me' is unknown: choose one of deepest, later"),
         ({"feature_term": "some"}, "feature_term 'some' is unknown: choose one of off, code, comment, all"),
     ],
 )

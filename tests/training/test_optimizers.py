@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import nn
 
-from models.config import ModelConfig
-from models.multi_exit import MultiExitNet
-from training.optimizers import KernelMuon, Optimizers
-from training.recipes import Recipe
+from offramp.models.config import ModelConfig
+from offramp.models.multi_exit import MultiExitNet
+from offramp.training.optimizers import KernelMuon, Optimizers
+from offramp.training.recipes import Recipe
 
 
 def network() -> MultiExitNet:

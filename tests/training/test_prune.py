@@ -13,16 +13,16 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from models.backbones import BACKBONES, Architecture
-from models.backbones.backbone import Backbone
-from models.bundle import Bundle, load_bundle, rounded, save_bundle
-from models.config import HeadKind, ModelConfig
-from models.cost import count_cost
-from models.exit_policy import Calibration
-from models.heads import HEADS
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing
-from training.prune import TOLERANCE, PruneError, _rebuilt, prune
+from offramp.models.backbones import BACKBONES, Architecture
+from offramp.models.backbones.backbone import Backbone
+from offramp.models.bundle import Bundle, load_bundle, rounded, save_bundle
+from offramp.models.config import HeadKind, ModelConfig
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import Calibration
+from offramp.models.heads import HEADS
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing
+from offramp.training.prune import TOLERANCE, PruneError, _rebuilt, prune
 
 torch_pruning = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (the prune extra)")
 
@@ -263,8 +263,8 @@ def test_without_the_library_the_extra_is_named() -> None:
     # None in sys.modules makes an import fail as it does where the package is not installed.
     code = (
         "import sys; sys.modules['torch_pruning'] = None\n"
-        "from models.config import ModelConfig\nfrom models.multi_exit import MultiExitNet\n"
-        "from training.prune import prune\n"
+        "from offramp.models.config import ModelConfig\nfrom offramp.models.multi_exit import MultiExitNet\n"
+        "from offramp.training.prune import prune\n"
         "try:\n    prune(MultiExitNet(ModelConfig('resnet18', 3, width=4)), 0.5)\n"
         "except ModuleNotFoundError as error:\n    print(error)"
     )

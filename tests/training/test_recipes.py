@@ -7,8 +7,8 @@ from dataclasses import replace
 
 import pytest
 
-from training.augment import Augmentation
-from training.recipes import RECIPES, Recipe, journal, short
+from offramp.training.augment.augmentation import Augmentation
+from offramp.training.recipes import RECIPES, Recipe, journal, short
 
 STEPS = 390
 

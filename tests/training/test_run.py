@@ -11,12 +11,12 @@ import numpy as np
 import pytest
 import torch
 
-from models.preprocess import Preprocessing
-from training.checkpoint import CheckpointError
-from training.data import FolderSet, ImageSet
-from training.epoch import EpochReport, Progress
-from training.options import TrainOptions
-from training.run import (
+from offramp.models.preprocess import Preprocessing
+from offramp.training.checkpoint import CheckpointError
+from offramp.training.data import FolderSet, ImageSet
+from offramp.training.epoch import EpochReport, Progress
+from offramp.training.options import TrainOptions
+from offramp.training.run import (
     channel_statistics,
     prepare,
     train,

@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import nn
 
+from offramp.training.checkpoint import load_checkpoint
+from offramp.training.epoch import EpochReport, Progress
+from offramp.training.recipes import Recipe
+from offramp.training.trainer import Trainer
 from tests.training.test_trainer import everything, without_times
-from training.checkpoint import load_checkpoint
-from training.epoch import EpochReport, Progress
-from training.recipes import Recipe
-from training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 

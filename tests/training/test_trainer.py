@@ -10,22 +10,22 @@ import pytest
 import torch
 from torch import nn
 
-from models.bundle import Bundle
-from models.config import ModelConfig
-from models.exit_policy import Calibration
-from models.heads import ShallowHead
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
-from training.augment import Augmentation
-from training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
-from training.epoch import EpochReport, Progress
-from training.evaluate import accuracy_per_exit
-from training.methods import METHODS, Method
-from training.precision import resolve_precision
-from training.recipes import Recipe
-from training.student import feature_adapters
-from training.teacher import ExternalTeacher
-from training.trainer import Trainer
+from offramp.models.bundle import Bundle
+from offramp.models.config import ModelConfig
+from offramp.models.exit_policy import Calibration
+from offramp.models.heads import ShallowHead
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing, normalize
+from offramp.training.augment.augmentation import Augmentation
+from offramp.training.checkpoint import CheckpointError, load_checkpoint, save_checkpoint
+from offramp.training.epoch import EpochReport, Progress
+from offramp.training.evaluate.evaluation import accuracy_per_exit
+from offramp.training.methods import METHODS, Method
+from offramp.training.precision import resolve_precision
+from offramp.training.recipes import Recipe
+from offramp.training.student import feature_adapters
+from offramp.training.teacher import ExternalTeacher
+from offramp.training.trainer import Trainer
 
 MakeTrainer = Callable[..., Trainer]
 
@@ -413,8 +413,8 @@ def test_a_checkpoint_of_another_shape_is_refused(make_trainer: MakeTrainer, toy
 
 def test_precision_is_as_asked() -> None:
     cpu = torch.device("cpu")
-    assert resolve_precision("fp32", cpu) == torch.float32
-    assert resolve_precision("bf16", cpu) == torch.bfloat16
+    assert resolve_precision("float32", cpu) == torch.float32
+    assert resolve_precision("bfloat16", cpu) == torch.bfloat16
     assert resolve_precision("auto", cpu) in (torch.float32, torch.bfloat16)
-    with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, fp32, bf16"):
+    with pytest.raises(ValueError, match="precision 'fp8' is unknown: give one of auto, float32, bfloat16"):
         resolve_precision("fp8", cpu)

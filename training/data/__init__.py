@@ -1,10 +1,7 @@
 """Pictures for training: read, checked, split and batched."""
 
-from training.data.batches import Batches
-from training.data.errors import DataError
-from training.data.image_set import FolderSet, ImageSet
-from training.data.parts import Pictures
-from training.data.shard_set import ShardSet
-from training.data.splits import Splits, load_splits
+from offramp.training.data.batches import Batches
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Pictures
+from offramp.training.data.splits import Splits, load_splits
 
-__all__ = ["Batches", "DataError", "FolderSet", "ImageSet", "Pictures", "ShardSet", "Splits", "load_splits"]
+__all__ = ["Batches", "DataError", "FolderSet", "ImageSet", "Pictures", "Splits", "load_splits"]

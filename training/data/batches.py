@@ -12,31 +12,29 @@ from typing import Any
 import torch
 from torch.utils.data import DataLoader, Dataset, Sampler, get_worker_info
 
-from training.data.errors import DataError
-from training.data.image_set import FolderSet, ImageSet, Int64Array, UInt8Array
-from training.data.parts import Pictures
-from training.data.shard_set import ShardSet
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Int64Array, Pictures, UInt8Array
 
 logger = logging.getLogger(__name__)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-# How long a batch may take to come from the decoding processes, far above what the largest takes.
+# Longest wait for a batch of the decoding processes, far above what the largest batch takes.
 TIMEOUT_S = 1800
 
 
 class Batches:
-    """Walks over a set in batches of (images_BHWC uint8, labels_B int64), both on `device`.
+    """Passes over a set, in batches of (images_BHWC uint8, labels_B int64), both on `device`.
 
-    An ImageSet is copied to the device once, and batches are gathered there; one that would take more than half of a
-    GPU's free memory stays in host memory. A FolderSet or ShardSet is decoded on the fly by `workers` processes (0: in
-    this one), which stay alive between walks and always work two batches each ahead; one walk at a time. They hand
-    batches over in shared memory, through pipes where it is too small, and the log says so once.
-    timeout_s: how long to wait for a batch of theirs.
-    rank, world_size: of data-parallel training. `batch_size` is a process's; the batches of all ranks, one after the
-    other, are the batch that a single process with a batch of world_size·batch_size gets. Every rank takes as many
-    steps; of a short last batch (drop_last off) some ranks may get fewer pictures, or none.
-    Raises DataError for a batch size below 1, negative workers, a rank that is none, or a set too small for a batch.
+    An ImageSet is copied to the device once, and batches are gathered there; a set that would take more than half of a
+    GPU's free memory stays in host memory. A FolderSet is decoded on demand by `workers` processes (0: by this one).
+    They stay alive between passes, work two batches each ahead, and serve one pass at a time. They hand batches over in
+    shared memory, or through pipes when it is too small; the log says so once.
+
+    timeout_s: longest wait for a batch of the decoding processes.
+    rank, world_size: of data-parallel training. `batch_size` is that of one process. The batches of all ranks, one
+    after the other, are the batch of a single process with batch size world_size·batch_size. Every rank takes the same
+    number of steps; some ranks may get fewer pictures of a short last batch (drop_last off), or none.
+    Raises DataError for a batch size below 1, negative workers, a rank out of range, or a set too small for a batch.
     """
 
     def __init__(
@@ -87,11 +85,11 @@ class Batches:
         return whole if self.drop_last or not rest else whole + 1
 
     def epoch(self, seed: int | None = None, start: int = 0) -> Iterator[Batch]:
-        """One walk over the set; with shuffle the order is a pure function of `seed`, on every device.
+        """One pass over the set. With shuffle, the order is a function of `seed` alone, on every device.
 
-        start: the batch to begin with, to take up an epoch where it was left; what lies before is not even read.
-        Raises DataError when shuffle is on and no seed is given, for a start beyond the end, and while walking for a
-        broken picture, or for decoding processes that end or give no batch in time.
+        start: the first batch, to resume an epoch; the batches before it are not read.
+        Raises DataError when shuffle is on and no seed is given, for a start beyond the end, for a broken picture, and
+        for decoding processes that end or give no batch in time.
         """
         if not 0 <= start <= len(self):
             raise DataError(f"an epoch of {len(self)} batches can start at 0 to {len(self)}; got {start}")
@@ -99,7 +97,7 @@ class Batches:
         if self.world_size > 1:
             chunks = tuple(chunk.tensor_split(self.world_size)[self.rank] for chunk in chunks)
         if self._decoder is not None:
-            return self._decoder.walk(chunks)
+            return self._decoder.read(chunks)
         assert self._resident is not None
         return self._gather(chunks, *self._resident)
 
@@ -120,12 +118,12 @@ class Batches:
 
 
 class _Decoder:
-    """One DataLoader for all walks, so that its workers start once."""
+    """One DataLoader for all passes, so that its workers start once."""
 
-    def __init__(self, pictures: FolderSet | ShardSet, device: torch.device, workers: int, timeout_s: float) -> None:
+    def __init__(self, pictures: FolderSet, device: torch.device, workers: int, timeout_s: float) -> None:
         self.device = device
         self._schedule = _Schedule()
-        self._walk: object = None
+        self._pass: object = None
         self._warned = False
         if workers and (cause := _no_queues(workers)):
             logger.warning(
@@ -139,33 +137,33 @@ class _Decoder:
             batch_size=None,
             sampler=self._schedule,
             num_workers=workers,
-            collate_fn=_as_read,
+            collate_fn=_unchanged,
             pin_memory=device.type == "cuda",
             persistent_workers=workers > 0,
             timeout=timeout_s if workers else 0,
-            # Else the loader draws from torch's global generator, and a walk would change what follows it.
+            # Otherwise the loader draws from torch's global generator, and a pass changes later draws.
             generator=torch.Generator(),
         )
-        # As part of a cycle, such as an exception's traceback, its queues could be closed before the workers are told
-        # to stop, and each would be waited for in vain: so no loader is ever garbage before this lets go of it.
-        self._kept = [loader]
-        weakref.finalize(self, self._kept.clear).atexit = False
+        # In a reference cycle, such as an exception's traceback, the loader's queues can close before its workers stop,
+        # and the end of the process waits for them in vain. The finalizer releases the loader first.
+        self._loader = [loader]
+        weakref.finalize(self, self._loader.clear).atexit = False
 
-    def walk(self, chunks: Sequence[torch.Tensor]) -> Iterator[Batch]:
+    def read(self, chunks: Sequence[torch.Tensor]) -> Iterator[Batch]:
         self._schedule.chunks = chunks
-        self._walk = chunks
-        for read in self._reads():
-            if isinstance(read, DataError):
-                raise read
-            images_BHWC, labels_B = self._received(read) if isinstance(read, _ByValue) else read
+        self._pass = chunks
+        for batch in self._batches():
+            if isinstance(batch, DataError):
+                raise batch
+            images_BHWC, labels_B = self._tensors(batch) if isinstance(batch, _ByValue) else batch
             yield images_BHWC.to(self.device, non_blocking=True), labels_B.to(self.device, non_blocking=True)
-            assert self._walk is chunks, "workers serve one walk at a time, and a newer one has begun"
+            assert self._pass is chunks, "workers serve one pass at a time, and a newer one has begun"
 
-    def _reads(self) -> Iterator[Batch | _ByValue | DataError]:
+    def _batches(self) -> Iterator[Batch | _ByValue | DataError]:
         try:
-            yield from self._kept[0]
+            yield from self._loader[0]
         except RuntimeError as error:
-            # What the loader says of its workers; an error inside one begins otherwise.
+            # Messages of the loader about its workers; errors inside a worker begin with other words.
             if not str(error).startswith("DataLoader"):
                 raise
             raise DataError(
@@ -173,21 +171,21 @@ class _Decoder:
                 "0 for none"
             ) from error
 
-    def _received(self, read: _ByValue) -> Batch:
+    def _tensors(self, batch: _ByValue) -> Batch:
         if not self._warned:
             self._warned = True
             logger.warning(
                 "shared memory is too small for decoded pictures (%s): they come through pipes, which is slower; give "
                 "the container more (docker run --shm-size 1g), or fewer --workers",
-                read.cause,
+                batch.cause,
             )
-        return torch.from_numpy(read.images_BHWC), torch.from_numpy(read.labels_B)
+        return torch.from_numpy(batch.images_BHWC), torch.from_numpy(batch.labels_B)
 
 
 def _no_queues(workers: int) -> str:
-    """Why so many workers cannot be talked to; empty where they can. Semaphores of queues are files of /dev/shm."""
+    """Why the queues of so many workers cannot be made; empty when they can. Their semaphores are files of /dev/shm."""
     try:
-        # One for each worker, one for their answers, and as many semaphores again as the loader's events take.
+        # One for each worker, one for their results, and three for the semaphores of the loader's events.
         _ = [multiprocessing.Queue() for _ in range(workers + 4)]
     except OSError as error:
         return str(error)
@@ -195,7 +193,7 @@ def _no_queues(workers: int) -> str:
 
 
 class _Schedule(Sampler[Int64Array]):
-    """The indices of each batch of the walk at hand."""
+    """The indices of each batch of the current pass."""
 
     chunks: Sequence[torch.Tensor] = ()
 
@@ -208,7 +206,7 @@ class _Schedule(Sampler[Int64Array]):
 
 @dataclass(frozen=True)
 class _ByValue:
-    """A batch that found no room in shared memory, and why."""
+    """A batch that did not fit into shared memory. cause: the operating system's message."""
 
     images_BHWC: UInt8Array
     labels_B: Int64Array
@@ -216,10 +214,10 @@ class _ByValue:
 
 
 class _BatchReader(Dataset[Batch | _ByValue | DataError]):
-    """Decodes whole batches. A broken picture comes back as a value, since an error raised in a worker
+    """Decodes whole batches. A broken picture comes back as a value, because an error raised in a worker
     reaches the user wrapped in the worker's traceback."""
 
-    def __init__(self, pictures: FolderSet | ShardSet) -> None:
+    def __init__(self, pictures: FolderSet) -> None:
         self.pictures = pictures
 
     def __getitem__(self, indices: Int64Array) -> Batch | _ByValue | DataError:
@@ -237,9 +235,9 @@ class _BatchReader(Dataset[Batch | _ByValue | DataError]):
 
 
 def _share(*tensors: torch.Tensor) -> str:
-    """Move tensors to shared memory; why not, where it has no room.
+    """Move tensors to shared memory. Returns the cause when they do not fit, else an empty text.
 
-    Left to the queue's own thread, the error would end the batch unseen, and its receiver would wait for ever.
+    In the queue's own thread the error would lose the batch unseen, and its receiver would wait forever.
     """
     try:
         for tensor in tensors:
@@ -249,8 +247,8 @@ def _share(*tensors: torch.Tensor) -> str:
     return ""
 
 
-def _as_read(read: Any) -> Any:
-    return read
+def _unchanged(batch: Any) -> Any:
+    return batch
 
 
 def _fits(size_bytes: int, device: torch.device) -> bool:

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
+import pickle
 import tarfile
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
-from training.data.errors import DataError
-from training.data.image_set import ImageSet
-from training.data.mosaics import read_mosaics
-from training.data.restricted_pickle import load_official_pickle
+from offramp.training.data.image_set import DataError, ImageSet, Int64Array, UInt8Array
+from offramp.training.data.mosaics import read_mosaics
 
 CIFAR_PIXELS = 32
 HOME_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
@@ -23,32 +22,44 @@ HOME_PAGE = "https://www.cs.toronto.edu/~kriz/cifar.html"
 
 @dataclass(frozen=True)
 class CifarLayout:
-    """How one of the two sets is laid out on disk and inside its files."""
+    """The layout of one of the two sets, on disk and inside its files.
+
+    train, test, meta: file names, each with the MD5 of the official file. labels_key, names_key: keys of the pickled
+    dictionaries.
+    """
 
     title: str
     folder: str
     archive: str
     mosaic_folder: str | None
-    train_members: tuple[str, ...]
-    test_member: str
-    meta_member: str
+    train: Mapping[str, str]
+    test: Mapping[str, str]
+    meta: Mapping[str, str]
     labels_key: bytes
     names_key: bytes
 
     @property
-    def members(self) -> tuple[str, ...]:
-        return (*self.train_members, self.test_member, self.meta_member)
+    def md5(self) -> dict[str, str]:
+        """The MD5 of every official file, by name."""
+        return {**self.train, **self.test, **self.meta}
 
 
+# The checksums are those of torchvision.datasets.CIFAR10 and CIFAR100.
 LAYOUTS: dict[str, CifarLayout] = {
     "cifar10": CifarLayout(
         title="CIFAR-10",
         folder="cifar-10-batches-py",
         archive="cifar-10-python.tar.gz",
         mosaic_folder=None,
-        train_members=tuple(f"data_batch_{i}" for i in range(1, 6)),
-        test_member="test_batch",
-        meta_member="batches.meta",
+        train={
+            "data_batch_1": "c99cafc152244af753f735de768cd75f",
+            "data_batch_2": "d4bba439e000b95fd0a9bffe97cbabec",
+            "data_batch_3": "54ebc095f3ab1f0389bbae665268c751",
+            "data_batch_4": "634d18415352ddfa80567beed471001a",
+            "data_batch_5": "482c414d41f54cd18b22e5b47cb7c3cb",
+        },
+        test={"test_batch": "40351d587109b95175f43aff81a1287e"},
+        meta={"batches.meta": "5ff9c542aee3614f3951f8cda6e48888"},
         labels_key=b"labels",
         names_key=b"label_names",
     ),
@@ -57,9 +68,9 @@ LAYOUTS: dict[str, CifarLayout] = {
         folder="cifar-100-python",
         archive="cifar-100-python.tar.gz",
         mosaic_folder="cifar100",
-        train_members=("train",),
-        test_member="test",
-        meta_member="meta",
+        train={"train": "16019d7e3df5f24257cddd939b257f8d"},
+        test={"test": "f0ef6b0ae62326f3e7ffdfab6717acfc"},
+        meta={"meta": "7973b15100ade9c7d40fb424638fde48"},
         labels_key=b"fine_labels",
         names_key=b"fine_label_names",
     ),
@@ -68,34 +79,35 @@ LAYOUTS: dict[str, CifarLayout] = {
 
 @dataclass(frozen=True)
 class CifarSets:
-    """The two official sets, in the official order, and where they came from."""
+    """The two official sets, in the official order. source: what was read, in words."""
 
     train: ImageSet
     test: ImageSet
     source: str
 
 
-def read_cifar(dataset: str, data_root: Path) -> CifarSets:
-    """Read "cifar10" or "cifar100": the official folder, the official archive or mosaics, the first found.
+def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout] = LAYOUTS) -> CifarSets:
+    """Read "cifar10" or "cifar100" from `data_root`: the official folder, the official archive or mosaics.
 
-    data_root: the folder they lie in. Archives are read in memory, and no pickled code runs. Raises DataError
-    naming the broken file, or, where nothing is found, every place that was looked at.
+    The first that exists is read; archives are read in memory. The files are Python pickles, which can run code: a file
+    is unpickled only when its MD5 is that of the official one.
+    Raises DataError that names the broken file, or, when nothing exists, every place that was looked at.
     """
-    layout = LAYOUTS[dataset]
+    layout = layouts[dataset]
     folder, archive = data_root / layout.folder, data_root / layout.archive
     if folder.is_dir():
-        return _from_members(layout, _read_folder(layout, folder), folder, f"official folder {layout.folder}")
+        return _from_files(layout, _read_folder(layout, folder), folder, f"official folder {layout.folder}")
     if archive.is_file():
-        return _from_members(layout, _read_archive(layout, archive), archive, f"official archive {layout.archive}")
+        return _from_files(layout, _read_archive(layout, archive), archive, f"official archive {layout.archive}")
     if layout.mosaic_folder is not None and (data_root / layout.mosaic_folder).is_dir():
         train, test = read_mosaics(data_root / layout.mosaic_folder)
         return CifarSets(train, test, f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
-    raise DataError(_nothing_found(layout, data_root))
+    raise DataError(_nothing_there(layout, data_root))
 
 
-def _nothing_found(layout: CifarLayout, data_root: Path) -> str:
+def _nothing_there(layout: CifarLayout, data_root: Path) -> str:
     lines = [f"{layout.title} was not found. Looked for:"]
-    lines.append(f"  {data_root / layout.folder}/ (the official folder, with {', '.join(layout.members)})")
+    lines.append(f"  {data_root / layout.folder}/ (the official folder, with {', '.join(layout.md5)})")
     lines.append(f"  {data_root / layout.archive} (the official archive, as downloaded)")
     if layout.mosaic_folder is not None:
         lines.append(f"  {data_root / layout.mosaic_folder}/ (lossless mosaics, with labels.json)")
@@ -107,73 +119,59 @@ def _nothing_found(layout: CifarLayout, data_root: Path) -> str:
 
 
 def _read_folder(layout: CifarLayout, folder: Path) -> dict[str, bytes]:
-    missing = [name for name in layout.members if not (folder / name).is_file()]
+    missing = [name for name in layout.md5 if not (folder / name).is_file()]
     if missing:
         raise DataError(f"{folder}: missing {', '.join(missing)}; unpack {layout.archive} anew")
-    return {name: (folder / name).read_bytes() for name in layout.members}
+    return {name: (folder / name).read_bytes() for name in layout.md5}
 
 
 def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
-    wanted = {f"{layout.folder}/{name}": name for name in layout.members}
-    found: dict[str, bytes] = {}
+    wanted = {f"{layout.folder}/{name}": name for name in layout.md5}
+    files: dict[str, bytes] = {}
     try:
         with gzip.open(archive) as content:
-            # One pass in file order: seeking backwards in a gzip stream would decompress it again.
+            # One pass in file order: seeking backwards in a gzip stream decompresses it again.
             with tarfile.open(fileobj=content, mode="r:") as tar:
                 for member in tar:
                     name = wanted.get(member.name.removeprefix("./"))
                     stream = tar.extractfile(member) if name is not None and member.isfile() else None
                     if name is not None and stream is not None:
-                        found[name] = stream.read()
-            # The checksum comes last: a stream is only known to be whole when read to its end.
+                        files[name] = stream.read()
+            # gzip checks its own checksum, which comes last, when the stream is read to its end.
             while content.read(1024 * 1024):
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
         raise DataError(
             f"{archive}: truncated or no gzip tar ({type(error).__name__}: {error}); download it anew from {HOME_PAGE}"
         ) from error
-    missing = [path for path, name in wanted.items() if name not in found]
+    missing = [path for path, name in wanted.items() if name not in files]
     if missing:
         raise DataError(f"{archive}: missing {', '.join(missing)}; download it anew from {HOME_PAGE}")
-    return found
+    return files
 
 
-def _from_members(layout: CifarLayout, members: dict[str, bytes], place: Path, source: str) -> CifarSets:
-    meta_path = place / layout.meta_member
-    meta = load_official_pickle(members[layout.meta_member], str(meta_path))
-    try:
-        names = tuple(name.decode("utf-8") for name in meta[layout.names_key])
-    except (KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
-        raise DataError(
-            f"{meta_path}: needs a list of texts under {layout.names_key.decode()!r} "
-            f"({type(error).__name__}: {error}); download it anew"
-        ) from error
-    parts = [_read_batch(layout, members[name], place / name) for name in layout.train_members]
-    images_NHWC = np.concatenate([images for images, _ in parts])
-    labels_N = np.concatenate([labels for _, labels in parts])
-    test_batch = _read_batch(layout, members[layout.test_member], place / layout.test_member)
-    try:
-        train, test = ImageSet(images_NHWC, labels_N, names), ImageSet(*test_batch, names)
-    except DataError as error:
-        raise DataError(f"{place}: {error}; download {layout.archive} anew") from error
-    return CifarSets(train, test, f"{layout.title}, {source}")
+def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> CifarSets:
+    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with the same one.
+    for name, md5 in layout.md5.items():
+        if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
+            raise DataError(
+                f"{place / name}: is not the official file (its MD5 is not {md5}) and was not opened; download "
+                f"{layout.archive} anew from {HOME_PAGE}"
+            )
+    names = pickle.loads(files[next(iter(layout.meta))], encoding="bytes")[layout.names_key]
+    class_names = tuple(name.decode("utf-8") for name in names)
+    train, test = (
+        [_read_batch(layout, files[name]) for name in part_names] for part_names in (layout.train, layout.test)
+    )
+    return CifarSets(_joined(train, class_names), _joined(test, class_names), f"{layout.title}, {source}")
 
 
-def _read_batch(layout: CifarLayout, content: bytes, path: Path) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    batch: dict[bytes, Any] = load_official_pickle(content, str(path))
-    data, labels = batch.get(b"data"), batch.get(layout.labels_key)
-    if not isinstance(data, np.ndarray) or not isinstance(labels, list):
-        raise DataError(
-            f"{path}: needs an array 'data' and a list {layout.labels_key.decode()!r}; it holds "
-            f"{sorted(batch)}. Download {layout.archive} anew"
-        )
-    row = 3 * CIFAR_PIXELS * CIFAR_PIXELS
-    if data.dtype != np.uint8 or data.shape != (len(labels), row):
-        raise DataError(
-            f"{path}: 'data' must be uint8 of shape ({len(labels)}, {row}), a row for each label; "
-            f"got {data.dtype} {data.shape}. Download {layout.archive} anew"
-        )
-    if not all(type(label) is int for label in labels):
-        raise DataError(f"{path}: {layout.labels_key.decode()!r} must hold whole numbers only; download it anew")
-    images_NCHW = data.reshape(-1, 3, CIFAR_PIXELS, CIFAR_PIXELS)
-    return np.ascontiguousarray(images_NCHW.transpose(0, 2, 3, 1)), np.asarray(labels, dtype=np.int64)
+def _read_batch(layout: CifarLayout, content: bytes) -> tuple[UInt8Array, Int64Array]:
+    batch = pickle.loads(content, encoding="bytes")
+    images_NCHW = batch[b"data"].reshape(-1, 3, CIFAR_PIXELS, CIFAR_PIXELS)
+    return np.ascontiguousarray(images_NCHW.transpose(0, 2, 3, 1)), np.asarray(batch[layout.labels_key], np.int64)
+
+
+def _joined(batches: list[tuple[UInt8Array, Int64Array]], class_names: tuple[str, ...]) -> ImageSet:
+    images, labels = zip(*batches, strict=True)
+    return ImageSet(np.concatenate(images), np.concatenate(labels), class_names)

@@ -1,4 +1,4 @@
-"""Any tree of pictures sorted into one folder a class."""
+"""A tree of pictures, sorted into one folder for each class."""
 
 from __future__ import annotations
 
@@ -7,52 +7,61 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
-from models.folder import find_pictures, listed, printable
-from models.picture import EXTENSIONS
-from models.preprocess import Preprocessing
-from training.data.errors import DataError
-from training.data.image_set import FolderSet, ImageSet
-from training.data.parts import Parts, check_class_sizes, hold_out_test
-from training.data.shard_set import ShardSet
+from offramp.models.pictures.folder import find_pictures, listed, printable
+from offramp.models.pictures.picture import EXTENSIONS
+from offramp.models.preprocess import Preprocessing
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet
+from offramp.training.data.stratify import fraction_count, stratified_holdout
 
 logger = logging.getLogger(__name__)
 
 MOST_NAMED = 10
 TEST_FOLDERS = ("test", "val")
+TEST_FRACTION = 0.1
 
 
-def read_image_folder(root: Path, preprocessing: Preprocessing, seed: int) -> Parts[FolderSet]:
+@dataclass(frozen=True)
+class FolderParts:
+    """The train and test pictures of a folder. source: what was read and how it was split, in words."""
+
+    train: FolderSet
+    test: FolderSet
+    source: str
+
+
+def read_image_folder(root: Path, preprocessing: Preprocessing, seed: int) -> FolderParts:
     """List `root/train/<class>/…` with `root/test/…` or `root/val/…`, or plain `root/<class>/…`.
 
-    Classes are the sorted folder names; pictures may lie deeper below them; hidden files are ignored. Where
-    there is no test folder, 10 % (at least one a class) is held out, stratified by `seed`; `source` says so.
+    Classes are the sorted folder names. Pictures may lie deeper below them. Hidden files are ignored. Without a test
+    folder, 10 % (at least one picture a class) is held out as test, stratified by `seed`; `source` says so.
     Raises DataError for an empty or missing class, and for classes that differ between train and test.
     """
     title = f"folder {root.resolve().name}"
     if not class_folders(root / "train"):
         _refuse_test_without_train(root)
-        return hold_out_test(_list_pictures(root, root, preprocessing), seed, root, title)
+        return _hold_out_test(_list_pictures(root, root, preprocessing), seed, root, title)
     everything = _list_pictures(root, root / "train", preprocessing)
-    # ImageNet's own test/ is unlabelled: a folder with classes goes before one without.
-    there = [name for name in TEST_FOLDERS if (root / name).is_dir()]
-    test_names = sorted(there, key=lambda name: not class_folders(root / name))
+    # ImageNet's own test/ has no labels: a folder with classes goes before one without.
+    present = [name for name in TEST_FOLDERS if (root / name).is_dir()]
+    test_names = sorted(present, key=lambda name: not class_folders(root / name))
     if not test_names:
-        return hold_out_test(everything, seed, root, f"{title} (train/)")
+        return _hold_out_test(everything, seed, root, f"{title} (train/)")
     test = _list_pictures(root, root / test_names[0], preprocessing)
     _check_same_classes(everything.class_names, test.class_names, root / "train", root / test_names[0])
-    check_class_sizes(everything, 2, "train and calibration", root)
+    _check_class_sizes(everything, 2, "train and calibration", root)
     unused = "".join(f"; {name}/ unused" for name in test_names[1:])
-    return Parts(everything, test, f"{title} (train/ and {test_names[0]}/{unused})")
+    return FolderParts(everything, test, f"{title} (train/ and {test_names[0]}/{unused})")
 
 
-def decode_all(*parts: FolderSet | ShardSet) -> list[ImageSet]:
+def decode_all(*parts: FolderSet) -> list[ImageSet]:
     """Decode every picture of the parts into memory, on all cores.
 
-    Raises DataError with the number of the broken files of all parts, naming ten at most.
+    Raises DataError with the number of broken files in all parts, and the names of at most ten.
     """
     sizes = [(len(part), part.preprocessing.size, part.preprocessing.size, 3) for part in parts]
     images = [np.empty(size, dtype=np.uint8) for size in sizes]
@@ -70,7 +79,7 @@ def decode_all(*parts: FolderSet | ShardSet) -> list[ImageSet]:
         places = [(number, index) for number, part in enumerate(parts) for index in range(len(part))]
         broken = [error for error in pool.map(decode_into, places) if error is not None]
     finally:
-        # Ctrl-C ends the loading at once, without decoding all that are queued.
+        # Ctrl-C ends the loading at once, without decoding the queued pictures.
         pool.shutdown(cancel_futures=True)
     if broken:
         raise DataError(listed(broken))
@@ -80,9 +89,9 @@ def decode_all(*parts: FolderSet | ShardSet) -> list[ImageSet]:
 
 
 def class_folders(part_root: Path) -> list[Path]:
-    """The folders in `part_root` that stand for a class each, sorted; none where it is no folder.
+    """The class folders in `part_root`, sorted; empty when it is not a folder.
 
-    A link back to `part_root`, or to a folder around it, is no class.
+    A link back to `part_root`, or to a folder around it, is not a class.
     """
     if not part_root.is_dir():
         return []
@@ -115,15 +124,15 @@ def _list_pictures(root: Path, part_root: Path, preprocessing: Preprocessing) ->
     labels: list[int] = []
     left_out: Counter[str] = Counter()
     for label, folder in enumerate(folders):
-        found = find_pictures(folder)
-        if not found.names:
+        listing = find_pictures(folder)
+        if not listing.names:
             raise DataError(
                 f"{folder}: class {folder.name!r} has no picture ({', '.join(sorted(EXTENSIONS))}); "
                 "add pictures or remove the folder"
             )
-        names.extend(f"{folder.relative_to(root).as_posix()}/{name}" for name in found.names)
-        labels.extend([label] * len(found.names))
-        left_out += found.left_out
+        names.extend(f"{folder.relative_to(root).as_posix()}/{name}" for name in listing.names)
+        labels.extend([label] * len(listing.names))
+        left_out += listing.left_out
     if left_out:
         kinds = sorted(left_out.items(), key=lambda kind: (-kind[1], kind[0]))[:MOST_NAMED]
         named = ", ".join(f"{kind} ({count:,})" for kind, count in kinds)
@@ -149,4 +158,21 @@ def _check_same_classes(train: Sequence[str], test: Sequence[str], train_root: P
             f"{train_root} and {test_root} must have the same class folders; only in train: "
             f"{', '.join(only_train) or 'none'}; only in {test_root.name}: {', '.join(only_test) or 'none'}. "
             "Rename, add or remove folders until they match"
+        )
+
+
+def _hold_out_test(everything: FolderSet, seed: int, root: Path, title: str) -> FolderParts:
+    _check_class_sizes(everything, 3, "train, calibration and test", root)
+    count = fraction_count(everything.labels_N, TEST_FRACTION)
+    train, test = stratified_holdout(everything.labels_N, count, seed)
+    source = f"{title}; no test/ or val/, so {count} test pictures held out (seed {seed})"
+    return FolderParts(everything.subset(train), everything.subset(test), source)
+
+
+def _check_class_sizes(pictures: FolderSet, least: int, parts: str, root: Path) -> None:
+    sizes = np.bincount(pictures.labels_N, minlength=len(pictures.class_names))
+    if sizes.min() < least:
+        raise DataError(
+            f"{root}: class {pictures.class_names[sizes.argmin()]!r} has {sizes.min()} pictures to "
+            f"learn from, at least {least} are needed, one each for {parts}; add pictures or remove the class"
         )

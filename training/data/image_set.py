@@ -1,33 +1,37 @@
-"""Labelled pictures: held in memory, or decoded on demand when they do not fit."""
+"""Labelled pictures: in memory (`ImageSet`), or decoded on demand (`FolderSet`)."""
 
 from __future__ import annotations
 
 import hashlib
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from models.preprocess import Preprocessing
-from training.data.decoding import decode_picture
-from training.data.errors import DataError
-from training.data.names import Names
+from offramp.models.pictures.folder import printable
+from offramp.models.pictures.picture import DECODE_ERRORS, open_image
+from offramp.models.preprocess import Preprocessing
+from offramp.training.data.names import Names
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
 
-STAT_THREADS = 8
-STAT_CHUNK = 1_000
+STAT_THREADS, STAT_CHUNK = 8, 1_000
+
+
+class DataError(ValueError):
+    """Pictures or labels cannot be used. The message names the file or value, and the fix."""
 
 
 def check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str, ...]) -> None:
-    """Raises DataError unless there is one int64 label a picture, each an index into different class names."""
+    """Raise DataError unless each of `count` pictures has one int64 label, the index of a class name."""
     if labels_N.dtype != np.int64 or labels_N.shape != (count,):
         raise DataError(
             f"labels must be int64 of shape ({count},), one a picture; got {labels_N.dtype} {labels_N.shape}"
@@ -41,12 +45,38 @@ def check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str,
         )
 
 
+def read_file(path: Path) -> bytes:
+    """The content of a file. Raises DataError that names the file."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise DataError(
+            f"{printable(path)}: cannot be read ({error.strerror}); bring the file back or remove its name"
+        ) from error
+
+
+def decode_picture(path: Path, preprocessing: Preprocessing) -> UInt8Array:
+    """Decode and preprocess one file to uint8 of shape (size, size, 3).
+
+    Raises DataError that names the file when it is missing, truncated or not a picture.
+    """
+    content = read_file(path)
+    try:
+        with open_image(content) as image:
+            return preprocessing.apply(image)
+    except DECODE_ERRORS as error:
+        raise DataError(
+            f"{printable(path)}: cannot be decoded ({type(error).__name__}: {error}); replace or remove this file"
+        ) from error
+
+
 @dataclass(frozen=True, eq=False)
 class ImageSet:
     """Pictures in memory, all of one size.
 
-    images_NHWC: uint8, RGB, made C-contiguous. labels_N: int64, indices into class_names.
-    Raises DataError where shapes, types or labels do not fit together.
+    images_NHWC: uint8, RGB; made C-contiguous.
+    labels_N: int64, indices into class_names.
+    Raises DataError when shapes, types or labels do not fit together.
     """
 
     images_NHWC: UInt8Array
@@ -58,7 +88,7 @@ class ImageSet:
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(f"pictures must be uint8 of shape (N, H, W, 3); got {images.dtype} {images.shape}")
         check_labels(self.labels_N, len(images), self.class_names)
-        # torch shares this memory, which has to be contiguous and, for torch, writable.
+        # torch shares this memory. It has to be contiguous and, for torch, writable.
         object.__setattr__(self, "images_NHWC", np.require(images, requirements=["C", "W"]))
         object.__setattr__(self, "labels_N", np.require(self.labels_N, requirements=["C", "W"]))
 
@@ -70,7 +100,7 @@ class ImageSet:
         return ImageSet(self.images_NHWC[indices], self.labels_N[indices], self.class_names)
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over shape, pixels and labels: equal on every machine for equal content."""
+        """SHA-256 (hex) of shape, pixels and labels: equal on every machine for equal content."""
         digest = hashlib.sha256(json.dumps(self.images_NHWC.shape).encode())
         digest.update(self.images_NHWC.data)
         digest.update(self.labels_N.astype("<i8").tobytes())
@@ -79,14 +109,14 @@ class ImageSet:
 
 @dataclass(frozen=True, eq=False)
 class FolderSet:
-    """Pictures decoded on demand, for folders too large for memory.
+    """Pictures decoded on demand, for folders too large for memory. An index decodes one file.
 
-    names: file names relative to root, with forward slashes, kept as Names. labels_N: int64, indices into class_names.
-    Indexing decodes one file, so a torch DataLoader's workers can share the work.
+    names: file names relative to root, with forward slashes; kept as Names.
+    labels_N: int64, indices into class_names.
     """
 
     root: Path
-    names: Sequence[str]
+    names: Sequence[str] | Names
     labels_N: Int64Array
     class_names: tuple[str, ...]
     preprocessing: Preprocessing
@@ -99,36 +129,36 @@ class FolderSet:
         return len(self.names)
 
     def __getitem__(self, index: int) -> tuple[UInt8Array, int]:
-        """(uint8 picture of shape (size, size, 3), label). Raises DataError naming a file that is corrupt."""
+        """(uint8 picture of shape (size, size, 3), label). Raises DataError that names a corrupt file."""
         return decode_picture(self.root / self.names[index], self.preprocessing), int(self.labels_N[index])
 
     @property
     def paths(self) -> tuple[Path, ...]:
+        """The path of every picture."""
         return tuple(self.root / name for name in self.names)
 
     def subset(self, indices: Int64Array) -> FolderSet:
         """The pictures at `indices`, in that order."""
-        names = Names(self.names[i] for i in indices.tolist())
-        return replace(self, names=names, labels_N=self.labels_N[indices])
+        return replace(self, names=Names(self.names[i] for i in indices.tolist()), labels_N=self.labels_N[indices])
 
     def fingerprint(self) -> str:
-        """sha256 (hex) over relative names, file sizes and labels.
+        """SHA-256 (hex) of relative names, file sizes and labels.
 
-        Pixels are not read, as that would cost a pass over a folder chosen for being too large: a file
-        replaced by another of equal length goes unnoticed.
+        Pixels are not read: that would cost a pass over a large folder. A file replaced by another of equal length
+        goes unnoticed.
         """
-        digest = hashlib.sha256()
-        for name, size_bytes, label in zip(self.names, self._sizes_bytes(), self.labels_N.tolist(), strict=True):
-            digest.update(json.dumps([name, size_bytes, label]).encode() + b"\n")
+        digest, root = hashlib.sha256(), f"{self.root}/"
+
+        def sizes_bytes(start: int) -> list[int]:
+            places = range(start, min(start + STAT_CHUNK, len(self)))
+            return [os.stat(root + self.names[place]).st_size for place in places]  # noqa: PTH116
+
+        # In threads, because each question to a network mount is a wait.
+        with ThreadPoolExecutor(STAT_THREADS) as pool:
+            sizes = chain.from_iterable(pool.map(sizes_bytes, range(0, len(self), STAT_CHUNK)))
+            for name, size_bytes, label in zip(self.names, sizes, self.labels_N.tolist(), strict=True):
+                digest.update(json.dumps([name, size_bytes, label]).encode() + b"\n")
         return digest.hexdigest()
 
-    def _sizes_bytes(self) -> Iterator[int]:
-        root = f"{self.root}/"
 
-        def sizes(start: int) -> list[int]:
-            return [os.stat(root + name).st_size for name in self.names[start : start + STAT_CHUNK]]  # noqa: PTH116
-
-        # Side by side, as each question to a network mount is a wait.
-        with ThreadPoolExecutor(STAT_THREADS) as pool:
-            for found in pool.map(sizes, range(0, len(self), STAT_CHUNK)):
-                yield from found
+Pictures = ImageSet | FolderSet

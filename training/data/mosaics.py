@@ -17,9 +17,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from models.picture import DECODE_ERRORS
-from training.data.errors import DataError
-from training.data.image_set import ImageSet
+from offramp.models.pictures.picture import DECODE_ERRORS
+from offramp.training.data.image_set import DataError, ImageSet
 
 ROWS, COLUMNS, TILE = 25, 40, 32
 TILES = ROWS * COLUMNS

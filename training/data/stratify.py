@@ -5,23 +5,23 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from training.data.errors import DataError
+from offramp.training.data.image_set import DataError
 
 HOLDOUT_SEED = 0
-"""Seed of every hold-out, apart from the training seed: all runs, resumed or repeated, share one split."""
+"""Seed of every hold-out, independent of the training seed: all runs, resumed or repeated, share one split."""
 
 
 def fraction_count(labels_N: npt.NDArray[np.int64], fraction: float) -> int:
-    """How many pictures `fraction` of the set is, at least one a class."""
+    """Number of pictures in `fraction` of the set, at least one a class."""
     return max(round(len(labels_N) * fraction), len(np.unique(labels_N)))
 
 
 def stratified_holdout(
     labels_N: npt.NDArray[np.int64], count: int, seed: int
 ) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
-    """Split indices into (kept, held), each sorted; `count` are held, in proportion to class sizes.
+    """Split indices into (kept, held out), each sorted. `count` are held out, in proportion to class sizes.
 
-    Every class present gives at least one picture and keeps at least one. A pure function of its arguments.
+    Every class in the set gives at least one picture and keeps at least one. A pure function of its arguments.
     Raises DataError when `count` is out of range or a class has a single picture.
     """
     classes, sizes = np.unique(labels_N, return_counts=True)
@@ -36,7 +36,7 @@ def stratified_holdout(
             f"choose {len(classes)} to {len(labels_N) - len(classes)}, so that each class keeps and gives at "
             "least one"
         )
-    # RandomState, as NumPy froze its stream for good; default_rng may change between releases.
+    # NumPy guarantees the stream of RandomState; that of default_rng may change between releases.
     random = np.random.RandomState(seed)
     held = [
         random.permutation(np.flatnonzero(labels_N == label))[:share]

@@ -8,9 +8,9 @@ from typing import Any
 import bentoml
 from PIL import Image
 
-from benchmarks.peers.network import Network, Settings
+from benchmarks.peers.network import Network, PeerSettings
 
-SETTINGS = Settings.from_environment()
+SETTINGS = PeerSettings.from_environment()
 QUIET = {"access": {"enabled": False}}
 
 
@@ -24,4 +24,4 @@ class Classifier:
     # Its batching waits as long as its own model of the latency says; beyond max_latency_ms it would refuse.
     @bentoml.api(batchable=True, batch_dim=0, max_batch_size=SETTINGS.max_batch_size, max_latency_ms=60_000)
     def predict(self, images: list[Image.Image]) -> list[dict[str, Any]]:
-        return self.network.answers([self.network.description.prepared(image) for image in images])
+        return self.network.answers([self.network.description.preprocess(image) for image in images])

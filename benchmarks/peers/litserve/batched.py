@@ -9,7 +9,7 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body
 
-from benchmarks.peers.network import Network, Picture, Settings
+from benchmarks.peers.network import Network, PeerSettings, Picture
 
 
 class Classifier(litserve.LitAPI):
@@ -32,7 +32,7 @@ class Classifier(litserve.LitAPI):
         return output
 
 
-def main(port: int, settings: Settings) -> None:
+def main(port: int, settings: PeerSettings) -> None:
     """Serve until stopped."""
     api = Classifier(max_batch_size=settings.max_batch_size, batch_timeout=settings.max_wait_ms / 1000)
     server = litserve.LitServer(
@@ -42,4 +42,4 @@ def main(port: int, settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Settings.from_environment())
+    main(int(sys.argv[1]), PeerSettings.from_environment())

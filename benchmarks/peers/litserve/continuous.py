@@ -1,4 +1,4 @@
-"""LitServe's continuous batching over our stages: pictures join between steps, and leave where they are confident.
+"""LitServe's continuous batching over our stages: pictures join between steps, and leave at a confident exit.
 
     python -m benchmarks.peers.litserve.continuous 8000
 
@@ -19,7 +19,7 @@ from fastapi import Body
 from litserve.loops.continuous_batching_loop import ContinuousBatchingLoop, Output
 from litserve.utils import LitAPIStatus
 
-from benchmarks.peers.network import Array, Description, Exits, Graph, Settings, folder_from_environment, stage_file
+from benchmarks.peers.network import Array, Description, Exits, Graph, PeerSettings, folder_from_environment, stage_file
 
 
 @dataclass
@@ -34,7 +34,7 @@ class InFlight:
 class StagedClassifier(litserve.LitAPI):
     """What the continuous loop asks for: add_request, has_capacity, has_active_requests, step."""
 
-    def __init__(self, settings: Settings, exits: Exits) -> None:
+    def __init__(self, settings: PeerSettings, exits: Exits) -> None:
         super().__init__(max_batch_size=settings.max_batch_size, stream=True, loop=ContinuousBatchingLoop())
         self.settings, self.exits = settings, exits
 
@@ -63,14 +63,14 @@ class StagedClassifier(litserve.LitAPI):
         self.in_flight += 1
 
     def has_capacity(self) -> bool:
-        # Once it is told no, the loop blocks for up to a second; what waits here costs nothing.
+        # Without capacity the loop blocks for up to a second; a waiting request costs nothing.
         return True
 
     def has_active_requests(self) -> bool:
         return self.in_flight > 0
 
     def step(self, previous: list[Output] | None) -> list[Output]:
-        """Stages until somebody leaves: LitServe takes an empty answer for an error and sleeps ten milliseconds."""
+        """Run stages until a request leaves: LitServe takes an empty answer for an error and sleeps 10 ms."""
         while True:
             self.queues[0] += [self.arrived.get() for _ in range(self.arrived.qsize())]
             stage = max(index for index, queue in enumerate(self.queues) if queue)
@@ -82,7 +82,7 @@ class StagedClassifier(litserve.LitAPI):
     def _run(self, stage: int, batch: list[InFlight]) -> Iterable[Output]:
         graph = self.stages[stage]
         columns = zip(*(request.inputs for request in batch), strict=True)
-        probabilities_BC, *kept = graph(*[np.stack(rows) for rows in columns])
+        probabilities_BC, *state = graph(*[np.stack(rows) for rows in columns])
         confidence_B: Array = probabilities_BC.max(axis=1)
         for row, request in enumerate(batch):
             if confidence_B[row] >= request.limits[stage]:
@@ -91,7 +91,7 @@ class StagedClassifier(litserve.LitAPI):
                 # What comes with the end of a stream is not sent.
                 yield Output(request.uid, {}, LitAPIStatus.FINISH_STREAMING)
             else:
-                accumulated_BC, features_BHWC = kept
+                accumulated_BC, features_BHWC = state
                 request.inputs = (features_BHWC[row], accumulated_BC[row])[: self.stages[stage + 1].num_inputs]
                 self.queues[stage + 1].append(request)
 
@@ -100,7 +100,7 @@ class StagedClassifier(litserve.LitAPI):
         return output
 
 
-def main(port: int, settings: Settings) -> None:
+def main(port: int, settings: PeerSettings) -> None:
     """Serve until stopped."""
     api = StagedClassifier(settings, Exits.from_environment())
     server = litserve.LitServer(api, accelerator="cpu", timeout=False, fast_queue=settings.fast_queue)
@@ -108,4 +108,4 @@ def main(port: int, settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), Settings.from_environment())
+    main(int(sys.argv[1]), PeerSettings.from_environment())

@@ -12,10 +12,10 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from benchmarks.peers.network import Network, Settings
+from benchmarks.peers.network import Network, PeerSettings
 
 
-def main(port: int, workspace: str, settings: Settings) -> None:
+def main(port: int, workspace: str, settings: PeerSettings) -> None:
     """Serve until stopped."""
     network = Network.from_environment()
 
@@ -42,4 +42,4 @@ def main(port: int, workspace: str, settings: Settings) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], Settings.from_environment())
+    main(int(sys.argv[1]), sys.argv[2], PeerSettings.from_environment())

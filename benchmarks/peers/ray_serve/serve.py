@@ -10,9 +10,9 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.peers.network import Network, Settings
+from benchmarks.peers.network import Network, PeerSettings
 
-SETTINGS = Settings.from_environment()
+SETTINGS = PeerSettings.from_environment()
 
 
 @serve.deployment(num_replicas=SETTINGS.workers, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from server.engine.runners.runner import Runner
-from server.engine.runners.walk import Pictures, walk
+from offramp.server.engine.runners.all_stages import Pictures, walk
+from offramp.server.engine.runners.runner import Runner
 
 NUM_TRIALS = 16
 

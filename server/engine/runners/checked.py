@@ -8,12 +8,12 @@ from typing import Any, Protocol, runtime_checkable
 
 import torch
 
-from models.bundle import Bundle
-from server.engine.errors import DeviceLost, EngineError
-from server.engine.runners.agreement import NUM_TRIALS, largest_difference
-from server.engine.runners.failures import as_sentence
-from server.engine.runners.runner import Runner, StepOutput
-from server.engine.runners.torch_runner import TorchRunner
+from offramp.models.bundle import Bundle
+from offramp.server.engine.errors import DeviceLost, EngineError
+from offramp.server.engine.runners.agreement import NUM_TRIALS, largest_difference
+from offramp.server.engine.runners.failures import as_sentence
+from offramp.server.engine.runners.runner import Runner, StepOutput
+from offramp.server.engine.runners.torch_runner import TorchRunner
 
 logger = logging.getLogger(__name__)
 

@@ -9,11 +9,11 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from models.bundle import Bundle
-from server.engine.runners.checked import CheckedRunner, FastRunner
-from server.engine.runners.failures import as_sentence
-from server.engine.runners.runner import Runner
-from server.engine.runners.torch_runner import TorchRunner
+from offramp.models.bundle import Bundle
+from offramp.server.engine.runners.checked import CheckedRunner, FastRunner
+from offramp.server.engine.runners.failures import as_sentence
+from offramp.server.engine.runners.runner import Runner
+from offramp.server.engine.runners.torch_runner import TorchRunner
 
 Picture = npt.NDArray[np.uint8]
 
@@ -67,18 +67,18 @@ def choose_runner(
 def _precisions(device: torch.device) -> tuple[str, ...]:
     if device.type != "cuda":
         return "bfloat16", "float32"
-    from server.engine.runners.lowering import native_precisions
+    from offramp.server.engine.runners.cuda.lowering import native_precisions
 
     return native_precisions(device)
 
 
 def _openvino(bundle: Bundle, threads: int, pictures: Sequence[Picture], precision: str) -> FastRunner:
-    from server.engine.runners.openvino_runner import OpenVinoRunner
+    from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
 
     return OpenVinoRunner(bundle, precision, threads, pictures)
 
 
 def _cuda_graphs(bundle: Bundle, device: torch.device, max_samples: int, precision: str) -> FastRunner:
-    from server.engine.runners.cuda_graphs import CudaGraphRunner
+    from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
 
     return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=precision)

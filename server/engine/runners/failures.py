@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 import torch
 
-from server.engine.errors import DeviceLost, EngineError
+from offramp.server.engine.errors import DeviceLost, EngineError
 
 
 @contextmanager

@@ -10,11 +10,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from models.bundle import Bundle
-from models.preprocess import normalize
-from server.engine.runners.failures import device_lost
-from server.engine.runners.runner import StepOutput
-from server.engine.runners.walk import blank, walk
+from offramp.models.bundle import Bundle
+from offramp.models.preprocess import normalize
+from offramp.server.engine.runners.all_stages import blank, walk
+from offramp.server.engine.runners.failures import device_lost
+from offramp.server.engine.runners.runner import StepOutput
 
 
 @dataclass(frozen=True)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from models.bundle import Bundle
-from models.config import ModelConfig
-from models.exit_policy import Calibration
-from models.multi_exit import MultiExitNet
-from models.preprocess import Preprocessing, normalize
+from offramp.models.bundle import Bundle
+from offramp.models.config import ModelConfig
+from offramp.models.exit_policy import Calibration
+from offramp.models.multi_exit import MultiExitNet
+from offramp.models.preprocess import Preprocessing, normalize
 
 SIZE = 16
 CARRIES = (0.0, 0.5, 1.0, 0.7)

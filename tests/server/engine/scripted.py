@@ -12,12 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from models.exit_policy import ExitRule
-from server.engine.engine import Engine
-from server.engine.profile import CostProfile
-from server.engine.request import Contract
-from server.engine.runners.runner import StepOutput
-from server.engine.stats import AuditReport, CancelStats, SampleStats, StepStats
+from offramp.models.exit_policy import ExitRule
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.profile import CostProfile
+from offramp.server.engine.request import Contract, ExitPlan
+from offramp.server.engine.runners.runner import StepOutput
+from offramp.server.engine.stats import AuditReport, BrownoutLevel, CancelStats, Event, SampleStats, StepStats
 
 NUM_STAGES = 4
 NUM_CLASSES = 10
@@ -29,8 +29,8 @@ def picture(name: int) -> np.ndarray:
     return np.full((1, 1, 3), name, np.uint8)
 
 
-def contract(threshold: float = 0.9, deadline_s: float | None = None, **bounds: int) -> Contract:
-    return Contract(ExitRule.uniform(threshold, NUM_STAGES, **bounds), deadline_s)
+def contract(threshold: float = 0.9, **bounds: int) -> Contract:
+    return Contract(ExitPlan(ExitRule.uniform(threshold, NUM_STAGES, **bounds)))
 
 
 @dataclass
@@ -131,33 +131,39 @@ class ScriptedRunner:
 class Recorder:
     """An observer that keeps what it is told."""
 
-    profiles: list[CostProfile] = field(default_factory=list)
-    steps: list[StepStats] = field(default_factory=list)
-    samples: list[SampleStats] = field(default_factory=list)
-    cancels: list[CancelStats] = field(default_factory=list)
-    audits: list[AuditReport] = field(default_factory=list)
-    levels: list[int] = field(default_factory=list)
+    events: list[Event] = field(default_factory=list)
     told: asyncio.Event = field(default_factory=asyncio.Event)
 
-    def profile(self, profile: CostProfile) -> None:
-        self.profiles.append(profile)
-
-    def step(self, stats: StepStats) -> None:
-        self.steps.append(stats)
-
-    def sample(self, stats: SampleStats) -> None:
-        self.samples.append(stats)
-
-    def cancelled(self, stats: CancelStats) -> None:
-        self.cancels.append(stats)
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
         self.told.set()
 
-    def audited(self, report: AuditReport) -> None:
-        self.audits.append(report)
-        self.told.set()
+    def of(self, kind: type) -> list[Any]:
+        return [event for event in self.events if isinstance(event, kind)]
 
-    def brownout(self, level: int) -> None:
-        self.levels.append(level)
+    @property
+    def profiles(self) -> list[CostProfile]:
+        return self.of(CostProfile)
+
+    @property
+    def steps(self) -> list[StepStats]:
+        return self.of(StepStats)
+
+    @property
+    def samples(self) -> list[SampleStats]:
+        return self.of(SampleStats)
+
+    @property
+    def cancels(self) -> list[CancelStats]:
+        return self.of(CancelStats)
+
+    @property
+    def audits(self) -> list[AuditReport]:
+        return self.of(AuditReport)
+
+    @property
+    def levels(self) -> list[int]:
+        return [event.level for event in self.of(BrownoutLevel)]
 
     async def until_audited(self, number: int) -> None:
         while len(self.audits) < number:

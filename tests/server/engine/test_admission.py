@@ -4,8 +4,8 @@ import asyncio
 
 import pytest
 
-from server.engine.admission import Admission, Load
-from server.engine.errors import Overloaded
+from offramp.server.engine.admission import Admission, Load
+from offramp.server.engine.errors import Overloaded
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
 
 ADMISSION = Admission(max_samples=80, max_wait_s=1.0)
@@ -52,7 +52,7 @@ async def test_a_light_client_is_answered_before_the_rest_of_a_heavy_one():
         order = [name for stage, names in runner.steps if stage == 1 for name in names]
         # The scheduler has two batches of the heavy client when the light one comes, and then it is its turn.
         assert order.index(99) <= 6
-        assert engine.load == Load(0, 0, engine.load.pace_s)
+        assert engine.load == Load(0, 0, engine.load.sample_s)
 
 
 async def test_a_heavy_client_is_refused_and_a_light_one_is_not():

@@ -8,11 +8,11 @@ from collections.abc import Iterator
 import numpy as np
 import pytest
 
-from models.exit_policy import ExitReason
-from server.engine.decide import decide
-from server.engine.errors import InferenceFailed
-from server.engine.request import Sample, Visit
-from server.engine.runners.runner import StepOutput
+from offramp.models.exit_policy import ExitReason
+from offramp.server.engine.decide import decide
+from offramp.server.engine.errors import InferenceFailed
+from offramp.server.engine.request import Sample, Visit
+from offramp.server.engine.runners.runner import StepOutput
 from tests.server.engine.scripted import contract
 
 
@@ -24,7 +24,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def sample(loop: asyncio.AbstractEventLoop, threshold: float = 0.9, **bounds: int) -> Sample:
-    return Sample("picture", contract(threshold, **bounds), loop.create_future(), 10.0)
+    asked = contract(threshold, **bounds)
+    return Sample("picture", asked, asked.asked, loop.create_future(), 10.0)
 
 
 def output(*confidences: float, states: list | None = None) -> StepOutput:

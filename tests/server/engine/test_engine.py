@@ -9,11 +9,11 @@ import weakref
 import numpy as np
 import pytest
 
-from models.exit_policy import ExitReason, ExitRule
-from server.engine.engine import Engine
-from server.engine.errors import InferenceFailed, Overloaded
-from server.engine.request import Contract
-from server.engine.stats import StepStats
+from offramp.models.exit_policy import ExitReason, ExitRule
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.errors import InferenceFailed, Overloaded
+from offramp.server.engine.request import Contract, ExitPlan
+from offramp.server.engine.stats import SampleStats, StepStats
 from tests.server.engine.scripted import Clock, Recorder, ScriptedRunner, contract, picture, started
 
 SURE = (0.95, 0.96, 0.97, 0.98)
@@ -232,7 +232,7 @@ async def test_a_rule_for_another_depth_is_refused_and_the_engine_lives():
     async with started(ScriptedRunner(), Recorder()) as engine:
         for num_exits in (3, 5):
             with pytest.raises(ValueError, match=f"{num_exits} exits .* has 4; give 3 thresholds"):
-                engine.submit([picture(0)], Contract(ExitRule.uniform(0.5, num_exits)))
+                engine.submit([picture(0)], Contract(ExitPlan(ExitRule.uniform(0.5, num_exits))))
         assert (await engine.submit([picture(0)], contract())[0]).exit == 4
 
 
@@ -254,11 +254,11 @@ async def test_the_predicted_wait_is_work_a_sample_times_samples_before_it():
     # 32 pictures: 31 leave behind stage 1, one goes to the end: 4 steps of 1 s for 32 samples.
     runner = ScriptedRunner(dict.fromkeys(range(1, 32), SURE), step_s=1.0)
     async with started(runner, Recorder(), max_wait_s=0.2) as engine:
-        assert engine.predicted_wait_s == 0.0
+        assert engine.load.wait_s == 0.0
         await asyncio.gather(*engine.submit([picture(n) for n in range(32)], contract()))
         runner.gated = True
         engine.submit([picture(1)], contract())
-        assert engine.predicted_wait_s == pytest.approx(4 / 32, rel=0.05)
+        assert engine.load.wait_s == pytest.approx(4 / 32, rel=0.05)
         engine.submit([picture(2)], contract())
         with pytest.raises(Overloaded):
             engine.submit([picture(3)], contract())
@@ -273,7 +273,7 @@ async def test_failing_samples_do_not_spoil_the_predicted_wait():
         await engine.submit([picture(1)], contract())[0]
         runner.gated = True
         engine.submit([picture(1)], contract())
-        assert engine.predicted_wait_s == pytest.approx(1.0)
+        assert engine.load.wait_s == pytest.approx(1.0)
 
 
 # ---- what is reported ---------------------------------------------------------------------------
@@ -311,8 +311,9 @@ async def test_queue_depths_are_current_even_where_waiting_samples_were_dropped(
 
 
 class FaultyObserver(Recorder):
-    def sample(self, stats):
-        raise ZeroDivisionError("a bug in the metrics")
+    def __call__(self, event):
+        if isinstance(event, SampleStats):
+            raise ZeroDivisionError("a bug in the metrics")
 
 
 async def test_a_fault_in_the_observer_leaves_nobody_waiting():
@@ -332,7 +333,7 @@ async def test_nothing_of_a_sample_is_kept_after_its_answer():
     async with started(runner, Recorder()) as engine:
         pictures = [picture(0), picture(1), picture(2)]
         kept = [weakref.ref(one) for one in pictures]
-        futures = engine.submit(pictures, contract(deadline_s=1e9))
+        futures = engine.submit(pictures, contract(), deadline_s=1e9)
         futures[2].cancel()
         samples = [weakref.ref(sample) for sample in engine._inflight]
         await asyncio.gather(*futures, return_exceptions=True)

@@ -9,11 +9,11 @@ from typing import Any
 
 import pytest
 
-from models.exit_policy import ExitReason
-from server.engine.engine import Engine
-from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, WarmUpFailed
-from server.engine.policies import CostModel
-from server.engine.profile import CostProfile
+from offramp.models.exit_policy import ExitReason
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, WarmUpFailed
+from offramp.server.engine.policies import CostModel
+from offramp.server.engine.profile import CostProfile
 from tests.server.engine.scripted import (
     Clock,
     ClockLoop,
@@ -34,7 +34,7 @@ def test_a_deadline_before_exit_1_ends_the_wait_while_the_step_still_runs():
     async def story() -> None:
         runner, observer = ScriptedRunner(clock=clock, gated=True), Recorder()
         async with started(runner, observer) as engine:
-            [future] = engine.submit([picture(0)], contract(deadline_s=clock.now_s + 1))
+            [future] = engine.submit([picture(0)], contract(), deadline_s=clock.now_s + 1)
             await runner.entered()
             clock.now_s += 1
             with pytest.raises(DeadlineExceeded):
@@ -52,7 +52,7 @@ def test_a_deadline_on_the_way_is_answered_at_once_with_the_deepest_exit_reached
     async def story() -> None:
         runner, observer = ScriptedRunner(clock=clock, gated=True, step_s=0.0), Recorder()
         async with started(runner, observer) as engine:
-            [future] = engine.submit([picture(3)], contract(deadline_s=clock.now_s + 1))
+            [future] = engine.submit([picture(3)], contract(), deadline_s=clock.now_s + 1)
             runner.let(2)
             for stage in (1, 2, 3):
                 assert await runner.entered() == (stage, [3])
@@ -75,7 +75,7 @@ def test_a_sample_that_expires_in_the_queue_is_never_run():
         async with started(runner, Recorder()) as engine:
             [first] = engine.submit([picture(0)], contract(0.0))
             await runner.entered()
-            [late] = engine.submit([picture(1)], contract(deadline_s=clock.now_s + 0.1))
+            [late] = engine.submit([picture(1)], contract(), deadline_s=clock.now_s + 0.1)
             runner.let_all()
             assert (await first).exit == 1
             with pytest.raises(DeadlineExceeded):
@@ -89,9 +89,9 @@ async def test_the_engine_answers_an_expired_sample_even_where_the_loops_timer_i
     # The engine's clock runs ahead of the loop's, so that only the stage boundary can notice.
     runner, observer = ScriptedRunner(gated=True, step_s=50.0), Recorder()
     async with started(runner, observer) as engine:
-        on_its_way, *_ = engine.submit([picture(0)], contract(deadline_s=runner.clock.now_s + 40))
+        on_its_way, *_ = engine.submit([picture(0)], contract(), deadline_s=runner.clock.now_s + 40)
         await runner.entered()
-        [queued] = engine.submit([picture(1)], contract(deadline_s=runner.clock.now_s + 40))
+        [queued] = engine.submit([picture(1)], contract(), deadline_s=runner.clock.now_s + 40)
         runner.let_all()
         assert (await on_its_way).reason == ExitReason.DEADLINE
         with pytest.raises(DeadlineExceeded):
@@ -104,14 +104,14 @@ async def test_a_deadline_that_has_passed_already_is_refused_without_a_step():
     runner = ScriptedRunner()
     async with started(runner, Recorder()) as engine:
         with pytest.raises(DeadlineExceeded):
-            await engine.submit([picture(0)], contract(deadline_s=runner.clock.now_s))[0]
+            await engine.submit([picture(0)], contract(), deadline_s=runner.clock.now_s)[0]
     assert runner.steps == []
 
 
 async def test_a_deadline_that_is_met_changes_nothing():
     runner, observer = ScriptedRunner(), Recorder()
     async with started(runner, observer) as engine:
-        answer = await engine.submit([picture(0)], contract(deadline_s=runner.clock.now_s + 1000))[0]
+        answer = await engine.submit([picture(0)], contract(), deadline_s=runner.clock.now_s + 1000)[0]
     assert (answer.exit, answer.reason) == (4, ExitReason.FINAL)
     assert len(observer.samples) == 1
 
@@ -242,7 +242,7 @@ def dies(stage: int, names: list[int]) -> None:
 async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
     runner, observer = ScriptedRunner(faults=dies, gated=True), Recorder()
     async with started(runner, observer) as engine:
-        running, cancelled = engine.submit([picture(0), picture(1)], contract(deadline_s=1e6))
+        running, cancelled = engine.submit([picture(0), picture(1)], contract(), deadline_s=1e6)
         await runner.entered()
         [queued] = engine.submit([picture(2)], contract())
         cancelled.cancel()
@@ -269,7 +269,7 @@ class LingeringLoop(asyncio.SelectorEventLoop):
         self, callback: Callable[..., object], *args: Any, **options: Any
     ) -> asyncio.Handle:
         handle = super().call_soon_threadsafe(callback, *args, **options)
-        if getattr(callback, "__name__", "") == "_fail_all":
+        if getattr(callback, "__name__", "") == "_on_death":
             self.let_go.wait()
         return handle
 
@@ -282,7 +282,7 @@ def test_nobody_is_taken_in_while_a_dying_thread_has_not_ended_yet():
             with pytest.raises(InferenceFailed):
                 await engine.submit([picture(0)], contract())[0]
             try:
-                assert engine._thread.is_alive()
+                assert engine._worker._thread.is_alive()
                 assert not engine.alive
                 with pytest.raises(EngineStopped):
                     engine.submit([picture(1)], contract())
@@ -319,7 +319,7 @@ def test_the_thread_ends_quietly_when_the_loop_is_closed_over_its_head():
     loop.run_until_complete(loop.shutdown_default_executor())
     loop.close()
     runner.let_all()
-    engine._thread.join()
+    engine._worker._thread.join()
     assert not engine.alive
 
 

@@ -5,7 +5,7 @@ from collections import defaultdict, deque
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.fair_queue import FairQueue
+from offramp.server.engine.fair_queue import FairQueue
 
 
 def emptied(queue: FairQueue) -> list:

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.policies import (
+from offramp.server.engine.policies import (
     DEFAULT_POLICY,
     EFFICIENT,
     ENOUGH,
@@ -22,8 +22,8 @@ from server.engine.policies import (
     RunToCompletion,
     Waiting,
 )
-from server.engine.profile import CostProfile
-from server.engine.scheduler import Scheduler
+from offramp.server.engine.profile import CostProfile
+from offramp.server.engine.scheduler import Scheduler
 
 B = 8
 
@@ -43,15 +43,12 @@ def waiting(*depths: int, going_on: tuple[float, ...] | None = None) -> Waiting:
 
 @dataclass(eq=False)
 class Traveller:
-    """A sample that leaves at a known exit. It is its own contract: no deadline."""
+    """A sample that leaves at a known exit."""
 
     exit: int
     abandoned: bool = False
     deadline_s: float | None = None
-
-    @property
-    def contract(self) -> Traveller:
-        return self
+    spare: bool = False
 
 
 def test_run_to_completion_takes_the_deepest_however_few():

@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from server.engine.profile import CostProfile, grid, measure_profile
-from server.engine.runners.runner import StepOutput
+from offramp.server.engine.profile import CostProfile, grid, measure_profile
+from offramp.server.engine.runners.runner import StepOutput
 
 
 def test_measured_sizes_cost_what_was_measured_and_those_between_lie_on_a_line():

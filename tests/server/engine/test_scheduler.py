@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from server.engine.policies import Choice, FullestFirst, FullFirst, RunToCompletion, Waiting
-from server.engine.request import Sample
-from server.engine.scheduler import PRIOR_SAMPLES, SHARE_DECAY, Batch, Scheduler
+from offramp.server.engine.policies import Choice, FullestFirst, FullFirst, RunToCompletion, Waiting
+from offramp.server.engine.request import Sample
+from offramp.server.engine.scheduler import PRIOR_SAMPLES, SHARE_DECAY, Batch, Scheduler
 from tests.server.engine.scripted import NUM_STAGES, contract
 
 PATIENCE = FullFirst().patience
@@ -25,7 +25,8 @@ def loop() -> Iterator[asyncio.AbstractEventLoop]:
 
 
 def waiting(loop: asyncio.AbstractEventLoop, name: int = 0, deadline_s: float | None = None) -> Sample:
-    return Sample(name, contract(deadline_s=deadline_s), loop.create_future(), 0.0)
+    asked = contract()
+    return Sample(name, asked, asked.asked, loop.create_future(), 0.0, deadline_s)
 
 
 def scheduled(scheduler: Scheduler[Sample], now_s: float = 0.0) -> Batch[Sample]:
@@ -236,7 +237,7 @@ class History:
         assert len(batch.samples) + len(batch.dropped) > 0
         taken = queue[: len(batch.samples) + len(batch.dropped)]
         del queue[: len(taken)]
-        over = [s for s in taken if s.future.done() or (s.contract.deadline_s or 1e9) <= self.now_s]
+        over = [s for s in taken if s.future.done() or (s.deadline_s or 1e9) <= self.now_s]
         assert batch.dropped == over
         assert batch.samples == [sample for sample in taken if sample not in over]
         assert len(batch.samples) == size or not queue

@@ -21,7 +21,8 @@ from PIL import Image
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
 
-PROJECT = Path(__file__).resolve().parents[3]
+from tests.project import PYTHONPATH
+
 # Nothing is audited unless a test wants it: audits are drawn at random, and each is some more steps. No request
 # is refused because the machine is busy.
 OPTIONS: dict[str, Any] = {
@@ -39,8 +40,8 @@ POLL_S = 0.02
 CODE = """
 import sys
 from pathlib import Path
-from server.processes.supervisor import supervise
-from server.settings import Settings
+from offramp.server.processes.supervisor import supervise
+from offramp.server.settings import Settings
 
 options = dict(model=[Path(sys.argv[1])], port=0, frontends=2, drain_delay_s=0, **eval(sys.argv[2]))
 sys.exit(supervise(Settings(**options), **({"hung_after_s": 6} | eval(sys.argv[3]))))
@@ -60,7 +61,7 @@ class Server:
         found = set()
         for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
             for pid in map(int, file.read_text().split()):
-                if f"server.processes.{module}" in Path(f"/proc/{pid}/cmdline").read_text():
+                if f"offramp.server.processes.{module}" in Path(f"/proc/{pid}/cmdline").read_text():
                     found.add(pid)
         return found
 
@@ -107,7 +108,7 @@ async def until(condition: Callable[[], Awaitable[bool]]) -> None:
 @contextmanager
 def serving(bundle: Path, folder: Path, options: dict[str, Any] | None = None, **times: Any) -> Iterator[Server]:
     """Two frontends and an engine. options: Settings' beside OPTIONS. times: the supervisor's. Ends with Ctrl-C."""
-    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": str(PROJECT)}
+    environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     command = [sys.executable, "-P", "-c", CODE, str(bundle), repr(OPTIONS | (options or {})), repr(times)]
     # Started where packages of the same names lie, which are not ours.
     for name in ("models", "server"):
@@ -116,9 +117,10 @@ def serving(bundle: Path, folder: Path, options: dict[str, Any] | None = None, *
     process = subprocess.Popen(command, cwd=folder, env=environment, stderr=subprocess.PIPE, text=True)
     with process:
         assert process.stderr is not None
-        first = process.stderr.readline()
+        loading, first = process.stderr.readline(), process.stderr.readline()
         address = re.search(r"http://[\d.:]+", first)
-        assert address is not None, first + process.stderr.read()
+        assert address is not None, loading + first + process.stderr.read()
+        assert loading.endswith(f"loading {bundle} on cpu; ready in some seconds\n")
         yield Server(process, address[0], folder)
         if process.poll() is None:
             process.send_signal(signal.SIGINT)

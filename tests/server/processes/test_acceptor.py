@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from server.processes.acceptor import Acceptor, OpenConnections
+from offramp.server.processes.acceptor import Acceptor, OpenConnections
 
 
 class Kept(asyncio.Protocol):

@@ -16,16 +16,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from models.bundle import Bundle
-from models.cost import count_cost
-from server.engine.admission import Admission
-from server.engine.engine import Engine
-from server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
-from server.engine.request import Answer
-from server.processes import wire
-from server.processes.engine_process import EngineHost, FrontendConnection
-from server.processes.remote_engine import LOST, SILENT, EngineLink, RemoteEngine
-from server.registry import Registry, ServedModel
+from offramp.models.bundle import Bundle
+from offramp.models.cost import count_cost
+from offramp.models.exit_policy import ExitRule
+from offramp.server.engine.admission import Admission
+from offramp.server.engine.engine import Engine
+from offramp.server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
+from offramp.server.engine.request import Answer, Contract, ExitPlan
+from offramp.server.processes.engine_process import EngineHost, FrontendConnection
+from offramp.server.processes.messages import Outcomes, Stream
+from offramp.server.processes.remote_engine import LOST, SILENT, EngineLink, RemoteEngine
+from offramp.server.registry import Registry, ServedModel
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
 SURE_AT_2 = dict.fromkeys(range(256), (0.3, 0.95, 0.5, 0.6))
@@ -59,7 +60,7 @@ class EngineProcess:
         loop = asyncio.get_running_loop()
         self.server = await loop.create_unix_server(self._connection, str(self.address))
         await self.host.registry.start()
-        self.host.tell_states()
+        self.host.send_states()
 
     def _connection(self) -> FrontendConnection:
         self.connections.append(FrontendConnection(self.host))
@@ -88,7 +89,7 @@ class CountingLink(EngineLink):
     deliveries = 0
 
     def received(self, data: bytes) -> None:
-        self.deliveries += sum(kind is wire.Kind.OUTCOMES for kind, _ in wire.Frames().feed(data))
+        self.deliveries += sum(isinstance(message, Outcomes) for message in Stream().feed(data))
         super().received(data)
 
 
@@ -177,7 +178,7 @@ async def test_a_failed_picture_says_so_and_harms_no_other(process):
 async def test_a_deadline_is_kept_by_the_engine(gated):
     async with connected(gated) as [remote, _]:
         now_s = gated.runner.clock()
-        [future] = remote.submit([picture(1)], contract(0.9, deadline_s=now_s))
+        [future] = remote.submit([picture(1)], contract(0.9), deadline_s=now_s)
         with pytest.raises(DeadlineExceeded, match="before the first exit"):
             await future
 
@@ -191,7 +192,7 @@ def stop(process: EngineProcess) -> None:
 async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_stopped(process, until):
     async with connected(process) as [remote, _]:
         stop(process)
-        futures = remote.submit([picture(1), picture(2)], contract(0.9, deadline_s=time.monotonic()))
+        futures = remote.submit([picture(1), picture(2)], contract(0.9), deadline_s=time.monotonic())
         results = await asyncio.gather(*futures, return_exceptions=True)
         assert [str(result) for result in results] == ["the deadline passed before the engine process answered"] * 2
         # The pictures lie in shared memory until the engine process lets go of them.
@@ -200,7 +201,7 @@ async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_s
             connection._transport.resume_reading()
 
         def released() -> bool:
-            process.host.tell_states()
+            process.host.send_states()
             return remote.inflight_samples == 0
 
         await until(released)
@@ -208,7 +209,7 @@ async def test_a_deadline_is_kept_by_the_frontend_where_the_engine_process_has_s
 
 async def test_an_answer_is_not_kept_until_its_deadline(process):
     async with connected(process) as [remote, _]:
-        [future] = remote.submit([picture(1)], contract(0.0, deadline_s=time.monotonic() + 3600.0))
+        [future] = remote.submit([picture(1)], contract(0.0), deadline_s=time.monotonic() + 3600.0)
         await future
         gone = weakref.ref(future)
         del future
@@ -230,7 +231,7 @@ async def test_an_engine_process_that_is_silent_takes_no_requests_until_it_is_he
         assert not other.alive
         with pytest.raises(EngineStopped):
             remote.submit([picture(3)], contract(0.0))
-        gated.host.tell_states(again=True)
+        gated.host.send_states(again=True)
         await until(lambda: remote.alive and other.alive)
         gated.runner.let_all()
         assert (await waiting).class_id == 3
@@ -319,13 +320,13 @@ async def test_a_frontend_learns_what_the_others_have_in_flight(gated, until):
     async with connected(gated, 0) as [one, _], connected(gated, 1) as [other, _]:
         one.submit([picture(0)] * 6, contract(0.0))
         await gated.runner.entered()
-        gated.host.tell_states()
+        gated.host.send_states()
         await until(lambda: other.inflight_samples == 6)
         assert one.inflight_samples == 6
         assert other.overload(3) is not None
         gated.runner.let_all()
         await until(lambda: gated.host.engines[0].inflight_samples == 0)
-        gated.host.tell_states()
+        gated.host.send_states()
         await until(lambda: other.inflight_samples == 0 and one.inflight_samples == 0)
 
 
@@ -336,7 +337,7 @@ async def test_queue_depths_are_the_engines(gated, until):
         await gated.runner.entered()
         remote.submit([picture(0)] * 3, contract(0.0))
         await until(lambda: gated.host.engines[0].inflight_samples == 4)
-        gated.host.tell_states()
+        gated.host.send_states()
         await until(lambda: remote.queue_depths == (3, 0, 0, 0))
         gated.runner.let_all()
 
@@ -413,9 +414,9 @@ async def test_what_could_never_be_taken_in_is_a_mistake_of_the_caller(process):
     async with connected(process) as [remote, _]:
         with pytest.raises(ValueError, match="9 pictures at once are out of range"):
             remote.submit([picture(0)] * 9, contract(0.0))
-        rule = replace(contract(0.0).rule, thresholds=(0.5,), max_exit=0)
+        shallow = ExitPlan(ExitRule((0.5,)))
         with pytest.raises(ValueError, match="a rule for 2 exits"):
-            remote.submit([picture(0)], replace(contract(0.0), rule=rule))
+            remote.submit([picture(0)], Contract(shallow))
 
 
 async def test_outcomes_of_one_step_come_in_one_message(gated):

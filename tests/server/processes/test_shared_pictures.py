@@ -12,9 +12,9 @@ import pytest
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from models.exit_policy import Calibration
-from models.preprocess import Preprocessing
-from server.processes.shared_pictures import FreeSlots, Layout, Segment, picture_bytes
+from offramp.models.exit_policy import Calibration
+from offramp.models.preprocess import Preprocessing
+from offramp.server.processes.shared_pictures import FreeSlots, Layout, Segment, picture_bytes
 
 NUM_SLOTS = 6
 
@@ -79,7 +79,7 @@ def test_what_one_end_writes_the_other_sees(memory):
 def test_another_process_sees_it_too(memory):
     Segment(memory, layout_of(2)).pictures(2)[1] = 7
     code = (
-        "import sys; from server.processes.shared_pictures import *; "
+        "import sys; from offramp.server.processes.shared_pictures import *; "
         "print(*Segment(int(sys.argv[1]), Layout(3, picture_bytes(2), b'')).pictures(2).sum(axis=(1, 2, 3)))"
     )
     command = [sys.executable, "-c", code, str(memory)]

@@ -15,17 +15,17 @@ from pathlib import Path
 import httpx
 import pytest
 
-from models.bundle import save_bundle
-from server.app import create_app
-from server.loading import load_registry
-from server.metrics import Metrics
-from server.settings import Settings
+from offramp.models.bundle import save_bundle
+from offramp.server.http.app import create_app
+from offramp.server.loading import load_registry
+from offramp.server.metrics import Metrics
+from offramp.server.settings import Settings
+from tests.project import PROJECT
 from tests.server.processes.supervised import (
     CODE,
     FRONTENDS,
     OPTIONS,
     POLL_S,
-    PROJECT,
     RUN,
     Server,
     encoded_pictures,
@@ -152,13 +152,15 @@ async def with_requests_in_flight(server: Server, pictures: list[bytes], then: C
 
 def told_to_try_again(response: httpx.Response) -> bool:
     kind = response.json().get("type")
-    return (response.status_code, kind, response.headers["Retry-After"]) == (503, "urn:offramp:problem:not-ready", "1")
+    assert response.json()["detail"] == "the engine is starting again; try again, or another replica"
+    return (response.status_code, kind, response.headers["Retry-After"]) == (503, "urn:offramp:problem:not-ready", "5")
 
 
 async def test_when_the_engine_is_killed_its_requests_get_503_and_another_takes_over(server, pictures):
     answers = await with_requests_in_flight(server, pictures, lambda engine: os.kill(engine, signal.SIGKILL))
     assert all(told_to_try_again(answer) for answer in answers)
-    assert (await server.get("/readyz")).status_code == 503
+    ready = await server.get("/readyz")
+    assert (ready.status_code, ready.json()["detail"]) == (503, "the engine is starting again")
     await until(lambda: server.every_frontend_answers(pictures))
 
 
@@ -203,20 +205,27 @@ async def test_without_any_frontend_requests_are_refused_at_once_until_one_has_s
         for frontend in own.children("frontend"):
             os.kill(frontend, signal.SIGKILL)
         assert own.process.stderr is not None
-        while "no frontend runs" not in (said := await asyncio.to_thread(own.process.stderr.readline)):
-            assert said
+        log = ""
+        while "no frontend runs" not in log:
+            line = await asyncio.to_thread(own.process.stderr.readline)
+            assert line, log
+            log += line
         async with httpx.AsyncClient(base_url=own.address, timeout=None) as client:
             refused = await client.post("/v1/predict?threshold=0.5", content=bytes(2**20))
             assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (
                 503,
                 "close",
-                "1",
+                "5",
             )
             assert refused.json()["type"] == "urn:offramp:problem:not-ready"
             assert refused.json()["instance"] == "/v1/predict"
             assert [(await client.get(path)).status_code for path in ("/livez", "/readyz")] == [200, 503]
             assert (await client.head("/livez")).content == b""
         await until(lambda: own.every_frontend_answers(pictures))
+        own.process.send_signal(signal.SIGINT)
+        _, rest = await asyncio.to_thread(own.process.communicate)
+    assert (log + rest).count("has died: killed by SIGKILL; the next starts at once\n") == 2
+    assert {f"frontend-{number} is ready again\n" in rest for number in range(2)} == {True}
 
 
 async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny, tmp_path, pictures):
@@ -232,8 +241,11 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
     # On a busy machine the engine may have been stopped for so long that the request was given up.
     assert answer.status_code == (503 if "silent for 5 s" in said else 200)
     assert own.process.returncode == 0
-    # The second line of the announcement, and no complaints but of the engine that was stopped for a while.
-    assert [line.split()[0] for line in said.splitlines() if "engine process" not in line] == ["curl"]
+    # No complaints but of the engine that was stopped for a while.
+    curl, draining, stopped = [line for line in said.splitlines() if "engine process" not in line]
+    assert curl.split()[0] == "curl"
+    assert draining.endswith("draining: at most 30 s; Ctrl-C again ends at once")
+    assert stopped.endswith("stopped")
     assert list(tmp_path.glob(RUN)) == []
     assert len(children) == 3
     assert not any(map(is_running, children))
@@ -306,7 +318,7 @@ def test_what_cannot_be_served_is_one_sentence_and_exit_code_1(tmp_path, options
     command = [sys.executable, "-c", CODE, str(tmp_path / "nowhere"), repr(OPTIONS | options), "{}"]
     result = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=False)
     assert result.returncode == 1
-    [line] = result.stderr.splitlines()
+    [line] = [line for line in result.stderr.splitlines() if "ready in some seconds" not in line]
     assert re.fullmatch(r"offramp: .*(nowhere/model.json: no such file|'abacus' is unknown).*", line)
     assert list(tmp_path.glob(RUN)) == []
 

@@ -10,7 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
-from models.bundle import Bundle, save_bundle
+from offramp.models.bundle import Bundle, save_bundle
 from tests.bundles import certificate_of_nothing
 from tests.server.processes.supervised import Server, encoded_pictures, serving, total, until
 
@@ -51,8 +51,8 @@ async def test_every_early_answer_is_compared_and_a_false_promise_rings(server: 
     await until(all_compared)
     samples = await server.samples()
     assert total(samples, "offramp_samples_total") == 30
-    # Each went through all four stages in the end, early answer or not.
-    assert total(samples, "offramp_stage_batch_size_sum") == 4 * 30
+    # Each ran stage 1 for its answer, and all four stages for its audit.
+    assert total(samples, "offramp_stage_batch_size_sum") == (1 + 4) * 30
     assert total(samples, "offramp_audit_disagreements_total") > 0
     assert total(samples, "offramp_audit_alarm", "'0.05'") == 1
     assert total(samples, "offramp_audit_alarm", "'0.01'") == 0

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from server.processes.supervisor import RESTART_DELAYS_S, RestartDelays
+from offramp.server.processes.supervisor import RESTART_DELAYS_S, RestartDelays
 
 
 def test_a_process_that_dies_before_it_is_ready_is_started_again_at_ever_longer_intervals():

@@ -10,8 +10,8 @@
 {{- end }}
 
 {{- define "offramp.selectorLabels" -}}
-app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" }}
-app.kubernetes.io/instance: {{ .Release.Name }}
+app.kubernetes.io/name: {{ default .Chart.Name .Values.nameOverride | trunc 63 | trimSuffix "-" | quote }}
+app.kubernetes.io/instance: {{ .Release.Name | quote }}
 {{- end }}
 
 {{- define "offramp.labels" -}}
@@ -23,8 +23,8 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 
 {{/* Name, namespace and labels of an object. */}}
 {{- define "offramp.metadata" -}}
-name: {{ include "offramp.fullname" . }}
-namespace: {{ .Release.Namespace }}
+name: {{ include "offramp.fullname" . | quote }}
+namespace: {{ .Release.Namespace | quote }}
 labels:
   {{- include "offramp.labels" . | nindent 2 }}
 {{- end }}
@@ -57,4 +57,10 @@ labels:
 {{- end }}
 {{- define "offramp.targetSamples" -}}
 {{- mulf .Values.autoscaling.targetLoad .Values.settings.max_queue -}}
+{{- end }}
+
+{{- define "offramp.checkReplicas" -}}
+{{- if gt .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas -}}
+{{- fail (printf "autoscaling.minReplicas %v is above autoscaling.maxReplicas %v" .Values.autoscaling.minReplicas .Values.autoscaling.maxReplicas) -}}
+{{- end -}}
 {{- end }}

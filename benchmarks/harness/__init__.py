@@ -1,0 +1,1 @@
+"""What all benchmarks share: the server under test, closed and open loops, figures, tables and result files."""

@@ -1,1 +1,0 @@
-"""Attacks, overload, greedy clients, faults and mutants: `python -m benchmarks.hostile --data-root data`."""

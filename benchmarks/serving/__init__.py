@@ -1,0 +1,1 @@
+"""Benchmarks of the server: speed, answers, costs, trust and hostile clients."""

@@ -1,0 +1,1 @@
+"""Attacks, overload, greedy clients, faults and mutated requests: `offramp bench hostile`."""

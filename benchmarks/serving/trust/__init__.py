@@ -1,0 +1,1 @@
+"""The claims of docs/trust.md, measured: `offramp bench trust`."""

@@ -1,0 +1,1 @@
+"""Benchmarks of training: the paper's comparison, and the data pipeline."""

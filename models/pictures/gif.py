@@ -1,0 +1,58 @@
+"""GIF files as strangers send them: the blocks that matter to the first frame (GIF89a, CompuServe 1990)."""
+
+from __future__ import annotations
+
+import re
+
+from offramp.models.pictures.check import Check, never_end
+
+# What starts a block: an extension, a frame, or the end of the file. Decoders pass over other bytes between blocks.
+START = re.compile(rb"[!,;]")
+HEADER_BYTES = 13
+HAS_PALETTE = 0x80
+GRAPHIC_CONTROL, GRAPHIC_CONTROL_BYTES, IS_TRANSPARENT = 0xF9, 4, 0x01
+
+# In front of the first frame. 16 MiB hold so many sub-blocks if each has 32 bytes; most have 255.
+MOST_EXTENSIONS, MOST_SUB_BLOCKS = 10_000, 500_000
+
+
+def without_extensions(data: bytes, check: Check = never_end) -> bytes:
+    """The file without the extensions in front of its first frame, but for the index of the transparent colour.
+
+    Comments, application data, the delay and the number of loops say nothing of the pixels of the first frame. A file
+    without frames is cut off behind its header. Raises ValueError for more than 10,000 extensions or 500,000
+    sub-blocks.
+    """
+    if len(data) < HEADER_BYTES:
+        return data
+    first = at = HEADER_BYTES + (3 << (data[10] & 7) + 1 if data[10] & HAS_PALETTE else 0)
+    transparency = b""
+    sub_blocks_left = MOST_SUB_BLOCKS
+    for _ in range(MOST_EXTENSIONS):
+        check()
+        match = START.search(data, at)
+        if match is None:
+            return data[:first]
+        at = match.start()
+        if data[at] == ord(","):
+            return data if at == first else data[:first] + transparency + data[at:]
+        if data[at] == ord(";"):
+            return data[:first]
+        label, size, flags = data[at + 1 : at + 4].ljust(3, b"\0")
+        if label == GRAPHIC_CONTROL and size >= GRAPHIC_CONTROL_BYTES and flags & IS_TRANSPARENT:
+            transparency = b"!\xf9\4\1\0\0" + data[at + 6 : at + 7] + b"\0"
+        at, sub_blocks_left = _behind_sub_blocks(data, at + 2, sub_blocks_left)
+    raise ValueError(f"more than {MOST_EXTENSIONS} extensions in front of the pixels")
+
+
+def _behind_sub_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
+    """Where a chain of sub-blocks ends, and how many of the `most` that it may have are left."""
+    end = len(data)
+    for left in range(most - 1, -1, -1):
+        if at >= end:
+            return end, left
+        size = data[at]
+        at += size + 1
+        if not size:
+            return at, left
+    raise ValueError(f"more than {MOST_SUB_BLOCKS} sub-blocks in front of the pixels")

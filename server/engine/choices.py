@@ -1,0 +1,5 @@
+"""Names that options choose from. Imports nothing, so that `--help` answers at once."""
+
+RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
+PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")
+ON_ALARM = ("report", "tighten", "full-depth")

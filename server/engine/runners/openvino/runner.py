@@ -1,0 +1,266 @@
+"""OpenVinoRunner: the default on the CPU. Each stage is an OpenVINO network, converted in memory at load."""
+
+from __future__ import annotations
+
+import time
+from bisect import bisect_left
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import openvino as ov
+
+from offramp.models.bundle import Bundle
+from offramp.server.engine.runners.all_stages import blank, walk
+from offramp.server.engine.runners.cuda.buckets import buckets
+from offramp.server.engine.runners.openvino.blocks import Block, BlockPool, Memory
+from offramp.server.engine.runners.openvino.int8 import quantize_stages
+from offramp.server.engine.runners.openvino.stages import (
+    convert_stages,
+    is_first,
+    is_last,
+    row_shapes,
+    sized,
+    with_features,
+)
+from offramp.server.engine.runners.runner import StepOutput
+
+PRECISIONS = ("auto", "float32", "bfloat16", "int8")
+HINTS = {"float32": "f32", "bfloat16": "bf16"}
+# What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
+# that wider features would only be the same numbers in twice the memory. And numpy's type as wide as that.
+FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
+WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
+
+# How much faster all threads must be than one to be worth it: HTTP and decoding want the cores too.
+WORTH_MORE_THREADS = 1.25
+# Rows of memory between stages that are kept for steps to come, before `warm_up` tells how large these may be.
+SPARE_ROWS = 64
+# The fastest of so many counts, or of as many as fit into the time: interruptions only ever lengthen one.
+TRIALS, TRIALS_S = 10, 0.1
+
+
+# A tuple, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
+class StageState(NamedTuple):
+    """What a sample carries between stages: its row of what a step left behind.
+
+    Features of bfloat16, which numpy does not know, are its bits.
+    """
+
+    block: Block
+    row: int
+
+
+class OpenVinoRunner:
+    """Steps as OpenVINO networks: uint8 pictures in, normalisation, stage, head and calibration inside.
+
+    Every stage is compiled for each of `buckets`, and batches are filled up to the next of these: with sizes that
+    change from step to step, one network for any size would spend a fifth of its time on preparing itself for the next.
+    precision: float32, bfloat16, int8, or auto for bfloat16 where the processor computes in it natively and float32
+    where not; what int8 leaves in floating point is computed as with auto. pictures: uint8 (H, W, 3), from which int8
+    learns its ranges. threads: that one step computes with at most; 0 for all cores. Small batches have one thread
+    where more hardly help them, which `warm_up` finds out. seconds: what work takes, by default measured. Raises
+    ValueError for an unknown precision, int8 without pictures or NNCF, and for a network that OpenVINO cannot convert;
+    TorchRunner takes such a network.
+    """
+
+    def __init__(
+        self,
+        bundle: Bundle,
+        precision: str = "auto",
+        threads: int = 0,
+        pictures: Sequence[npt.NDArray[np.uint8]] = (),
+        seconds: Callable[[Callable[[], object]], float] | None = None,
+    ) -> None:
+        if precision not in PRECISIONS:
+            raise ValueError(f"precision {precision!r} is unknown: choose one of {', '.join(PRECISIONS)}")
+        self._core, self._threads, self._seconds = ov.Core(), threads, seconds or fastest_s
+        native = native_precision(self._core)
+        self.precision = native if precision == "auto" else precision
+        # Of the arithmetic that is not in integers.
+        self._floats = native if precision == "int8" else self.precision
+        self._size = bundle.preprocessing.size
+        self._buckets: tuple[int, ...] = ()
+        # By bucket, once it is warm.
+        self.threads_of: dict[int, int] = {}
+        networks = convert_stages(bundle)
+        if precision == "int8":
+            networks = quantize_stages(networks, pictures)
+        feature_type = FEATURE_TYPES[self._floats]
+        self._stages = [
+            _Stage(with_features(network, feature_type), self.compile, feature_type) for network in networks
+        ]
+
+    @property
+    def num_stages(self) -> int:
+        """K, the stages of the bundle's network."""
+        return len(self._stages)
+
+    def compile(self, network: ov.Model, batch_size: int, threads: int | None = None) -> ov.CompiledModel:
+        """A network as this runner computes, for one batch size: precision and, unless given, threads are its own."""
+        threads = self._threads if threads is None else threads
+        # Not bound to cores: a thread that is would wait for the HTTP work on its core, with the other core idle.
+        options = {
+            "INFERENCE_PRECISION_HINT": HINTS[self._floats],
+            "PERFORMANCE_HINT": "LATENCY",
+            "ENABLE_CPU_PINNING": "NO",
+        }
+        limited = {"INFERENCE_NUM_THREADS": str(threads)} if threads else {}
+        return self._core.compile_model(sized(network, batch_size), "CPU", {**options, **limited})
+
+    def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
+        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates.
+
+        Before `warm_up`, every size is compiled when it comes. Raises ValueError for more than that prepared for.
+        """
+        if not self._buckets:
+            return self._stages[stage - 1].run(states, len(states))
+        if len(states) > self._buckets[-1]:
+            raise ValueError(f"{len(states)} samples are out of range: this runner is warm for {self._buckets[-1]}")
+        return self._stages[stage - 1].run(states, self._buckets[bisect_left(self._buckets, len(states))])
+
+    def warm_up(self, max_batch_size: int) -> None:
+        """Compile every stage for all batch sizes and run it: OpenVINO builds its kernels on first use.
+
+        From the smallest batch up, each is tried on one thread too, until more are worth it.
+        """
+        self._buckets = buckets(max_batch_size)
+        for stage in self._stages:
+            stage.requests.clear()
+            if stage.pool is not None:
+                stage.pool.spare_rows = 2 * max_batch_size
+        one_may_do = True
+        # Side by side: a network is compiled on one core.
+        with ThreadPoolExecutor() as pool:
+
+            def compiled(bucket: int, threads: int) -> list[ov.CompiledModel]:
+                return list(pool.map(lambda stage: self.compile(stage.network, bucket, threads), self._stages))
+
+            for bucket in self._buckets:
+                with_all, with_one = compiled(bucket, self._threads), None
+                one_may_do &= with_all[0].get_property("INFERENCE_NUM_THREADS") > 1
+                if one_may_do:
+                    with_one = compiled(bucket, 1)
+                    one_s, all_s = (self._try(bucket, networks) for networks in (with_one, with_all))
+                    one_may_do = one_s <= WORTH_MORE_THREADS * all_s
+                self.threads_of[bucket] = 1 if one_may_do else self._threads
+                self._use(bucket, with_one if one_may_do and with_one else with_all)
+                self._walk(bucket)
+
+    def _use(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> None:
+        for stage, network in zip(self._stages, networks, strict=True):
+            stage.requests[bucket] = network.create_infer_request()
+
+    def _try(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
+        """What a batch takes from the first of these stages to the end."""
+        self._use(bucket, networks)
+        return self._seconds(lambda: self._walk(bucket))
+
+    def _walk(self, bucket: int) -> None:
+        for _ in walk(self, blank(self._size, bucket)):
+            pass
+
+
+def fastest_s(work: Callable[[], object]) -> float:
+    """Seconds of the fastest of some trials."""
+    times: list[float] = []
+    while not times or (len(times) < TRIALS and sum(times) < TRIALS_S):
+        start_s = time.perf_counter()
+        work()
+        times.append(time.perf_counter() - start_s)
+    return min(times)
+
+
+def native_precision(core: ov.Core) -> str:
+    """bfloat16 where the processor has instructions for it, else float32."""
+    return "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
+
+
+class _Stage:
+    """One stage at some batch sizes. What its requests read and write is its own: OpenVINO does not keep it."""
+
+    def __init__(
+        self, network: ov.Model, compile: Callable[[ov.Model, int], ov.CompiledModel], feature_type: ov.Type
+    ) -> None:
+        self.network, self._compile, self._type = network, compile, feature_type
+        # By bucket.
+        self.requests: dict[int, ov.InferRequest] = {}
+        self._is_first, self._is_last = is_first(network), is_last(network)
+        self._carries = len(network.inputs) == 2
+        self.pool: BlockPool | None = None
+        if not self._is_last:
+            _, (classes,), features_shape = row_shapes(network)
+            self.pool = BlockPool(features_shape, WORDS[feature_type], classes, SPARE_ROWS)
+        # What a batch is gathered in, where it does not lie together already.
+        self._pictures: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
+        self._merged: Block | None = None
+
+    def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
+        size, request = len(states), self._request(bucket)
+        # What is computed in the rows behind the last sample is not looked at.
+        if self._is_first:
+            request.set_input_tensor(0, ov.Tensor(self._stack(states, bucket), shared_memory=True))
+        else:
+            features, accumulated = self._gather(states, bucket)
+            request.set_input_tensor(0, features)
+            if self._carries:
+                request.set_input_tensor(1, accumulated)
+        if self.pool is None:
+            request.infer()
+            return StepOutput(request.get_output_tensor(0).data[:size].copy(), lambda rows: [])
+        pool, block = self.pool, self.pool.block(bucket)
+        features, accumulated = self._tensors(block.memory, bucket)
+        request.set_output_tensor(1, accumulated)
+        request.set_output_tensor(2, features)
+        request.infer()
+
+        def keep(rows: Sequence[int]) -> list[StageState]:
+            if not rows or 2 * len(rows) >= bucket:
+                return [StageState(block, row) for row in rows]
+            # Fewer than half: what the others leave behind would be more than what is kept.
+            few = pool.block(len(rows))
+            few.fill([(block, row) for row in rows])
+            return [StageState(few, row) for row in range(len(rows))]
+
+        return StepOutput(request.get_output_tensor(0).data[:size].copy(), keep)
+
+    def _request(self, bucket: int) -> ov.InferRequest:
+        if bucket not in self.requests:
+            self.requests[bucket] = self._compile(self.network, bucket).create_infer_request()
+        return self.requests[bucket]
+
+    def _stack(self, pictures: Sequence[npt.NDArray[np.uint8]], bucket: int) -> npt.NDArray[np.uint8]:
+        """Pictures (B, H, W, 3)."""
+        if len(self._pictures) < bucket:
+            self._pictures = np.zeros((bucket, *pictures[0].shape), np.uint8)
+        np.stack(pictures, out=self._pictures[: len(pictures)])
+        return self._pictures[:bucket]
+
+    def _gather(self, states: Sequence[StageState], bucket: int) -> tuple[ov.Tensor, ov.Tensor]:
+        """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
+
+        Neighbours of one step are not copied.
+        """
+        block, start = states[0]
+        together = all(state == (block, start + at) for at, state in enumerate(states))
+        if not together or start + bucket > len(block):
+            if self._merged is None or len(self._merged) < bucket:
+                self._merged = Block(block.memory.like(bucket))
+            self._merged.fill(states)
+            block, start = self._merged, 0
+        # The samples keep their block until the step is over.
+        return self._tensors(block.memory, bucket, start)
+
+    def _tensors(self, memory: Memory, rows: int, start: int = 0) -> tuple[ov.Tensor, ov.Tensor]:
+        """So many rows of features and of accumulated logits."""
+        # Kept are those from the first row on, as nearly all are: there are no more of them than batch sizes.
+        tensors: tuple[ov.Tensor, ov.Tensor] | None = None if start else memory.views.get(rows)
+        if tensors is None:
+            features_BHWC, accumulated_BC = (one[start : start + rows] for one in memory[:2])
+            features = ov.Tensor(features_BHWC, features_BHWC.shape, self._type)
+            tensors = features, ov.Tensor(accumulated_BC, shared_memory=True)
+            if not start:
+                memory.views[rows] = tensors
+        return tensors

@@ -1,0 +1,36 @@
+"""The wait of a new sample, predicted from the rate at which samples leave. Pure: the simulator uses it too."""
+
+from __future__ import annotations
+
+import math
+
+# Weight of past steps after each new one: about a hundred steps count.
+DECAY = 0.99
+
+
+class WaitEstimate:
+    """Seconds of work for each sample that leaves, as a ratio of two decaying sums.
+
+    The work on a sample counts when it leaves. A sample that leaves without an answer makes room all the same.
+    max_s: upper limit for one sample. Samples that come one by one take longer each than a long queue in batches.
+    """
+
+    __slots__ = ("_left", "_work_s", "max_s")
+
+    def __init__(self) -> None:
+        self._work_s = self._left = 0.0
+        self.max_s = math.inf
+
+    def add_step(self, step_s: float) -> None:
+        """A step has ended."""
+        self._work_s = DECAY * self._work_s + step_s
+        self._left *= DECAY
+
+    def add_left(self, count: int) -> None:
+        """So many samples have left."""
+        self._left += count
+
+    @property
+    def sample_s(self) -> float:
+        """Seconds of work for one sample; 0 before the first has left."""
+        return min(self.max_s, self._work_s / self._left) if self._left else 0.0

@@ -1,0 +1,222 @@
+"""All connections of one process: how many there may be, which of them give way, and a look at each once a second.
+
+Where all connections are in use, a new one takes the place of others: of the address that has most connections, those
+that have kept the server waiting longest. So no address can shut others out. A connection whose request is being worked
+on is never closed for another.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import heapq
+import logging
+import math
+import time
+from collections import deque
+from collections.abc import Callable, Iterator
+from typing import Protocol
+
+from offramp.server.http.http_limits import HttpLimits
+from offramp.server.http.problems import CLIENT_LIMIT, OVERLOADED, Problem, retry_after
+from offramp.server.http.proxies import TrustedProxies
+from offramp.server.request.accounts import Accounts
+
+logger = logging.getLogger(__name__)
+
+# Between two looks more time than this does not count: a process that was stopped or busy has read nothing meanwhile.
+LONGEST_TURN_S = 2.0
+
+# Pause between pipelined requests of several connections.
+TURN_S = 0.001
+
+# Connections closed together to make room, so that it is rarely looked for: a part of an address's, and at most. Their
+# descriptors are free a moment later, and new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
+CLOSED_SHARE, MOST_CLOSED = 1 / 32, 64
+
+
+class Connection(Protocol):
+    """A client's connection, as far as others are concerned."""
+
+    address: str
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """Since when it has had no request in progress; None while it has one."""
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """Since when it has waited for its client, idle or not; None while a whole request is being worked on."""
+
+    def check(self, now_s: float) -> None:
+        """End what takes too long. Called once a second."""
+
+    def end(self) -> None:
+        """Close at once, whatever is in progress, and leave."""
+
+
+class Turns:
+    """One pipelined request at a time, with a pause before the next.
+
+    A hundred clients that send a thousand requests each without waiting for answers are served one by one, between the
+    requests of those that wait. Without the pause the event loop would never be idle, and the engine's thread would
+    wait for the interpreter's lock: a prediction beside 64 such clients took 58 ms instead of 15.
+    """
+
+    def __init__(self) -> None:
+        self._due: deque[Callable[[], None]] = deque()
+
+    def wait(self, act: Callable[[], None]) -> None:
+        """Do it when it is its turn."""
+        self._due.append(act)
+        if len(self._due) == 1:
+            asyncio.get_running_loop().call_soon(self._next)
+
+    def _next(self) -> None:
+        act = self._due[0]
+        try:
+            act()
+        finally:
+            self._due.popleft()
+            if self._due:
+                asyncio.get_running_loop().call_later(TURN_S, self._next)
+
+
+class Connections:
+    """The connections of this process, by the address of the client.
+
+    accounts: connections of each address in all processes of the server. Default: this process alone.
+    turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
+    serving, as of the last sweep. draining: whether each connection ends with its next answer. closed: whether the
+    server accepts no more.
+    """
+
+    def __init__(
+        self,
+        limits: HttpLimits | None = None,
+        proxies: TrustedProxies | None = None,
+        accounts: Accounts | None = None,
+        clock: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self.limits = limits or HttpLimits()
+        self.proxies = proxies or TrustedProxies()
+        self.turns = Turns()
+        self.now_s = 0.0
+        self.draining = self.closed = False
+        self._accounts = accounts if self.limits.client_connections else None
+        self._clock = clock
+        self._seen_s = clock()
+        self._by_address: dict[str, set[Connection]] = {}
+        self._count = 0
+        self._noted_at_s = -1.0
+        self._not_noted = 0
+        # Since the last sweep, an address of so many connections has found none to close.
+        self._no_room_from = math.inf
+
+    def __len__(self) -> int:
+        return self._count
+
+    def enter(self, connection: Connection) -> Problem | None:
+        """Take a new connection in; why it cannot stay, if it cannot. It is one of ours until it leaves."""
+        address = connection.address
+        refusal = self._too_many_of(address) or self._too_many(address)
+        self._by_address.setdefault(address, set()).add(connection)
+        self._count += 1
+        self._count_in_account(address, 1)
+        return refusal
+
+    def leave(self, connection: Connection) -> None:
+        """Forget a connection; one that has left already may leave again."""
+        siblings = self._by_address.get(connection.address, set())
+        if connection in siblings:
+            siblings.remove(connection)
+            self._count -= 1
+            self._count_in_account(connection.address, -1)
+            if not siblings:
+                del self._by_address[connection.address]
+
+    def sweep(self) -> None:
+        """Look at every connection. To be called once a second."""
+        clock_s = self._clock()
+        self.now_s += min(clock_s - self._seen_s, LONGEST_TURN_S)
+        self._seen_s = clock_s
+        self._no_room_from = math.inf
+        for connection in [one for siblings in self._by_address.values() for one in siblings]:
+            connection.check(self.now_s)
+
+    def note(self, address: str, what: str) -> None:
+        """Log what was wrong with a client's bytes; one line between two sweeps, since junk is easily sent."""
+        if self._noted_at_s == self.now_s:
+            self._not_noted += 1
+            return
+        more = f" ({self._not_noted} like it before were not logged)" if self._not_noted else ""
+        logger.warning("%s: %s%s", address or "a client", what, more)
+        self._noted_at_s, self._not_noted = self.now_s, 0
+
+    def _count_in_account(self, address: str, change: int) -> None:
+        if self._accounts is not None:
+            with self._accounts.lock:
+                self._accounts.open(address).add_connection(change)
+
+    def _connections_of(self, address: str) -> int:
+        """In all processes."""
+        if self._accounts is None:
+            return len(self._by_address.get(address, ()))
+        with self._accounts.lock:
+            account = self._accounts.find(address)
+            return 0 if account is None else account.connections
+
+    def _too_many_of(self, address: str) -> Problem | None:
+        limit, siblings = self.limits.client_connections, self._by_address.get(address, set())
+        if not limit or self._connections_of(address) < limit or self.proxies.trust(address):
+            return None
+        if _close_waiting(siblings, 1, idle_only=True):
+            return None
+        detail = f"you have {limit} open connections, which is the limit: use one of them, or close some"
+        return Problem(CLIENT_LIMIT, detail, retry_after(1), limit="max_connections", limit_connections=limit)
+
+    def _too_many(self, address: str) -> Problem | None:
+        limit = self.limits.connections
+        if self._count < limit or self._make_room_for(address):
+            return None
+        detail = f"the server has {limit} open connections, which is the limit, and all are in use: try again later"
+        return Problem(OVERLOADED, detail, retry_after(1))
+
+    def _make_room_for(self, address: str) -> bool:
+        """Close connections of the address that has most; returns False if there are none to close.
+
+        An address gives way to itself, or to one that has fewer connections.
+        """
+        own = self._by_address.get(address, set())
+        # To look again before the next sweep would cost more than to refuse.
+        if len(own) >= self._no_room_from:
+            return False
+        for siblings in self._largest_first():
+            if len(siblings) > len(own) or siblings is own:
+                share = min(MOST_CLOSED, 1 + int(CLOSED_SHARE * len(siblings)))
+                # Connections that have been refused are open for a while, above the limit.
+                _close_waiting(siblings, max(share, 1 + self._count - self.limits.connections))
+                if self._count < self.limits.connections:
+                    return True
+        self._no_room_from = len(own)
+        return False
+
+    def _largest_first(self) -> Iterator[set[Connection]]:
+        # Mostly the first is enough.
+        yield max(self._by_address.values(), key=len)
+        yield from sorted(self._by_address.values(), key=len, reverse=True)
+
+
+def _close_waiting(siblings: set[Connection], most: int, idle_only: bool = False) -> bool:
+    """Close up to `most` connections that have waited longest, idle ones first; returns False if none waits."""
+
+    def waited(connection: Connection) -> tuple[bool, float]:
+        return connection.idle_since_s is None, connection.waits_since_s or 0.0
+
+    waiting = [
+        connection
+        for connection in siblings
+        if (connection.idle_since_s if idle_only else connection.waits_since_s) is not None
+    ]
+    for connection in heapq.nsmallest(most, waiting, key=waited):
+        connection.end()
+    return bool(waiting)

@@ -1,0 +1,316 @@
+"""One connection: uvicorn's requests and answers, with a limit on everything that a client can send or fail to send.
+
+    bytes ── data_received ── RequestParser ── on_head, on_body, on_end ── uvicorn's cycle ── application
+                  └ while a whole request waits for its answer: kept as they are, and reading pauses
+
+A connection ends after an answer, in silence, or with a last answer of its own (`_part`), after those that are due.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from typing import TYPE_CHECKING, Any, cast
+
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.server import ServerState
+
+from offramp.server.http.cycles import Cycles, Flow
+from offramp.server.http.parser import BODY, REQUEST, SLICE_BYTES, Expects, Head, RequestParser
+from offramp.server.http.pipeline import Pipeline
+from offramp.server.http.problems import REQUEST_TIMEOUT, Problem
+from offramp.server.http.tcp import Unread, is_reset, reset
+
+if TYPE_CHECKING:
+    from offramp.server.http.uvicorn_config import HttpConfig
+
+# For a client to read its last answer while what it still sends is thrown away: where a socket with unread bytes is
+# closed, the kernel sends a reset, which can destroy the answer.
+LINGER_S = 2.0
+
+# While the server ends: how long a new connection waits for its first request.
+FIRST_REQUEST_S = 0.2
+
+# After a client has ended its side: when to look whether it has gone altogether, before the sweep does.
+LOOKS_S = (0.01, 0.1, 0.4)
+
+
+class Refused(Exception):
+    """A request is answered with these bytes, and its connection ends."""
+
+    def __init__(self, answer: bytes) -> None:
+        super().__init__("refused before it began")
+        self.answer = answer
+
+
+class HttpProtocol(asyncio.Protocol):
+    """A connection, as uvicorn and Connections know it."""
+
+    def __init__(
+        self,
+        config: HttpConfig,
+        server_state: ServerState,
+        app_state: dict[str, Any],
+        _loop: asyncio.AbstractEventLoop | None = None,
+    ) -> None:
+        if not config.loaded:
+            config.load()
+        self.address = ""
+        self._state = server_state
+        self._gate = config.gate
+        self._loop = _loop or asyncio.get_running_loop()
+        self._all = config.connections
+        self._limits = config.connections.limits
+        self._parser = RequestParser(self._limits, self)
+        self._cycles = Cycles(config, server_state, app_state, self._loop, self._on_response)
+        self._pipeline = Pipeline(self._cycles.start)
+        self._unread = Unread(self._limits.write_s)
+        self._since_s = self._all.now_s
+        self._expected: Expects = REQUEST
+        self._kept = b""
+        self._last_answer: bytes | None = None
+        # deaf: what comes is thrown away. ended: the client has ended its side.
+        self._deaf = self._ended = False
+
+    # Called by the event loop
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the connection in, or refuse it."""
+        self._transport = cast(asyncio.Transport, transport)
+        self._flow = Flow(self._transport)
+        self.address = self._cycles.connect(self._transport, self._flow, self._close)
+        self._state.connections.add(cast(Any, self))
+        problem = self._all.enter(self)
+        if problem is not None:
+            self._reject(problem)
+        elif self._all.closed:
+            self.shutdown()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        """Tell every application that still works for this client."""
+        self._state.connections.discard(cast(Any, self))
+        self._all.leave(self)
+        self._pipeline.disconnect()
+        self._flow.resume_writing()
+        self._deaf = True
+        self._parser.forget()
+
+    def data_received(self, data: bytes) -> None:
+        """Parse it, or keep it until it is its turn."""
+        if self._deaf:
+            return
+        if self._kept or self._pipeline.is_answering:
+            self._keep(data)
+        else:
+            self._parse(data)
+
+    def eof_received(self) -> bool:
+        """The client sends nothing more; whether to stay, for it may yet read the answer to a whole request."""
+        if not self._pipeline.is_answering:
+            return False
+        running = self._pipeline.running
+        if not self._ended and running and running.scope["http_version"] == "1.1" and not running.response_started:
+            # Clients know it as an answer before the answer (RFC 9110, 15.2); one that has gone answers with a reset.
+            self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            running.waiting_for_100_continue = False
+        self._ended = True
+        self._look_for_reset(LOOKS_S)
+        return True
+
+    def pause_writing(self) -> None:
+        """The client does not read as fast as the answers come."""
+        self._flow.pause_writing()
+
+    def resume_writing(self) -> None:
+        """The client has caught up."""
+        self._flow.resume_writing()
+
+    # Called by the server and by Connections
+
+    def shutdown(self) -> None:
+        """End with the answer in progress. On a new connection the first request may be on its way: wait a moment."""
+        if self._pipeline.running is not None:
+            self._pipeline.running.keep_alive = False
+        elif self._pipeline.newest is None and not self._deaf:
+            self._loop.call_later(FIRST_REQUEST_S, self._close_unless_answering)
+        else:
+            self._transport.close()
+
+    def _close_unless_answering(self) -> None:
+        if self._pipeline.running is None:
+            self._transport.close()
+
+    @property
+    def idle_since_s(self) -> float | None:
+        """See connections.Connection; those that have had their last answer give way first."""
+        if not self._pipeline.is_empty or self._parser.expects is BODY:
+            return None
+        return -1.0 if self._deaf else self._since_s
+
+    @property
+    def waits_since_s(self) -> float | None:
+        """See connections.Connection. It also waits while the client does not read, or a whole request has no turn."""
+        running = self._pipeline.running
+        if running is not None and not running.more_body and not self._flow.write_paused:
+            return None
+        return -1.0 if self._deaf else self._since_s
+
+    def check(self, now_s: float) -> None:
+        """See connections.Connection."""
+        if self._unread.is_overdue(self._transport, now_s):
+            reset(self._transport)
+            self._all.leave(self)
+        elif self._pipeline.is_answering:
+            if (self._ended or self._flow.read_paused) and is_reset(self._transport):
+                self.end()
+        elif self._flow.read_paused:
+            # A client cannot be late while we do not read.
+            self._since_s = now_s
+        elif now_s - self._since_s > (allowed_s := self._allowed_s()):
+            self._give_up(allowed_s)
+
+    def end(self) -> None:
+        """See connections.Connection."""
+        self._transport.abort()
+        self._all.leave(self)
+
+    def _allowed_s(self) -> float:
+        if self._deaf:
+            return LINGER_S
+        if self._expected is BODY:
+            return self._limits.body_s
+        between = self._expected is REQUEST and self._pipeline.newest is not None
+        return self._limits.keep_alive_s if between else self._limits.head_s
+
+    def _give_up(self, allowed_s: float) -> None:
+        if self._deaf or self._expected is REQUEST:
+            self._transport.close()
+            return
+        what = "body was" if self._expected is BODY else "headers were"
+        detail = f"the request's {what} not whole after {allowed_s:g} s: send it faster, or less"
+        self._reject(Problem(REQUEST_TIMEOUT, detail))
+
+    def _look_for_reset(self, after_s: tuple[float, ...]) -> None:
+        if self._transport.is_closing() or not self._pipeline.is_answering:
+            return
+        if is_reset(self._transport):
+            self.end()
+        elif after_s:
+            self._loop.call_later(after_s[0], self._look_for_reset, after_s[1:])
+
+    # Bytes to requests
+
+    def _keep(self, data: bytes) -> None:
+        self._kept += data
+        self._flow.hold()
+
+    def _parse(self, data: bytes) -> None:
+        """Parse as far as the next whole request, or a few more; keep the rest."""
+        size = len(data)
+        try:
+            # Mostly all at once.
+            done = self._parser.feed(data if size <= SLICE_BYTES else data[: self._parser.slice_bytes()])
+            while done < size and not self._deaf:
+                if self._pipeline.is_answering:
+                    self._keep(data[done:])
+                    break
+                done += self._parser.feed(data[done : done + self._parser.slice_bytes()])
+        except Problem as problem:
+            self._all.note(self.address, problem.detail)
+            self._reject(problem)
+        except Refused as refused:
+            self._part(refused.answer)
+        if self._parser.expects is not self._expected:
+            self._expected, self._since_s = self._parser.expects, self._all.now_s
+
+    def on_head(self, head: Head) -> None:
+        """See request_parser.Listener. Raises Refused."""
+        scope = self._cycles.scope(head)
+        if self._pipeline.is_empty:
+            answer = self._gate.refuse(scope, self._state.default_headers)
+            if answer is not None:
+                raise Refused(answer)
+        self._pipeline.add(self._cycles.cycle(scope, head))
+
+    def on_body(self, body: bytes) -> None:
+        """See request_parser.Listener."""
+        cycle = self._pipeline.newest
+        assert cycle is not None
+        if cycle.response_complete:
+            return
+        cycle.body += body
+        if len(cycle.body) > HIGH_WATER_LIMIT:
+            self._flow.pause_reading()
+        cycle.message_event.set()
+
+    def on_end(self) -> None:
+        """See request_parser.Listener."""
+        cycle = self._pipeline.newest
+        assert cycle is not None
+        cycle.more_body = False
+        cycle.message_event.set()
+
+    # Requests to answers
+
+    def _on_response(self) -> None:
+        """An answer has been written: go on with the next request, or with what is left to say."""
+        self._state.total_requests += 1
+        self._pipeline.answered()
+        self._since_s = self._all.now_s
+        if self._transport.is_closing():
+            return
+        if self._kept or not self._pipeline.is_empty:
+            self._all.turns.wait(self._go_on)
+        else:
+            self._settle()
+
+    def _go_on(self) -> None:
+        """The next request of those that came together."""
+        if self._transport.is_closing():
+            return
+        self._pipeline.go_on()
+        if self._kept and not self._pipeline.is_answering:
+            kept, self._kept = self._kept, b""
+            self._parse(kept)
+        self._settle()
+
+    def _settle(self) -> None:
+        """Read on, or end where nothing is left to answer."""
+        if not self._kept:
+            self._flow.release()
+        if self._pipeline.is_empty and self._last_answer is not None:
+            self._say(self._last_answer)
+        elif self._ended and not self._pipeline.is_answering:
+            self._transport.close()
+
+    def _close(self) -> None:
+        """After an answer with Connection: close."""
+        self._pipeline.stop()
+        newest = self._pipeline.newest
+        if (self._kept or (newest is not None and newest.more_body)) and not self._ended:
+            self._linger()
+        else:
+            self._transport.close()
+
+    def _reject(self, problem: Problem) -> None:
+        # A request that is cut off in the middle of its answer gets no other.
+        unanswered = self._pipeline.cut_off()
+        self._part(self._gate.reject(problem, self.address, self._state.default_headers) if unanswered else b"")
+
+    def _part(self, answer: bytes) -> None:
+        """Read nothing more, and end the connection with this answer, after those that are due."""
+        self._deaf, self._kept = True, b""
+        self._last_answer = answer
+        if self._pipeline.is_empty:
+            self._say(answer)
+
+    def _say(self, answer: bytes) -> None:
+        self._last_answer = None
+        self._transport.write(answer)
+        self._linger()
+
+    def _linger(self) -> None:
+        self._deaf, self._kept = True, b""
+        self._since_s = self._all.now_s
+        self._flow.release()
+        if self._transport.can_write_eof():
+            self._transport.write_eof()

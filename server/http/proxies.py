@@ -1,0 +1,69 @@
+"""Whom to believe about where a request comes from."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from ipaddress import IPv4Address, IPv6Address, ip_address, ip_network
+
+SCHEMES = ("http", "https")
+
+
+class TrustedProxies:
+    """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto count.
+
+    text: separated by commas, such as "10.0.0.0/8, ::1". Raises ValueError naming a part that is none.
+    """
+
+    def __init__(self, text: str = "") -> None:
+        parts = [part.strip() for part in text.split(",")]
+        try:
+            self._networks = [ip_network(part, strict=False) for part in parts if part]
+        except ValueError as error:
+            raise ValueError(
+                f"--trusted-proxies: {error}; give addresses or networks with commas between, such as 10.0.0.0/8"
+            ) from error
+
+    def trust(self, address: str) -> bool:
+        """Whether the address is one of a proxy that the operator named."""
+        if not self._networks:
+            return False
+        parsed = _parse(address)
+        return parsed is not None and any(parsed in network for network in self._networks)
+
+    def client(self, proxy: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
+        """Whom a request that came from a trusted proxy is from: the last address in X-Forwarded-For that is none.
+
+        Where all are proxies, the first of them; what is no address, and all before it, is not believed.
+        """
+        said = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+        client = proxy
+        for part in reversed(said.split(",")):
+            address = _parse(_without_port(part.strip()))
+            if address is None:
+                break
+            client = str(address)
+            if not self.trust(client):
+                break
+        return client
+
+
+def forwarded_scheme(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
+    """The last X-Forwarded-Proto, where it is one of SCHEMES."""
+    said = b",".join(value for name, value in headers if name == b"x-forwarded-proto").decode("latin-1")
+    scheme = said.rpartition(",")[2].strip().lower()
+    return scheme if scheme in SCHEMES else None
+
+
+def _without_port(text: str) -> str:
+    if text.startswith("["):
+        return text[1:].partition("]")[0]
+    return text.partition(":")[0] if text.count(":") == 1 else text
+
+
+def _parse(text: str) -> IPv4Address | IPv6Address | None:
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return None
+    # A socket for both versions shows IPv4 clients so.
+    return getattr(address, "ipv4_mapped", None) or address

@@ -1,0 +1,195 @@
+"""What the server answers, as documented in OpenAPI. Answers are built as plain dicts; a test holds them to these."""
+
+from __future__ import annotations
+
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field
+
+from offramp.models.exit_policy import ExitReason
+
+
+class Answered(BaseModel):
+    """Base: nothing undocumented is answered."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class ClassProbability(Answered):
+    """One class and its calibrated probability."""
+
+    label: str
+    class_id: int
+    probability: float
+
+
+class VisitedExit(Answered):
+    """What one exit on the way said."""
+
+    exit: int
+    label: str
+    class_id: int
+    confidence: float
+
+
+class InForce(Answered):
+    """What took the place of the contract that was asked for."""
+
+    max_disagreement: float = Field(description="The certified point that was applied; 0 is full depth.")
+
+
+class Prediction(Answered):
+    """The answer to one picture."""
+
+    label: str = Field(examples=["rocket"])
+    class_id: int = Field(examples=[69])
+    confidence: float = Field(description="Calibrated probability of the label.", examples=[0.974])
+    exit: int | None = Field(
+        default=None,
+        description="Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
+        examples=[2],
+    )
+    exits: int | None = Field(default=None, description="Exits of the model.", examples=[4])
+    exit_reason: ExitReason | None = None
+    compute: float | None = Field(
+        default=None, description="Share of the full depth's multiply-adds that was spent.", examples=[0.53]
+    )
+    in_force: InForce | None = Field(
+        default=None,
+        description="Only where the contract was not applied as asked: a looser point under load (degrade_to), or a "
+        "stricter one since an audit has found the promise broken.",
+    )
+    top_k: list[ClassProbability]
+    visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")
+
+
+class CertifiedTerms(Answered):
+    """What stands behind a certified contract: the model's `certificate` has the rest."""
+
+    max_disagreement: float = Field(description="The certified point that is applied: at most what was asked for.")
+    bound: float = Field(
+        description="Upper confidence bound at these thresholds by themselves; what is proven is max_disagreement."
+    )
+    delta: float = Field(description="The chance, over the draw of the certifying pictures, that it does not hold.")
+    pictures: int = Field(description="How many pictures certified it.")
+    calibration: str = Field(description="Which calibration: its date and its pictures' fingerprint.")
+
+
+class AppliedContract(Answered):
+    """What was applied: threshold, thresholds or a certified contract, and the bounds that were set."""
+
+    threshold: float | None = None
+    disagreement_bound: float | None = Field(
+        default=None,
+        description="Of the threshold: upper confidence bound of the disagreement with the full-depth answer, valid "
+        "for all thresholds at once. Where the bundle has a certificate and no bound on depth was set.",
+    )
+    thresholds: list[float] | None = None
+    max_disagreement: float | None = None
+    certified: CertifiedTerms | None = None
+    degrade_to: float | None = None
+    min_exit: int | None = None
+    max_exit: int | None = None
+    deadline_ms: float | None = None
+
+
+class Timing(Answered):
+    """Milliseconds. queue and inference are those of the request's slowest picture."""
+
+    decode: float
+    queue: float
+    inference: float
+    total: float
+
+
+class PredictionAnswer(Answered):
+    """The answer to one request; predictions in the order of its pictures."""
+
+    model: str = Field(examples=["cifar100-resnet18"])
+    version: str = Field(examples=["1"])
+    predictions: list[Prediction]
+    contract: AppliedContract
+    timing_ms: Timing | None = Field(default=None, description="Not in private mode.")
+
+
+class InputFacts(Answered):
+    """What the network sees of a picture: its centre square, resized."""
+
+    width: int
+    height: int
+    media_types: list[str]
+
+
+class ExitFacts(BaseModel):
+    """One exit; beside these, what training wrote down, such as its accuracy."""
+
+    model_config = ConfigDict(extra="allow")
+
+    exit: int
+    compute: float = Field(description="Share of the full depth's multiply-adds, earlier heads included.")
+    multiply_adds: int
+
+
+class ModelSummary(Answered):
+    """One model version, in short."""
+
+    name: str
+    version: str
+    architecture: str
+    classes: int
+    exits: int
+    threshold: float = Field(description="The default operating point.")
+    device: str
+
+
+class ModelList(Answered):
+    """All served models."""
+
+    default: str
+    models: list[ModelSummary]
+
+
+class ModelFacts(Answered):
+    """All that a bundle tells of itself."""
+
+    name: str
+    version: str
+    versions: list[str]
+    architecture: str
+    width: int
+    device: str
+    labels: list[str]
+    input: InputFacts
+    threshold: float
+    exits: list[ExitFacts]
+    operating_points: list[dict[str, Any]]
+    certificate: dict[str, Any] | None = Field(
+        description="What is certified: points (max_disagreement, thresholds, bound, compute, exit mix), bounds for "
+        "any single threshold, delta, pictures, data, fingerprint and date; null where nothing is."
+    )
+    fronts: dict[str, Any] = Field(
+        description="The cheapest thresholds for each disagreement, by multiply-adds and by measured milliseconds, on "
+        "the pictures that chose them; for readers. Empty for bundles of before there were any."
+    )
+    training: dict[str, Any]
+    parameters: int
+    multiply_adds: int = Field(description="Of one picture at full depth, all heads included.")
+
+
+class Status(Answered):
+    """Of the process or of its models."""
+
+    status: Literal["alive", "ready"]
+
+
+class ProblemDetails(BaseModel):
+    """RFC 9457. Beside these, fields that help, such as the limit or the picture's index."""
+
+    model_config = ConfigDict(extra="allow")
+
+    type: str = Field(examples=["urn:offramp:problem:invalid-parameter"])
+    title: str = Field(examples=["A parameter is wrong"])
+    status: int = Field(examples=[422])
+    detail: str = Field(examples=["threshold 'abc' is not allowed: give a number in [0, 1]"])
+    instance: str = Field(examples=["/v1/predict"])
+    request_id: str

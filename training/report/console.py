@@ -1,0 +1,109 @@
+"""Console output of `offramp train`, `evaluate` and `calibrate`, and the files they write beside a bundle."""
+
+from __future__ import annotations
+
+import itertools
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import typer
+from rich.console import Console
+from rich.markdown import Markdown
+
+from offramp.training.evaluate.evaluation import Evaluation
+from offramp.training.finish import CalibratedBundle
+from offramp.training.report.certificate_tables import (
+    any_threshold_table,
+    certificate_table,
+    choices_table,
+    closing_sentences,
+    confidence_sentence,
+    plot_calibration,
+    selection_sentence,
+    shortfall_sentence,
+    threshold_sentence,
+    write_calibration,
+)
+from offramp.training.report.tables import (
+    exits_table,
+    overthinking_table,
+    plot,
+    short_exits_table,
+    thresholds_table,
+    write_evaluation,
+)
+
+
+def show_training(finished: CalibratedBundle) -> None:
+    """Print accuracy and cost of each exit, and what the bundle's default threshold and certificate give."""
+    show_tables(short_exits_table(finished.evaluation))
+    if finished.selection.num_dropped:
+        typer.echo(selection_sentence(finished.selection))
+    for sentence in closing_sentences(finished):
+        typer.echo(sentence)
+
+
+def show_evaluation(evaluation: Evaluation) -> None:
+    """Print every exit and every threshold, as tables."""
+    show_tables(exits_table(evaluation), overthinking_table(evaluation), thresholds_table(evaluation))
+
+
+def show_calibration(finished: CalibratedBundle) -> None:
+    """Print which exits pay, what is certified, and what each missed promise would take."""
+    selection, result = finished.selection, finished.result
+    if selection.choices:
+        show_tables(choices_table(selection.choices))
+    typer.echo(selection_sentence(selection))
+    if certificate := result.certificate:
+        show_tables(certificate_table(certificate, finished.on_test), any_threshold_table(certificate))
+    for missed in result.missed:
+        typer.secho(shortfall_sentence(missed), fg="yellow", err=True)
+    for sentence in (confidence_sentence, threshold_sentence):
+        if text := sentence(finished.bundle, result.facts):
+            typer.echo(text)
+
+
+def show_tables(*tables: str) -> None:
+    """Print Markdown tables, rendered on a terminal."""
+    text = "\n\n".join(filter(None, tables))
+    console = Console()
+    if console.is_terminal:
+        console.print(Markdown(text))
+    else:
+        typer.echo(text)
+
+
+def copy_bundle(bundle: Path) -> Path:
+    """Copy a bundle beside itself, before exits are left out. Returns the copy's path."""
+    for number in itertools.count(1):
+        copy = bundle.with_name(f"{bundle.name}.before" + (f"-{number}" if number > 1 else ""))
+        if not copy.exists():
+            shutil.copytree(bundle, copy)
+            return copy
+    raise AssertionError("there is always another number")
+
+
+def write_calibration_files(finished: CalibratedBundle, folder: Path) -> None:
+    """Write `folder/calibration.json`, and the plot when matplotlib is installed."""
+    result, title = finished.result, finished.bundle.name
+    write_calibration(finished.bundle, result, finished.selection, folder)
+    if result.fronts is None:
+        typer.echo(f"{folder}/calibration.json written")
+    else:
+        fronts, certificate = result.fronts, result.certificate
+        _plot(folder, "calibration", lambda path: plot_calibration(fronts, certificate, title, path))
+
+
+def write_evaluation_files(evaluation: Evaluation, name: str, folder: Path) -> None:
+    """Write `folder/evaluation.json`, and the plot when matplotlib is installed."""
+    write_evaluation(evaluation, folder)
+    _plot(folder, "evaluation", lambda path: plot(evaluation, name, path))
+
+
+def _plot(folder: Path, name: str, draw: Callable[[Path], None]) -> None:
+    try:
+        draw(folder / f"{name}.png")
+        typer.echo(f"{folder}/{name}.json and {name}.png written")
+    except ModuleNotFoundError:
+        typer.echo(f"{folder}/{name}.json written; for the plot install matplotlib (pip install 'offramp[train]')")
