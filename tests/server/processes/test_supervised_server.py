@@ -223,7 +223,7 @@ async def test_without_any_frontend_requests_are_refused_at_once_until_one_has_s
             assert (await client.head("/livez")).content == b""
         await until(lambda: own.every_frontend_answers(pictures))
         own.process.send_signal(signal.SIGINT)
-        _, rest = await asyncio.to_thread(own.process.communicate)
+        rest = await asyncio.to_thread(own.process.stderr.read)
     assert (log + rest).count("has died: killed by SIGKILL; the next starts at once\n") == 2
     assert {f"frontend-{number} is ready again\n" in rest for number in range(2)} == {True}
 
@@ -237,7 +237,9 @@ async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny,
     with serving(tiny, tmp_path, hung_after_s=3600) as own:
         children = own.children()
         [answer] = await with_requests_in_flight(own, pictures[:1], drain)
-        _, said = await asyncio.to_thread(own.process.communicate)
+        assert own.process.stderr is not None
+        said = await asyncio.to_thread(own.process.stderr.read)
+        await asyncio.to_thread(own.process.wait)
     # On a busy machine the engine may have been stopped for so long that the request was given up.
     assert answer.status_code == (503 if "silent for 5 s" in said else 200)
     assert own.process.returncode == 0
