@@ -14,8 +14,9 @@ from typing import Any
 import httpx
 import pytest
 
-from tests.deploy.conftest import load, needed_program
+from tests.deploy.conftest import load
 from tests.deploy.container import PROJECT, Container, Running, container_of, started
+from tests.project import needed_program
 
 PICTURE = (PROJECT / "docs/pictures/rocket.jpg").read_bytes()
 EMBEDDED = PROJECT / "models/pretrained"
@@ -103,7 +104,7 @@ SCENARIOS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("scenario", SCENARIOS)
 def test_what_the_chart_starts_serves_and_ends_in_time_with_nothing_lost(one, bwrap, port, keys, tmp_path, scenario):
     values = {**SCENARIOS[scenario]}
-    values["settings"] = {**values.get("settings", {}), "host": "127.0.0.1", "port": port}
+    values["settings"] = {**values.get("settings", {}), "port": port}
     container: Container = container_of(one("Deployment", values)["spec"]["template"]["spec"])
     assert container.read_only
     key = KEY if "apiKeys" in values else ""
