@@ -29,14 +29,6 @@ class UnknownModel(LookupError):
         return str(self.args[0])
 
 
-class NotReady(Exception):
-    """The server cannot answer. draining: it is shutting down."""
-
-    def __init__(self, reason: str, *, draining: bool) -> None:
-        super().__init__(reason)
-        self.draining = draining
-
-
 class EngineClient(Protocol):
     """An engine as the frontend sees it; all on the event loop's thread."""
 

@@ -10,14 +10,14 @@ from pathlib import Path
 import pytest
 from hypothesis import settings
 
+from tests.project import PROJECT
+
 # Before torch is imported. Tiny tensors gain nothing from a second thread, and the workers have a core each.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
 
 # A deadline says how busy the machine is, not what the code does.
 settings.register_profile("offramp", deadline=None)
 settings.load_profile("offramp")
-
-PROJECT = Path(__file__).resolve().parent.parent
 
 
 @pytest.fixture(scope="session")

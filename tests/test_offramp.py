@@ -23,8 +23,8 @@ from offramp import cli
 from offramp.server.predict_options import PredictOptions
 from offramp.server.settings import Settings
 from offramp.training.options import CalibrateOptions, EvaluateOptions, TrainOptions
+from tests.project import PROJECT
 
-ROOT = Path(__file__).resolve().parent.parent
 COMMANDS = (
     *("train", "evaluate", "calibrate", "serve", "predict", "paper"),
     *(f"bench {name}" for name in BENCHMARKS if name != "paper"),
@@ -272,7 +272,7 @@ def test_options_also_come_from_the_environment(trained: Path, pictures: Path):
     environment = {**os.environ, "OFFRAMP_THRESHOLD": "0", "OFFRAMP_DEVICE": "cpu", "COLUMNS": "200"}
     command = [sys.executable, "-m", "offramp", "predict", str(pictures / "lime" / "3.png")]
     command += ["--model", str(trained / "bundle"), "--json"]
-    result = subprocess.run(command, env=environment, cwd=ROOT, capture_output=True, text=True, check=True)
+    result = subprocess.run(command, env=environment, cwd=PROJECT, capture_output=True, text=True, check=True)
     assert json.loads(result.stdout)["exit"] == 1
 
 
@@ -286,7 +286,7 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
     if subprocess.run([*unshare, "true"], capture_output=True, check=False).returncode:
         pytest.skip("no process namespace can be made here")
     command = [*unshare, sys.executable, "-m", "offramp", "serve", "--port", "0"]
-    with subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True) as outer:
+    with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as outer:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
         while not (found := children.read_text().split()):
             assert outer.poll() is None
@@ -301,12 +301,12 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
 
 
 def test_the_command_line_reference_is_what_the_declarations_say():
-    written = (ROOT / "docs" / "cli.md").read_text()
+    written = (PROJECT / "docs" / "cli.md").read_text()
     benchmarks = (options for options, _, _ in BENCHMARKS.values())
     for options in (TrainOptions, EvaluateOptions, CalibrateOptions, Settings, PredictOptions, *benchmarks):
         for field in fields(options):
             assert f"OFFRAMP_{field.name.upper()}" in written or f"{field.name.upper()}" in written.upper(), field.name
     command = [sys.executable, "-m", "typer", "offramp.cli", "utils", "docs", "--name", "offramp"]
     environment = {**os.environ, "COLUMNS": "100", "TERMINAL_WIDTH": "100"}
-    made = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=True).stdout
+    made = subprocess.run(command, cwd=PROJECT, env=environment, capture_output=True, text=True, check=True).stdout
     assert written.strip() == made.strip(), "docs/cli.md is stale: run make docs"

@@ -65,7 +65,9 @@ class Figure:
         return Figure(self.value[name])
 
     def __format__(self, template: str) -> str:
-        form, unit = FORM.fullmatch(template).groups()  # type: ignore[union-attr]
+        match = FORM.fullmatch(template)
+        assert match is not None, "a template is one line"
+        form, unit = match.groups()
         match self.value:
             case None:
                 return "–"

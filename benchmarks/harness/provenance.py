@@ -51,7 +51,7 @@ def command(benchmark: str, options: Any) -> str:
 
 
 def _shown(value: Any) -> str:
-    """The value as text. Of a path that leaves the project, the name."""
+    """The value as text. A path outside the project becomes its last name."""
     path = Path(str(value))
     leaves = path.is_absolute() or ".." in path.parts
     return path.name if leaves else str(value)

@@ -57,7 +57,7 @@ def run(options: PeersOptions) -> None:
 
 
 def prepare_all(peers: Sequence[Peer], environments: Path) -> tuple[dict[str, Path], dict[str, str]]:
-    """Each peer's commands; and the errors of those whose environment cannot be made."""
+    """The commands of each peer, and the errors of environments that cannot be made."""
     bins, failed = {}, {}
     for peer in peers:
         say(f"{peer.name}: environment")

@@ -63,7 +63,7 @@ def open_image(
 
     Of JPEG, PNG, WebP and GIF no metadata is parsed but for the orientation, so that nothing in it decides whether a
     picture is read. `info` holds "exif" and "xmp" as Pillow's own does, and "progressive" for every JPEG whose
-    coefficients are all kept while it is decoded. formats: Pillow's names of those to try; None for all that it knows.
+    coefficients are all kept while it is decoded. formats: names of the formats to try; None for all of Pillow's.
     as_file: gives Pillow the bytes; what its `read` raises ends the decoding. check: called for each part of the file
     in front of that. Raises UnsupportedPicture, or what DECODE_ERRORS lists.
     """

@@ -63,6 +63,7 @@ class Engine:
     ) -> None:
         self.clock = clock
         self._num_stages = runner.num_stages
+        self._full_depth = Contract(ExitPlan(ExitRule.uniform(1.0, runner.num_stages)))
         self._observer = observer
         self._admission = Admission(max_samples, max_wait_s)
         self._promises = promises or Promises(runner.num_stages)
@@ -233,14 +234,14 @@ class Engine:
 
     def _compare_with_full_depth(self, audit: Audit) -> None:
         """Run an audited picture to full depth as a spare sample."""
-        plan, future = ExitPlan(ExitRule.uniform(1.0, self._num_stages)), self._loop.create_future()
+        contract, future = self._full_depth, self._loop.create_future()
 
         def compare(future: asyncio.Future[Answer]) -> None:
             failed = future.exception() is not None
             self._report(self._promises.compare(audit, None if failed else future.result().class_id))
 
         future.add_done_callback(compare)
-        self._worker.put([Sample(audit.picture_HWC, Contract(plan), plan, future, self.clock(), spare=True)])
+        self._worker.put([Sample(audit.picture_HWC, contract, contract.asked, future, self.clock(), spare=True)])
 
     def _report(self, reports: Iterable[AuditReport]) -> None:
         for report in reports:

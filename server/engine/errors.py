@@ -5,8 +5,8 @@ EngineError
 ├── EngineStopped       the engine is draining or has died, takes nothing more
 ├── WarmUpFailed        the engine's start came to nothing
 ├── DeviceLost          the device answers no more, or does not end a step; the process has to end
-├── CaptureFailed       CUDA refused to record a step; in `runners.cuda_graphs`
-├── OutOfSlots          more samples in flight than a GPU has room for; in `runners.slots`
+├── CaptureFailed       CUDA refused to record a step; in `runners.cuda.cuda_graphs`
+├── OutOfSlots          more samples in flight than a GPU has room for; in `runners.cuda.slots`
 ├── DeadlineExceeded    the deadline passed before exit 1 was computed
 └── InferenceFailed     this sample's step failed, even alone
 """

@@ -2,7 +2,6 @@
 
 Problem             frontend        of one Kind
 UnknownModel        registry        UNKNOWN_MODEL
-NotReady            registry        DRAINING or NOT_READY
 LimitReached        client_limits   CLIENT_LIMIT
 EngineError         engine          OVERLOADED, DRAINING or NOT_READY, DEADLINE_EXCEEDED, INTERNAL
 HTTPException       router          NOT_FOUND, METHOD_NOT_ALLOWED
@@ -14,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -26,7 +25,7 @@ from starlette.responses import Response
 
 from offramp.server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
 from offramp.server.http.request_log import RequestLog, new_request_id
-from offramp.server.registry import NotReady, UnknownModel
+from offramp.server.registry import UnknownModel
 from offramp.server.request.client_limits import LimitReached
 
 logger = logging.getLogger(__name__)
@@ -172,31 +171,6 @@ def _content(problem: Problem, path: str, request_id: str) -> str:
     return json.dumps(content)
 
 
-def problem_of(request: Request, error: Exception) -> Problem | None:
-    """The problem for an error on the way of a request; None for an error of ours."""
-    match error:
-        case Problem():
-            return error
-        case UnknownModel():
-            return Problem(UNKNOWN_MODEL, str(error))
-        case NotReady():
-            return not_ready(f"{error}; try again, or another replica", draining=error.draining)
-        case LimitReached():
-            return Problem(
-                CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields
-            )
-        case EngineError():
-            return from_engine(error)
-        case HTTPException():
-            return _from_router(request, error)
-        case RequestValidationError():
-            first = error.errors()[0]
-            where = ".".join(str(part) for part in first["loc"])
-            return Problem(INVALID_PARAMETER, f"{where}: {first['msg']}")
-        case _:
-            return None
-
-
 def _from_router(request: Request, error: HTTPException) -> Problem:
     path = request.scope["path"]
     match error.status_code:
@@ -210,29 +184,39 @@ def _from_router(request: Request, error: HTTPException) -> Problem:
             return Problem(Kind(title.lower().replace(" ", "-"), status, title), str(error.detail), error.headers)
 
 
+def _from_validation(request: Request, error: RequestValidationError) -> Problem:
+    first = error.errors()[0]
+    where = ".".join(str(part) for part in first["loc"])
+    return Problem(INVALID_PARAMETER, f"{where}: {first['msg']}")
+
+
+def _from_limit(request: Request, error: LimitReached) -> Problem:
+    return Problem(CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields)
+
+
+PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
+    Problem: lambda request, error: error,
+    UnknownModel: lambda request, error: Problem(UNKNOWN_MODEL, str(error)),
+    LimitReached: _from_limit,
+    EngineError: lambda request, error: from_engine(error),
+    HTTPException: _from_router,
+    RequestValidationError: _from_validation,
+}
+
+# Errors that `answer_error` answers where they are raised. All others are errors of ours.
+EXPECTED: tuple[type[Exception], ...] = (*PROBLEMS, ClientDisconnect)
+
+
 async def answer_error(request: Request, error: Exception) -> Response:
     """The answer to a request that failed. An error of ours is raised again later, and logged."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE_STATUS)
-    problem = problem_of(request, error)
-    if problem is not None:
-        return problem_response(request.scope, problem)
+    for kind, problem_from in PROBLEMS.items():
+        if isinstance(error, kind):
+            return problem_response(request.scope, problem_from(request, error))
     log: RequestLog = request.scope["offramp.log"]
     logger.error("request %s answered with 500: %r; the traceback follows", log.request_id, error)
     detail = "this is our fault, not yours; the server's log has the cause under this request_id"
     response = problem_response(request.scope, Problem(INTERNAL, detail))
     response.headers["X-Request-Id"] = log.request_id
     return response
-
-
-# Errors that `answer_error` answers where they are raised. All others are errors of ours.
-EXPECTED = (
-    Problem,
-    UnknownModel,
-    NotReady,
-    LimitReached,
-    EngineError,
-    ClientDisconnect,
-    HTTPException,
-    RequestValidationError,
-)

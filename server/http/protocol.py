@@ -223,7 +223,7 @@ class HttpProtocol(asyncio.Protocol):
             self._expected, self._since_s = self._parser.expects, self._all.now_s
 
     def on_head(self, head: Head) -> None:
-        """See request_parser.Listener. Raises Refused."""
+        """See parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
         if self._pipeline.is_empty:
             answer = self._gate.refuse(scope, self._state.default_headers)
@@ -232,7 +232,7 @@ class HttpProtocol(asyncio.Protocol):
         self._pipeline.add(self._cycles.cycle(scope, head))
 
     def on_body(self, body: bytes) -> None:
-        """See request_parser.Listener."""
+        """See parser.Listener."""
         cycle = self._pipeline.newest
         assert cycle is not None
         if cycle.response_complete:
@@ -243,7 +243,7 @@ class HttpProtocol(asyncio.Protocol):
         cycle.message_event.set()
 
     def on_end(self) -> None:
-        """See request_parser.Listener."""
+        """See parser.Listener."""
         cycle = self._pipeline.newest
         assert cycle is not None
         cycle.more_body = False

@@ -70,7 +70,10 @@ async def answer(connection: socket.socket) -> None:
 
 
 def response(head: bytes) -> bytes:
-    """A whole HTTP/1.1 response: 200 for /livez, since the supervisor lives; 503 for all else."""
+    """A whole HTTP/1.1 response: 200 for /livez, since the supervisor lives; 503 for all else.
+
+    Not made by `problems.raw_response`: it would load the web framework, which the supervisor does without.
+    """
     path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1") if head.count(b" ") > 1 else ""
     if path == "/livez":
         status, media_type, wait = "200 OK", "application/json", []

@@ -16,11 +16,11 @@ from starlette.types import Receive
 
 from offramp.server.engine.errors import DeadlineExceeded, EngineError, Overloaded
 from offramp.server.engine.request import Answer
-from offramp.server.http.problems import INVALID_IMAGE, Problem, from_engine
+from offramp.server.http.problems import INVALID_IMAGE, Problem, from_engine, not_ready
 from offramp.server.http.request_log import RequestLog
 from offramp.server.http.responses import Timing, prediction_response
 from offramp.server.metrics import NO_MODEL, UPLOADING, Metrics
-from offramp.server.registry import NotReady, Registry, ServedModel
+from offramp.server.registry import Registry, ServedModel
 from offramp.server.request.accounts import Accounts
 from offramp.server.request.bodies import (
     CURL,
@@ -137,7 +137,7 @@ class Predictor:
             if not self._registry.draining:
                 # A client that asks again at once must not take the processor from the engine that starts.
                 await asyncio.sleep(NOT_READY_PAUSE_S)
-            raise NotReady(reason, draining=self._registry.draining)
+            raise not_ready(f"{reason}; try again, or another replica", draining=self._registry.draining)
         if ADMITTED not in request.scope and (overload := self.overload(log.model, log.client)):
             raise overload[1]
         return served

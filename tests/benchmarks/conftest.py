@@ -15,6 +15,7 @@ import uvicorn
 
 from benchmarks.harness.pictures import TestPictures
 from benchmarks.harness.server import Server
+from tests.project import needed_program
 
 PICTURES = [b"picture-a", b"picture-b", b"picture-c"]
 LABELS = ("cat", "dog", "owl")
@@ -107,3 +108,9 @@ def serve() -> Callable[..., Any]:
 def pictures() -> TestPictures:
     """The three "pictures"."""
     return TestPictures(np.zeros((3, 32, 32, 3), np.uint8), PICTURES, (0, 1, 2), LABELS)
+
+
+@pytest.fixture
+def wrk() -> str:
+    """The path of wrk. Without it a test is skipped, and under CI it fails."""
+    return needed_program("wrk")

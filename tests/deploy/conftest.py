@@ -3,14 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 import json
-import os
 import re
-import shutil
-import warnings
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -18,8 +13,9 @@ import pytest
 
 from offramp.server.settings import Settings
 from tests.deploy.crds import CRDS, pods_of
+from tests.project import PROJECT, needed, needed_program
 
-DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DEPLOY = PROJECT / "deploy"
 CHART = DEPLOY / "helm/offramp"
 
 # The oldest that Chart.yaml allows. Volumes from images came with the one after it.
@@ -27,32 +23,6 @@ OLDEST, IMAGE_VOLUMES = "1.30", "1.31"
 
 Values = dict[str, Any]
 Manifest = dict[str, Any]
-
-
-def absent(what: str) -> None:
-    """Skip the test; under CI fail it."""
-    if os.environ.get("CI", "").lower() == "true":
-        pytest.fail(f"{what} is not installed")
-    pytest.skip(f"{what} is not installed", allow_module_level=True)
-
-
-def needed(name: str, extra: str = "deploy") -> ModuleType:
-    """A module of an extra."""
-    try:
-        # What libraries do to each other at import is their affair.
-        with warnings.catch_warnings(action="ignore"):
-            return importlib.import_module(name)
-    except ModuleNotFoundError:
-        absent(f"{name} (extra `{extra}`)")
-        raise
-
-
-def needed_program(name: str) -> str:
-    """The path of a program."""
-    path = shutil.which(name)
-    if path is None:
-        absent(name)
-    return str(path)
 
 
 def load(path: str) -> Manifest:

@@ -8,8 +8,9 @@ import tomllib
 
 import pytest
 
-from tests.deploy.conftest import CHART, Values, changed, needed
+from tests.deploy.conftest import CHART, Values, changed
 from tests.deploy.settings_schema import SCHEMA, settings_schema
+from tests.project import needed
 
 BUNDLES: dict[str, Values] = {
     "embedded": {},

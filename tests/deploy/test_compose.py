@@ -14,8 +14,9 @@ import pytest
 from offramp.server.processes.supervisor import END_S
 from offramp.server.settings import Settings
 from tests.deploy.compose_schema import COMPOSE
-from tests.deploy.conftest import DEPLOY, changed, load, mebibytes, needed, sizing_mib
+from tests.deploy.conftest import DEPLOY, changed, load, mebibytes, sizing_mib
 from tests.deploy.queries import check_queries, run
+from tests.project import needed
 
 FOLDER = DEPLOY / "compose"
 PROJECT = DEPLOY.parent

@@ -10,8 +10,9 @@ import pytest
 
 from offramp.server.processes.supervisor import END_S
 from offramp.server.settings import Settings
-from tests.deploy.conftest import changed, load, mebibytes, needed, sizing_mib
+from tests.deploy.conftest import changed, load, mebibytes, sizing_mib
 from tests.deploy.queries import check_queries
+from tests.project import needed
 
 FILES = {name: f"kserve/{name}.yaml" for name in ("custom", "runtime", "photos")}
 

@@ -35,8 +35,8 @@ from offramp.server.http.app import create_app
 from offramp.server.loading import load_registry
 from offramp.server.metrics import Metrics
 from offramp.server.settings import Settings
-from tests.deploy.conftest import needed
 from tests.models.test_plugins import TINY, bundle_of, written
+from tests.project import needed
 from tests.server.conftest import CLASSES, make_bundle
 from tests.server.processes.supervised import encoded_pictures
 

@@ -11,7 +11,8 @@ import pytest
 
 from offramp.models.bundle import EMBEDDED
 from offramp.server.settings import Settings
-from tests.deploy.conftest import DEPLOY, changed, load, needed
+from tests.deploy.conftest import DEPLOY, changed, load
+from tests.project import needed
 
 MANIFEST = "ray/rayservice.yaml"
 PROJECT = DEPLOY.parent

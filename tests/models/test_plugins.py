@@ -16,10 +16,10 @@ from offramp.models.bundle import Bundle, BundleError, load_bundle, rounded, sav
 from offramp.models.config import ModelConfig
 from offramp.models.cost import count_cost
 from offramp.models.multi_exit import MultiExitNet
+from tests.project import PROJECT
 
-ROOT = Path(__file__).resolve().parents[2]
-EXAMPLE = ROOT / "docs" / "examples" / "my_nets.py"
-GUIDE = ROOT / "docs" / "own-network.md"
+EXAMPLE = PROJECT / "docs" / "examples" / "my_nets.py"
+GUIDE = PROJECT / "docs" / "own-network.md"
 
 TINY = """
 from torch import nn

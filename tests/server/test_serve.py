@@ -31,9 +31,9 @@ from offramp.server.metrics import Metrics
 from offramp.server.registry import Registry, ServedModel
 from offramp.server.serve import Server, http_config, listen, log_keys, run, url
 from offramp.server.settings import Settings
+from tests.project import PROJECT
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
 
-PROJECT = Path(__file__).resolve().parents[2]
 MIB = 2**20
 
 

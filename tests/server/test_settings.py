@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from dataclasses import fields
-from pathlib import Path
 from typing import get_args, get_type_hints
 
 import pytest
@@ -14,8 +13,7 @@ from offramp.server.engine.runners.choice import DEVICES
 from offramp.server.engine.runners.cuda import lowering
 from offramp.server.engine.runners.openvino import runner as openvino_runner
 from offramp.server.settings import Settings
-
-PROJECT = Path(__file__).resolve().parents[2]
+from tests.project import PROJECT
 
 
 def test_every_option_has_a_help_text_and_a_default():

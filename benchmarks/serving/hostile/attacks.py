@@ -86,7 +86,7 @@ ATTACKS = {
 
 @dataclass(frozen=True)
 class PhotoFigures:
-    """Latency of the honest client's photographs, from when they were due. lost: statuses of those not answered."""
+    """Latency of the honest client's photographs, from their due time. lost: statuses of unanswered photographs."""
 
     p50_ms: float
     p99_ms: float

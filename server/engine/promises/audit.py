@@ -25,7 +25,7 @@ from offramp.server.engine.request import Promise
 
 # Jeffreys' prior: good if disagreements are few, and worse than any other prior by at most a constant.
 PRIOR = (0.5, 0.5)
-# Of the interval between a rate and the observed one: enough for any rate that matters.
+# Bisection steps: they narrow the interval to less than any rate that matters.
 HALVINGS = 40
 # Rates that the alarm looks for, as multiples of the promise.
 MULTIPLES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
@@ -41,7 +41,7 @@ THRESHOLDS = 0.0
 class Comparison:
     """One audited sample.
 
-    exit: where it was answered. disagreed: whether full depth gave another class. promise: of the plan in force.
+    exit: the exit that answered. disagreed: whether full depth gave another class. promise: that of its exit plan.
     ticket: its place among the audited samples in order of arrival, from 1.
     """
 

@@ -1,4 +1,4 @@
-"""The promises of one model: which plan is in force, which samples are audited, and what the audits showed."""
+"""The promises of one model: the exit plan of each new sample, the audits, and their results."""
 
 from __future__ import annotations
 

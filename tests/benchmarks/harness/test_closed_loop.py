@@ -1,6 +1,5 @@
 """Requests as bytes, and closed loops by wrk: its figures, and what it sends."""
 
-import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
@@ -56,7 +55,7 @@ def test_a_missing_wrk_and_an_empty_folder_are_named(monkeypatch: pytest.MonkeyP
         wrk_path()
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.usefixtures("wrk")
 def test_wrk_sends_every_request_in_turn_and_counts_refusals(serve: Callable[..., Any], tmp_path: Path) -> None:
     queries = ("threshold=0.5", "threshold=1.0")
     folder = write_requests((prediction(body, query) for body in PICTURES for query in queries), tmp_path / "requests")
@@ -71,7 +70,7 @@ def test_wrk_sends_every_request_in_turn_and_counts_refusals(serve: Callable[...
     assert figures.cpu_ms != figures.cpu_ms
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.usefixtures("wrk")
 def test_a_server_that_answers_nothing_is_an_error(serve: Callable[..., Any], tmp_path: Path) -> None:
     folder = write_requests((prediction(body, "threshold=1") for body in PICTURES), tmp_path / "requests")
     with serve(failing=frozenset(PICTURES)) as running:

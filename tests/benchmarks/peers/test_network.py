@@ -31,8 +31,8 @@ from offramp.models.bundle import Bundle
 from offramp.models.exit_policy import Calibration
 from offramp.models.preprocess import Preprocessing, normalize
 from tests.bundles import tiny_bundle
+from tests.project import PROJECT
 
-ROOT = Path(__file__).resolve().parents[3]
 # The second exit carries nothing of the first: its stage takes features alone.
 CARRIES = (0.0, 0.0, 1.2)
 
@@ -131,7 +131,7 @@ def test_a_picture_of_the_networks_own_size_is_cropped_and_resized_as_ours_is() 
 
 def test_peers_need_no_torch() -> None:
     code = "import sys, benchmarks.peers.network; print('torch' in sys.modules)"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    done = subprocess.run([sys.executable, "-c", code], cwd=PROJECT, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "False"
 
 

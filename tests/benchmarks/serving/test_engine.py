@@ -7,7 +7,6 @@ import json
 import subprocess
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -20,11 +19,11 @@ from benchmarks.serving.engine import describe, run
 from offramp.models.bundle import save_bundle
 from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
 from tests.bundles import tiny_bundle
+from tests.project import PROJECT
 
 THRESHOLDS = (0.0, 0.4, 1.0)
 TEST_PICTURES = 12
 BATCH_SIZE = 4
-PROJECT = Path(__file__).resolve().parents[3]
 
 
 @pytest.fixture(scope="module")

@@ -2,7 +2,6 @@
 
 import gc
 import json
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -20,7 +19,7 @@ from offramp.models.bundle import save_bundle
 from tests.bundles import tiny_bundle
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.usefixtures("wrk")
 def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(tmp_path: Path) -> None:
     started: list[str] = []
     save_bundle(tiny_bundle(), tmp_path / "tiny", "A card.")

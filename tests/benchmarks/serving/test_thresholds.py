@@ -1,7 +1,6 @@
 """Rows of the table, conclusions, and a whole small benchmark."""
 
 import json
-import shutil
 from collections.abc import Callable
 from dataclasses import asdict
 from typing import Any
@@ -71,7 +70,7 @@ def test_server_cpu_is_absent_where_the_server_was_started_elsewhere() -> None:
     assert figures(1.0, [loop(0, 1.0, 5, cpu_ms=nan)], [loop(0, 1.0, 5)])["server_cpu_ms"] is None
 
 
-@pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
+@pytest.mark.usefixtures("wrk")
 def test_a_whole_benchmark_gives_a_document_that_is_json_and_renders(
     serve: Callable[..., Any], pictures: TestPictures, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,7 +1,6 @@
 """Parts of `offramp bench trust`: whole small measurements of real servers, and their pieces."""
 
 import json
-import shutil
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -36,8 +35,6 @@ from benchmarks.serving.trust.streams import chunks, repeat
 from offramp.models.bundle import save_bundle
 from tests.benchmarks.served_here import served_here
 from tests.bundles import certificate_of_nothing, tiny_bundle
-
-needs_wrk = pytest.mark.skipif(shutil.which("wrk") is None, reason="wrk is not installed")
 
 ANSWERS = [Answer(0, 5, 1, "confident", 0.25), Answer(1, 6, 4, "final", 1.0), Answer(2, 7, 1, "brownout", 0.25)]
 METRICS = """# TYPE offramp_audit_alarm gauge
@@ -82,7 +79,7 @@ def setup(tmp_path: Path) -> Setup:
     return prepare(options, tmp_path, pictures)
 
 
-@needs_wrk
+@pytest.mark.usefixtures("wrk")
 @pytest.mark.parametrize("name", MEASURE)
 def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: Setup, name: str) -> None:
     part = json.loads(json.dumps(measure_part(replace(setup, start=served_here), name), default=asdict))

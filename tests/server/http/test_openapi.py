@@ -2,7 +2,6 @@
 
 import re
 import tomllib
-from pathlib import Path
 
 import pytest
 
@@ -10,9 +9,9 @@ from offramp.server.http.problems import KINDS
 from offramp.server.metrics import CODES
 from offramp.server.request.parameters import Parameters, allowed
 from offramp.server.settings import Settings
+from tests.project import PROJECT
 
-ROOT = Path(__file__).resolve().parents[3]
-API_DOCUMENT = ROOT / "docs" / "api.md"
+API_DOCUMENT = PROJECT / "docs" / "api.md"
 
 ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript", "start.js": "text/javascript"}
 
@@ -129,11 +128,11 @@ async def test_the_docs_page_needs_no_other_host(site):
 
 
 def test_the_package_has_every_file_of_the_docs_page():
-    packaged = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
+    packaged = tomllib.loads((PROJECT / "pyproject.toml").read_text())["tool"]["setuptools"]["package-data"][
         "offramp.server.http"
     ]
     assert packaged == ["swagger_ui/*"]
-    names = {file.name for file in (ROOT / "server" / "http" / "swagger_ui").iterdir()}
+    names = {file.name for file in (PROJECT / "server" / "http" / "swagger_ui").iterdir()}
     assert names >= {*ASSETS, "index.html", "LICENSE", "NOTICE", "swagger-ui-bundle.js.LICENSE.txt"}
 
 

@@ -18,8 +18,8 @@ from PIL import Image
 from offramp.models.preprocess import Preprocessing
 from offramp.training.data import Batches, DataError, FolderSet
 from offramp.training.data.batches import TIMEOUT_S
+from tests.project import PROJECT
 
-ROOT = Path(__file__).resolve().parents[3]
 COUNT = 24
 
 WALKS = """
@@ -63,7 +63,7 @@ def run_with_shared_memory(size: str, folder: Path) -> subprocess.CompletedProce
     if allowed.returncode:
         pytest.skip(f"a small /dev/shm needs the right to mount: {allowed.stderr.strip()}")
     command = ["unshare", "-m", "sh", "-c", f'{mount} && exec "$@"', "sh", sys.executable, "-W", "ignore", "-c", WALKS]
-    return subprocess.run([*command, str(folder)], cwd=ROOT, capture_output=True, text=True, timeout=100)
+    return subprocess.run([*command, str(folder)], cwd=PROJECT, capture_output=True, text=True, timeout=100)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from typing import Any
 
 from offramp.models.exit_policy import ExitReason, ExitRule
 from offramp.server.engine.errors import DeadlineExceeded
@@ -19,9 +20,9 @@ BLANK = picture(0)
 LOOSE = ExitPlan(ExitRule.uniform(0.5, NUM_STAGES), Promise(0.1, True))
 
 
-def auditing(**options: object) -> Promises:
+def auditing(**options: Any) -> Promises:
     """Of every sample."""
-    return Promises(NUM_STAGES, AuditOptions(share=1.0, **options), draw=lambda: 0.0)  # type: ignore[arg-type]
+    return Promises(NUM_STAGES, AuditOptions(share=1.0, **options), draw=lambda: 0.0)
 
 
 def lowered() -> Brownout:
