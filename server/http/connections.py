@@ -33,6 +33,9 @@ TURN_S = 0.001
 # descriptors are free a moment later, and new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
 CLOSED_SHARE, MOST_CLOSED = 1 / 32, 64
 
+# Unparsed bytes of all connections, which came while others were being answered.
+MOST_KEPT_BYTES = 64 * 1024**2
+
 
 class Connection(Protocol):
     """A client's connection, as far as others are concerned."""
@@ -106,7 +109,7 @@ class Connections:
         self._clock = clock
         self._seen_s = clock()
         self._by_address: dict[str, set[Connection]] = {}
-        self._count = 0
+        self._count = self._kept_bytes = 0
         self._noted_at_s = -1.0
         self._not_noted = 0
         # Since the last sweep, an address of so many connections has found none to close.
@@ -133,6 +136,13 @@ class Connections:
             self._count_in_account(connection.address, -1)
             if not siblings:
                 del self._by_address[connection.address]
+
+    def keep(self, num_bytes: int) -> bool:
+        """Count bytes that a connection keeps unparsed, or with a minus those it has let go; returns False if full."""
+        if self._kept_bytes + num_bytes > MOST_KEPT_BYTES:
+            return False
+        self._kept_bytes += num_bytes
+        return True
 
     def sweep(self) -> None:
         """Look at every connection. To be called once a second."""

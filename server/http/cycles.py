@@ -109,9 +109,9 @@ class Cycles:
             "state": self._app_state.copy(),
         }
 
-    def cycle(self, scope: HTTPScope, head: Head) -> RequestResponseCycle:
-        """The request's, not yet started."""
-        return RequestResponseCycle(
+    def start(self, scope: HTTPScope, head: Head) -> RequestResponseCycle:
+        """Run the application for a request; returns the request's cycle."""
+        cycle = RequestResponseCycle(
             scope=scope,
             transport=self._outlet,
             flow=self._flow,
@@ -125,9 +125,7 @@ class Cycles:
             keep_alive=head.keep_alive and not self._config.connections.draining,
             on_response=self._on_response,
         )
-
-    def start(self, cycle: RequestResponseCycle) -> None:
-        """Run the application."""
         task = self._loop.create_task(cycle.run_asgi(self._config.loaded_app))
         self._state.tasks.add(task)
         task.add_done_callback(self._state.tasks.discard)
+        return cycle

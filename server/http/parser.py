@@ -19,9 +19,12 @@ from offramp.server.http.problems import (
     Problem,
 )
 
-# Given to httptools at once where anything may come, since it cannot be stopped before the end: 4 KiB may hold some
-# hundred requests or headers.
+# Bytes given to httptools at once where anything may come: it gathers headers and chunks without a word.
 SLICE_BYTES = 4096
+
+# End of a head, and of a body in chunks. httptools takes no other line ends.
+END = b"\r\n\r\n"
+TAIL_BYTES = len(END) - 1
 
 OTHER_VERSION = "the server speaks HTTP/1.1 and HTTP/1.0, and no other version: use HTTP/1.1"
 
@@ -94,20 +97,23 @@ class RequestParser:
         self._url = b""
         self._headers: list[tuple[bytes, bytes]] = []
         self._got_on = False
+        self._tail = b""
         self._fruitless_bytes = self._left_bytes = self._head_bytes = 0
 
-    def slice_bytes(self) -> int:
-        """How many bytes to feed at most: those of a body whose length is known can be nothing else."""
-        return self._left_bytes if self._left_bytes > SLICE_BYTES else SLICE_BYTES
+    def feed(self, data: bytes, start: int = 0) -> int:
+        """Parse bytes from `start`, as far as the end of a request at most; returns where to go on.
 
-    def feed(self, piece: bytes) -> int:
-        """Parse bytes; how many of them are done with. Raises Problem where they are not HTTP, or too many."""
+        Raises Problem where they are not HTTP, or too many.
+        """
+        piece = data[start : self._piece_end(data, start)]
+        end = start + len(piece)
         self._got_on = False
+        self._tail = (self._tail + piece[-TAIL_BYTES:])[-TAIL_BYTES:]
         try:
             self._parser.feed_data(piece)
         except httptools.HttpParserUpgrade as upgrade:
             self._read_on()
-            return int(upgrade.args[0])
+            return start + int(upgrade.args[0])
         except httptools.HttpParserError as error:
             # httptools hides what a callback raises behind an error of its own.
             if error.__context__ is not None:
@@ -115,12 +121,23 @@ class RequestParser:
             raise _refusal(str(error), piece) from error
         if self._got_on:
             self._fruitless_bytes = 0
-            return len(piece)
+            return end
         # Counted here because httptools gathers a header, a trailer or a chunk's extension without a word.
         self._fruitless_bytes += len(piece)
         if self._fruitless_bytes > self._most_head_bytes:
             raise _head_too_large(self._most_head_bytes)
-        return len(piece)
+        return end
+
+    def _piece_end(self, data: bytes, start: int) -> int:
+        """Where to end the next piece: httptools cannot be stopped within one."""
+        if self._left_bytes > 0:
+            return start + self._left_bytes
+        # An end may have begun in the last piece.
+        across = (self._tail + data[start : start + TAIL_BYTES]).find(END)
+        if across >= 0:
+            return start + across + len(END) - len(self._tail)
+        at = data.find(END, start, start + SLICE_BYTES)
+        return start + SLICE_BYTES if at < 0 else at + len(END)
 
     def forget(self) -> None:
         """Let go of what refers back to the listener."""

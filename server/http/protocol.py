@@ -1,7 +1,9 @@
 """One connection: uvicorn's requests and answers, with a limit on everything that a client can send or fail to send.
 
     bytes ── data_received ── RequestParser ── on_head, on_body, on_end ── uvicorn's cycle ── application
-                  └ while a whole request waits for its answer: kept as they are, and reading pauses
+                  └ while a whole request waits for its answer: kept unparsed, and reading pauses
+
+So a connection has one request at a time, however many a client sends without waiting for answers.
 
 A connection ends after an answer, in silence, or with a last answer of its own (`_part`), after those that are due.
 """
@@ -12,12 +14,12 @@ import asyncio
 from typing import TYPE_CHECKING, Any, cast
 
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 from uvicorn.server import ServerState
 
 from offramp.server.http.cycles import Cycles, Flow
-from offramp.server.http.parser import BODY, REQUEST, SLICE_BYTES, Expects, Head, RequestParser
-from offramp.server.http.pipeline import Pipeline
-from offramp.server.http.problems import REQUEST_TIMEOUT, Problem
+from offramp.server.http.parser import BODY, REQUEST, Expects, Head, RequestParser
+from offramp.server.http.problems import OVERLOADED, REQUEST_TIMEOUT, Problem, retry_after
 from offramp.server.http.tcp import Unread, is_reset, reset
 
 if TYPE_CHECKING:
@@ -62,7 +64,8 @@ class HttpProtocol(asyncio.Protocol):
         self._limits = config.connections.limits
         self._parser = RequestParser(self._limits, self)
         self._cycles = Cycles(config, server_state, app_state, self._loop, self._on_response)
-        self._pipeline = Pipeline(self._cycles.start)
+        # The newest request: not yet whole, in progress, or answered.
+        self._cycle: RequestResponseCycle | None = None
         self._unread = Unread(self._limits.write_s)
         self._since_s = self._all.now_s
         self._expected: Expects = REQUEST
@@ -89,29 +92,29 @@ class HttpProtocol(asyncio.Protocol):
         """Tell every application that still works for this client."""
         self._state.connections.discard(cast(Any, self))
         self._all.leave(self)
-        self._pipeline.disconnect()
+        self._disconnect()
         self._flow.resume_writing()
-        self._deaf = True
+        self._stop_reading()
         self._parser.forget()
 
     def data_received(self, data: bytes) -> None:
         """Parse it, or keep it until it is its turn."""
         if self._deaf:
             return
-        if self._kept or self._pipeline.is_answering:
+        if self._kept or self._is_answering:
             self._keep(data)
         else:
             self._parse(data)
 
     def eof_received(self) -> bool:
         """The client sends nothing more; whether to stay, for it may yet read the answer to a whole request."""
-        if not self._pipeline.is_answering:
+        if not self._is_answering and not self._kept:
             return False
-        running = self._pipeline.running
-        if not self._ended and running and running.scope["http_version"] == "1.1" and not running.response_started:
+        cycle = self._cycle
+        if not self._ended and cycle and cycle.scope["http_version"] == "1.1" and not cycle.response_started:
             # Clients know it as an answer before the answer (RFC 9110, 15.2); one that has gone answers with a reset.
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
-            running.waiting_for_100_continue = False
+            cycle.waiting_for_100_continue = False
         self._ended = True
         self._look_for_reset(LOOKS_S)
         return True
@@ -128,29 +131,38 @@ class HttpProtocol(asyncio.Protocol):
 
     def shutdown(self) -> None:
         """End with the answer in progress. On a new connection the first request may be on its way: wait a moment."""
-        if self._pipeline.running is not None:
-            self._pipeline.running.keep_alive = False
-        elif self._pipeline.newest is None and not self._deaf:
+        if self._cycle is not None and not self._cycle.response_complete:
+            self._cycle.keep_alive = False
+        elif self._cycle is None and not self._deaf:
             self._loop.call_later(FIRST_REQUEST_S, self._close_unless_answering)
         else:
             self._transport.close()
 
     def _close_unless_answering(self) -> None:
-        if self._pipeline.running is None:
+        if self._is_idle:
             self._transport.close()
+
+    @property
+    def _is_answering(self) -> bool:
+        """Whether a whole request waits for its answer, so that nothing is due from the client."""
+        return not self._is_idle and not cast(RequestResponseCycle, self._cycle).more_body
+
+    @property
+    def _is_idle(self) -> bool:
+        """Whether no request has begun that still needs an answer."""
+        return self._cycle is None or self._cycle.response_complete or self._cycle.disconnected
 
     @property
     def idle_since_s(self) -> float | None:
         """See connections.Connection; those that have had their last answer give way first."""
-        if not self._pipeline.is_empty or self._parser.expects is BODY:
+        if not self._is_idle or self._kept or self._parser.expects is BODY:
             return None
         return -1.0 if self._deaf else self._since_s
 
     @property
     def waits_since_s(self) -> float | None:
         """See connections.Connection. It also waits while the client does not read, or a whole request has no turn."""
-        running = self._pipeline.running
-        if running is not None and not running.more_body and not self._flow.write_paused:
+        if self._is_answering and not self._flow.write_paused:
             return None
         return -1.0 if self._deaf else self._since_s
 
@@ -159,7 +171,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._unread.is_overdue(self._transport, now_s):
             reset(self._transport)
             self._all.leave(self)
-        elif self._pipeline.is_answering:
+        elif self._is_answering:
             if (self._ended or self._flow.read_paused) and is_reset(self._transport):
                 self.end()
         elif self._flow.read_paused:
@@ -178,7 +190,7 @@ class HttpProtocol(asyncio.Protocol):
             return LINGER_S
         if self._expected is BODY:
             return self._limits.body_s
-        between = self._expected is REQUEST and self._pipeline.newest is not None
+        between = self._expected is REQUEST and self._cycle is not None
         return self._limits.keep_alive_s if between else self._limits.head_s
 
     def _give_up(self, allowed_s: float) -> None:
@@ -190,7 +202,7 @@ class HttpProtocol(asyncio.Protocol):
         self._reject(Problem(REQUEST_TIMEOUT, detail))
 
     def _look_for_reset(self, after_s: tuple[float, ...]) -> None:
-        if self._transport.is_closing() or not self._pipeline.is_answering:
+        if self._transport.is_closing() or not self._is_answering:
             return
         if is_reset(self._transport):
             self.end()
@@ -200,20 +212,31 @@ class HttpProtocol(asyncio.Protocol):
     # Bytes to requests
 
     def _keep(self, data: bytes) -> None:
+        if not self._all.keep(len(data)):
+            detail = "too many bytes of requests that came before the answers to others: wait for each answer"
+            self._reject(Problem(OVERLOADED, detail, retry_after(1)))
+            return
         self._kept += data
         self._flow.hold()
 
+    def _take_kept(self) -> bytes:
+        kept, self._kept = self._kept, b""
+        self._all.keep(-len(kept))
+        return kept
+
+    def _stop_reading(self) -> None:
+        self._deaf = True
+        self._take_kept()
+
     def _parse(self, data: bytes) -> None:
-        """Parse as far as the next whole request, or a few more; keep the rest."""
-        size = len(data)
+        """Parse the bytes up to the end of a request; keep the rest."""
+        start = 0
         try:
-            # Mostly all at once.
-            done = self._parser.feed(data if size <= SLICE_BYTES else data[: self._parser.slice_bytes()])
-            while done < size and not self._deaf:
-                if self._pipeline.is_answering:
-                    self._keep(data[done:])
+            while start < len(data) and not self._deaf:
+                if self._is_answering:
+                    self._keep(data[start:])
                     break
-                done += self._parser.feed(data[done : done + self._parser.slice_bytes()])
+                start = self._parser.feed(data, start)
         except Problem as problem:
             self._all.note(self.address, problem.detail)
             self._reject(problem)
@@ -225,16 +248,14 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        if self._pipeline.is_empty:
-            answer = self._gate.refuse(scope, self._state.default_headers)
-            if answer is not None:
-                raise Refused(answer)
-        self._pipeline.add(self._cycles.cycle(scope, head))
+        answer = self._gate.refuse(scope, self._state.default_headers)
+        if answer is not None:
+            raise Refused(answer)
+        self._cycle = self._cycles.start(scope, head)
 
     def on_body(self, body: bytes) -> None:
         """See parser.Listener."""
-        cycle = self._pipeline.newest
-        assert cycle is not None
+        cycle = cast(RequestResponseCycle, self._cycle)
         if cycle.response_complete:
             return
         cycle.body += body
@@ -244,8 +265,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_end(self) -> None:
         """See parser.Listener."""
-        cycle = self._pipeline.newest
-        assert cycle is not None
+        cycle = cast(RequestResponseCycle, self._cycle)
         cycle.more_body = False
         cycle.message_event.set()
 
@@ -254,53 +274,60 @@ class HttpProtocol(asyncio.Protocol):
     def _on_response(self) -> None:
         """An answer has been written: go on with the next request, or with what is left to say."""
         self._state.total_requests += 1
-        self._pipeline.answered()
         self._since_s = self._all.now_s
         if self._transport.is_closing():
             return
-        if self._kept or not self._pipeline.is_empty:
+        if self._kept:
             self._all.turns.wait(self._go_on)
         else:
             self._settle()
 
     def _go_on(self) -> None:
-        """The next request of those that came together."""
+        """Parse the next request of those that came together."""
         if self._transport.is_closing():
             return
-        self._pipeline.go_on()
-        if self._kept and not self._pipeline.is_answering:
-            kept, self._kept = self._kept, b""
-            self._parse(kept)
+        self._parse(self._take_kept())
         self._settle()
 
     def _settle(self) -> None:
         """Read on, or end where nothing is left to answer."""
         if not self._kept:
             self._flow.release()
-        if self._pipeline.is_empty and self._last_answer is not None:
+        if self._is_idle and self._last_answer is not None:
             self._say(self._last_answer)
-        elif self._ended and not self._pipeline.is_answering:
+        elif self._ended and not self._is_answering and not self._kept:
             self._transport.close()
 
     def _close(self) -> None:
         """After an answer with Connection: close."""
-        self._pipeline.stop()
-        newest = self._pipeline.newest
-        if (self._kept or (newest is not None and newest.more_body)) and not self._ended:
+        if (self._kept or cast(RequestResponseCycle, self._cycle).more_body) and not self._ended:
             self._linger()
         else:
             self._transport.close()
 
     def _reject(self, problem: Problem) -> None:
-        # A request that is cut off in the middle of its answer gets no other.
-        unanswered = self._pipeline.cut_off()
-        self._part(self._gate.reject(problem, self.address, self._state.default_headers) if unanswered else b"")
+        cycle = self._cycle
+        if cycle is not None and cycle.more_body:
+            # The request will never be whole.
+            self._disconnect()
+            if cycle.response_started:
+                # It is cut off in the middle of its answer, and gets no other.
+                self._part(b"")
+                return
+        self._part(self._gate.reject(problem, self.address, self._state.default_headers))
+
+    def _disconnect(self) -> None:
+        """Tell the application that its client has gone."""
+        if not self._is_idle:
+            cycle = cast(RequestResponseCycle, self._cycle)
+            cycle.disconnected = True
+            cycle.message_event.set()
 
     def _part(self, answer: bytes) -> None:
         """Read nothing more, and end the connection with this answer, after those that are due."""
-        self._deaf, self._kept = True, b""
+        self._stop_reading()
         self._last_answer = answer
-        if self._pipeline.is_empty:
+        if self._is_idle:
             self._say(answer)
 
     def _say(self, answer: bytes) -> None:
@@ -309,7 +336,7 @@ class HttpProtocol(asyncio.Protocol):
         self._linger()
 
     def _linger(self) -> None:
-        self._deaf, self._kept = True, b""
+        self._stop_reading()
         self._since_s = self._all.now_s
         self._flow.release()
         if self._transport.can_write_eof():

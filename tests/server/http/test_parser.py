@@ -37,8 +37,7 @@ def parse(data: bytes, piece_bytes: int = 10**9) -> Seen:
     seen = Seen()
     parser = RequestParser(LIMITS, seen)
     while data:
-        size = min(piece_bytes, parser.slice_bytes())
-        used = parser.feed(data[:size])
+        used = parser.feed(data[:piece_bytes])
         data = data[used:]
     return seen
 
@@ -184,11 +183,13 @@ def test_trailers_have_the_limit_of_a_head(piece_bytes):
 def test_a_large_body_of_known_length_is_parsed_in_one_go():
     seen = Seen()
     parser = RequestParser(LIMITS, seen)
-    assert parser.slice_bytes() == SLICE_BYTES
-    parser.feed(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n" + b"x" * 1000)
-    assert (parser.slice_bytes(), parser.expects) == (99_000, Expects.BODY)
-    parser.feed(b"x" * 99_000)
-    assert (parser.slice_bytes(), parser.expects) == (SLICE_BYTES, Expects.REQUEST)
+    head = b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 100000\r\n\r\n"
+    data = head + b"x" * 100_000 + b"GET / HTTP/1.1\r\n" + b"y" * 100_000
+    end = parser.feed(data)
+    assert (end, parser.expects) == (len(head), Expects.BODY)
+    end = parser.feed(data, end)
+    assert (end, parser.expects) == (len(head) + 100_000, Expects.REQUEST)
+    assert parser.feed(data, end) == end + SLICE_BYTES
 
 
 def test_what_the_listener_raises_comes_out_as_it_is():

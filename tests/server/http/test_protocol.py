@@ -58,15 +58,46 @@ async def test_two_thousand_pipelined_requests_are_answered_in_order(size):
     assert wire.reading
 
 
-async def test_few_of_many_pipelined_requests_are_looked_at_before_their_turn():
+CHUNKED = b"POST /%s HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n2\r\n\r\n\r\n0\r\nTrailer: x\r\n\r\n"
+
+
+@pytest.mark.parametrize("request_", [GET % b"a", POST % (b"a", 4) + b"\r\n\r\n", CHUNKED % b"a"])
+@pytest.mark.parametrize("pieces", [1, 7])
+async def test_a_pipelined_request_is_not_parsed_before_the_answer_to_the_one_before_it(request_, pieces):
     site = Site()
     site.echo.open.clear()
     protocol, wire = site.connect()
-    protocol.data_received((GET % b"a") * 10_000)
+    for at in range(0, len(request_), pieces):
+        if at + pieces < len(request_):
+            protocol.data_received(request_[at : at + pieces])
+        else:
+            protocol.data_received(request_[at:] + request_ * 100)
     await site.settle()
     assert not wire.reading
     assert len(site.echo.scopes) == 1
-    assert len(protocol._pipeline._waiting) < 200
+    assert protocol._kept == request_ * 100
+
+
+async def test_bytes_of_pipelined_requests_have_a_budget_over_all_connections(monkeypatch):
+    monkeypatch.setattr("offramp.server.http.connections.MOST_KEPT_BYTES", 3 * len(GET % b"a"))
+    site = Site()
+    site.echo.open.clear()
+    wires = []
+    for _ in range(3):
+        protocol, wire = site.connect()
+        protocol.data_received((GET % b"a") * 2)
+        wires.append(wire)
+    refused, wire = site.connect()
+    refused.data_received((GET % b"a") * 2)
+    await site.settle()
+    site.echo.open.set()
+    await site.until(lambda: all(wire.answers == [b"200 /a"] * 2 for wire in wires))
+    await site.until(lambda: b"503" in wire.written)
+    assert wire.written.count(b"HTTP/1.1 200") == 1
+    assert slug(wire) == "overloaded"
+    protocol, wire = site.connect()
+    protocol.data_received((GET % b"a") * 4)
+    await site.until(lambda: wire.answers == [b"200 /a"] * 4)
 
 
 async def test_what_comes_while_a_request_is_in_progress_is_kept_as_it_is():
@@ -242,7 +273,7 @@ async def test_pipelined_requests_that_wait_for_their_turn_give_way_to_a_new_con
     site = Site(limits=HttpLimits(connections=1))
     protocol, wire = site.connect("192.0.2.66")
     protocol.data_received((GET % b"a") * 10)
-    await site.until(lambda: len(wire.answers) == 1 and protocol._pipeline.running is None)
+    await site.until(lambda: len(wire.answers) == 1 and protocol._kept and not protocol._is_answering)
     _, new = site.connect()
     assert (wire.aborted, new.written) == (True, b"")
 
@@ -291,6 +322,7 @@ async def test_a_request_at_work_has_all_the_time_it_needs():
     assert not wire.closed
     site.echo.open.set()
     await site.until(lambda: wire.answers == [b"200 /a"])
+    await site.settle()
     site.wait(10)
     assert not wire.ended
     site.wait(1)
@@ -434,7 +466,8 @@ async def test_a_request_can_be_refused_by_its_head_alone():
     assert wire.answers[2] == b"503 "
     assert (wire.ended, wire.closed) == (True, False)
     await site.settle()
-    assert asked == [("GET", "/yes", ("192.0.2.1", 5)), ("POST", "/no", ("192.0.2.1", 5))]
+    asked_of = [("GET", "/yes"), ("GET", "/behind"), ("POST", "/no")]
+    assert asked == [(*request, ("192.0.2.1", 5)) for request in asked_of]
     assert len(site.echo.scopes) == 2
 
 
@@ -500,9 +533,11 @@ async def test_a_server_that_ends_closes_idle_connections_and_finishes_the_answe
     assert not busy_wire.closed
     site.echo.open.set()
     await site.settle()
-    assert busy_wire.closed
+    assert busy_wire.ended
     assert busy_wire.answers == [b"200 /a"]
     assert b"connection: close" in busy_wire.written
+    site.wait(4)
+    assert busy_wire.closed
 
 
 @pytest.mark.parametrize("accepted_late", [False, True])
