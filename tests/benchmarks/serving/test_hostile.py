@@ -89,6 +89,9 @@ def facing(setup: Setup, answer: Callable[[bytes], bytes | None]) -> Setup:
 def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: Setup, name: str) -> None:
     if name == "faults":
         setup = replace(setup, start=offramp_server)
+    if name == "fairness":
+        # On a busy machine a greedy client may get no answer in half a second.
+        setup = replace(setup, options=replace(setup.options, seconds=2.0))
     part = measured(setup, name)
     assert set(MEASURE) == set(HOSTILE_PARTS)
     lines = [line for line in hostile_section(part).splitlines() if line.startswith("|")]
