@@ -80,6 +80,7 @@ ATTACKS = {
     "slow writers": Attack(200, lambda: (post(bytes(4000)), HEAD + b"X: " + b"a" * 2000), "drip"),
     "never-readers": Attack(100, lambda: (GET * 1000,), "mute"),
     "pipelining": Attack(64, lambda: (GET * 100,), "close"),
+    "pipelining on 2000 connections": Attack(2000, lambda: (GET * 100,), "close"),
     "TLS and junk": Attack(32, lambda: (TLS_HELLO, JUNK)),
 }
 
