@@ -89,7 +89,7 @@ class TrainOptions:
     feature_term: Annotated[
         str | None,
         typer.Option(
-            help="Exits in the feature term: code (all but the deepest), comment (all but the shallowest), all, off."
+            help="Early exits in the feature term: code (all but the deepest), comment (all but the first), all, off."
         ),
     ] = None
     teacher: Annotated[Path | None, typer.Option(help="Bundle that teaches all exits too: knowledge distillation.")] = (
