@@ -1,7 +1,7 @@
-"""Every option of the server, declared once: flag, environment variable, range, help and default come from here.
+"""Every option of the server, declared once with its range, help and default.
 
-The command line derives `--max-body-mib` and `OFFRAMP_MAX_BODY_MIB` from a field named `max_body_mib`. Imports
-neither torch nor the web framework, so that `--help` answers at once.
+The command line derives `--max-body-mib` and `OFFRAMP_MAX_BODY_MIB` from a field named `max_body_mib`. This module
+imports neither torch nor the web framework, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -34,81 +34,77 @@ class Settings:
     model: Annotated[
         list[Path] | None,
         typer.Option(
-            help="Folder of a bundle; repeat it for several, the first is the default. Default: the embedded one."
+            help="Folder of a bundle. Repeat it for several; the first is the default. Default: the embedded one."
         ),
     ] = None
     backbones: Annotated[
-        str, typer.Option(help="Networks of your own: a Python file or module, or several with commas between.")
+        str, typer.Option(help="Networks of your own: Python files or modules, separated by commas.")
     ] = ""
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for every interface.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free one.")] = 8000
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every interface.")] = "127.0.0.1"
+    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000
     frontends: Annotated[
         int,
         typer.Option(
             min=0,
             max=256,
-            help="Processes for HTTP and decoding, besides one that runs the networks; 0: one process does all.",
+            help="Processes for HTTP and decoding, beside one for the networks; 0: one process does all.",
         ),
     ] = 0
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")] = "auto"
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU.")] = "auto"
     runner: Annotated[
-        str, typer.Option(help=f"{', '.join(RUNNERS)}; auto is openvino on the CPU, cuda-graphs on a GPU.")
+        str, typer.Option(help=f"{', '.join(RUNNERS)}; auto: openvino on a CPU, cuda-graphs on a GPU.")
     ] = "auto"
     precision: Annotated[
         str,
-        typer.Option(help=f"{', '.join(PRECISIONS)}; auto is the fastest that the device has and the network bears."),
+        typer.Option(
+            help=f"{', '.join(PRECISIONS)}; auto: the fastest that the device has and that keeps the answers."
+        ),
     ] = "auto"
     int8_pictures: Annotated[
         Path | None,
-        typer.Option(help="Folder of pictures like those to come, from which --precision int8 learns its ranges."),
+        typer.Option(help="Folder of pictures like your traffic; --precision int8 learns its ranges from them."),
     ] = None
     threads: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=1024,
-            help="Most threads that one step computes with on the CPU, where a batch is large enough; 0: all cores.",
-        ),
+        int, typer.Option(min=0, max=1024, help="Most CPU threads of one step; small batches use one. 0: all cores.")
     ] = 0
-    policy: Annotated[str, typer.Option(help=f"What is run next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
-        DEFAULT_POLICY
-    )
+    policy: Annotated[
+        str, typer.Option(help=f"Which batch runs next: {', '.join(POLICIES)}. See docs/performance.md.")
+    ] = DEFAULT_POLICY
     max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one step.")] = 32
-    max_queue: Annotated[
-        int, typer.Option(min=1, max=1_000_000, help="Most pictures in flight; one more is refused with 503.")
-    ] = 1024
+    max_queue: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most pictures in flight; above it, 503.")] = 1024
     max_wait_s: Annotated[
-        float, typer.Option(min=0.001, max=3600, help="Longest predicted wait in seconds; beyond it, 503.")
+        float, typer.Option(min=0.001, max=3600, help="Longest predicted wait, in seconds; above it, 503.")
     ] = 0.5
     deadline_ms: Annotated[
-        float, typer.Option(min=0, max=3_600_000, help="Deadline of requests that name none, in ms; 0: none.")
+        float, typer.Option(min=0, max=3_600_000, help="Deadline of requests without `deadline_ms`, in ms; 0: none.")
     ] = 0.0
     audit_share: Annotated[
         float,
-        typer.Option(min=0, max=1, help="Share of the pictures that go on to full depth after their answer; 0: none."),
+        typer.Option(min=0, max=1, help="Share of pictures that also run to full depth after their answer; 0: none."),
     ] = 0.01
     audit_false_alarm_every: Annotated[
         float,
-        typer.Option(min=100, max=1e12, help="Audited pictures until a false alarm, on average at least, a promise."),
+        typer.Option(
+            min=100,
+            max=1e12,
+            help="Mean number of audited pictures between false alarms of one promise (a lower bound).",
+        ),
     ] = 1e6
     audit_on_alarm: Annotated[
-        str,
-        typer.Option(
-            help="When a certified promise is found broken: report it, tighten to the next that holds, or full-depth."
-        ),
+        str, typer.Option(help="When a promise is broken: report, tighten (use the next stricter point) or full-depth.")
     ] = "report"
     brownout_wait_s: Annotated[
         float,
         typer.Option(
             min=0,
             max=3600,
-            help="Predicted wait in seconds above which thresholds are lowered, as far as requests allow; 0: never.",
+            help="Predicted wait in seconds above which thresholds fall, as far as a request allows; 0: never.",
         ),
     ] = 0.0
     brownout_to: Annotated[
         float,
         typer.Option(
-            min=0, max=1, help="How much disagreement requests allow then that name no contract; 0: none beyond theirs."
+            min=0, max=1, help="Under brownout: disagreement allowed for requests without a contract; 0: none."
         ),
     ] = 0.0
     max_body_mib: Annotated[float, typer.Option(min=0.001, max=4096, help="Largest request body, in MiB.")] = 16.0
@@ -116,97 +112,99 @@ class Settings:
     max_uploads_mib: Annotated[
         float,
         typer.Option(
-            min=0.01, max=1_000_000, help="Memory for request bodies, in MiB; beyond it, 503. One client: half."
+            min=0.01, max=1_000_000, help="Memory for all request bodies, in MiB; above it, 503. One client: half."
         ),
     ] = 192.0
     max_pixels_mp: Annotated[
-        float, typer.Option(min=0.001, max=1000, help="Largest picture, in megapixels; checked before decoding.")
+        float, typer.Option(min=0.001, max=1000, help="Largest picture, in megapixels, by its header; above it, 413.")
     ] = 25.0
     decode_threads: Annotated[
-        int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one a core, 8 at most.")
+        int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one per core, at most 8.")
     ] = 0
     decode_memory_mib: Annotated[
         float,
         typer.Option(
-            min=1, max=1_000_000, help="Memory for decoding large pictures, in MiB; one that needs more, 413."
+            min=1, max=1_000_000, help="Memory for decoding large pictures, in MiB; 413 for a picture that needs more."
         ),
     ] = 400.0
-    api_keys: Annotated[str, typer.Option(help="Accepted API keys, separated by commas; none: everybody may ask.")] = ""
+    api_keys: Annotated[
+        str, typer.Option(help="Accepted API keys, separated by commas. Default: no key is needed.")
+    ] = ""
     api_keys_file: Annotated[
-        Path | None, typer.Option(help="File of accepted API keys, one a line; lines that begin with # are comments.")
+        Path | None,
+        typer.Option(help="File of accepted API keys, one per line; a line that begins with # is a comment."),
     ] = None
     client_max_inflight: Annotated[
         int,
         typer.Option(
-            min=0, help="Most unanswered requests of one client (key or address); beyond it, 429. 0: no limit."
+            min=0, help="Most unanswered requests of one client (key or address); above it, 429. 0: no limit."
         ),
     ] = 0
     client_gmacs_per_s: Annotated[
         float,
-        typer.Option(
-            min=0, help="Most billions of multiply-adds a second for one client; beyond it, 429. 0: no limit."
-        ),
+        typer.Option(min=0, help="Billions of multiply-adds per second for one client; above it, 429. 0: no limit."),
     ] = 0.0
     client_burst_s: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds of that which a client may save up and spend at once.")
+        float,
+        typer.Option(min=0.1, max=3600, help="Seconds of unused compute that one client may save and spend at once."),
     ] = 10.0
     client_deep_share: Annotated[
         float,
         typer.Option(
             min=0.01,
             max=1,
-            help="Most of the work beyond exit 1 that one client may cause while others wait too; beyond it, 429.",
+            help="Largest share of the work beyond exit 1 for one client while others wait; above it, 429.",
         ),
     ] = 1.0
-    private: Annotated[
-        bool, typer.Option(help="Tell nobody at which exit a picture left, nor how long it took there.")
-    ] = False
+    private: Annotated[bool, typer.Option(help="Hide the exit of each picture and its times from clients.")] = False
     answer_step_ms: Annotated[
         float,
-        typer.Option(min=0, max=10_000, help="Answer after a multiple of so many milliseconds only; 0: at once."),
+        typer.Option(min=0, max=10_000, help="Send each answer at a multiple of this many milliseconds; 0: at once."),
     ] = 0.0
     drain_delay_s: Annotated[
-        float,
-        typer.Option(min=0, max=3600, help="After SIGTERM: seconds of answering 'not ready' before the port closes."),
+        float, typer.Option(min=0, max=3600, help="Seconds between SIGTERM (not ready) and the closing of the port.")
     ] = 0.5
     drain_timeout_s: Annotated[
-        int, typer.Option(min=1, max=3600, help="Then: most seconds for requests in flight to be answered.")
+        int, typer.Option(min=1, max=3600, help="Most seconds for the requests in flight after the port has closed.")
     ] = 30
     max_connections: Annotated[
-        int,
-        typer.Option(min=0, max=1_000_000, help="Most open connections; 0: 10000, or what the system's limit allows."),
+        int, typer.Option(min=0, max=1_000_000, help="Most open connections; 0: 10000, or fewer by the system's limit.")
     ] = 0
     client_max_connections: Annotated[
         int, typer.Option(min=0, max=1_000_000, help="Most open connections of one address; 0: no limit.")
     ] = 0
     max_header_kib: Annotated[
-        float, typer.Option(min=4, max=1024, help="Largest head of a request, or trailers, in KiB; beyond it, 431.")
+        float,
+        typer.Option(min=4, max=1024, help="Largest request line and headers, or trailers, in KiB; above it, 431."),
     ] = 32.0
-    max_headers: Annotated[int, typer.Option(min=10, max=10_000, help="Most headers of a request; beyond it, 431.")] = (
+    max_headers: Annotated[int, typer.Option(min=10, max=10_000, help="Most headers of a request; above it, 431.")] = (
         100
     )
-    max_url_kib: Annotated[float, typer.Option(min=0.25, max=1024, help="Longest URL, in KiB; beyond it, 414.")] = 8.0
+    max_url_kib: Annotated[float, typer.Option(min=0.25, max=1024, help="Longest URL, in KiB; above it, 414.")] = 8.0
     header_timeout_s: Annotated[
         float,
-        typer.Option(min=0.1, max=3600, help="Seconds for a request's headers, and for the first byte of the first."),
+        typer.Option(
+            min=0.1, max=3600, help="Seconds for the headers of a request, and for the first byte of a connection."
+        ),
     ] = 10.0
     body_timeout_s: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="Seconds for a request's body, after its headers.")
+        float, typer.Option(min=0.1, max=86_400, help="Seconds for the body of a request, after its headers.")
     ] = 60.0
     keep_alive_s: Annotated[
-        float,
-        typer.Option(min=0, max=86_400, help="Seconds that a connection may wait for its next request."),
+        float, typer.Option(min=0, max=86_400, help="Seconds that an idle connection stays open.")
     ] = 75.0
     write_timeout_s: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds for a client to read what has been written to it.")
+        float, typer.Option(min=0.1, max=3600, help="Seconds that a client has to read its answer.")
     ] = 30.0
     trusted_proxies: Annotated[
         str,
-        typer.Option(help="Addresses or networks, with commas between, whose X-Forwarded-For and -Proto are believed."),
+        typer.Option(
+            help="Addresses or networks of proxies whose X-Forwarded-For and -Proto count, separated by commas."
+        ),
     ] = ""
     allowed_hosts: Annotated[
         str,
-        typer.Option(help="Names, with commas between, that Host may have; *.example.com: all below it. Default: any."),
+        typer.Option(help="Accepted Host names, separated by commas; *.example.com: all names below it. Default: any."),
     ] = ""
     log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info"
     access_log: Annotated[bool, typer.Option(help="Log one line for each request.")] = False
@@ -229,13 +227,11 @@ class Settings:
             if (value := getattr(self, name)) not in known:
                 raise ValueError(f"{flag(name)} {value!r} is unknown: choose one of {', '.join(known)}")
         if (self.precision == "int8") != (self.int8_pictures is not None):
-            raise ValueError(
-                "--precision int8 needs --int8-pictures FOLDER, and no other precision takes one: give both or neither"
-            )
+            raise ValueError("--precision int8 and --int8-pictures FOLDER belong together: give both or neither")
         if self.brownout_to and not self.brownout_wait_s:
             raise ValueError(
-                f"--brownout-to {self.brownout_to} does nothing while --brownout-wait-s is 0: give the wait from which "
-                "thresholds are lowered, such as 0.5, or leave both out"
+                f"--brownout-to {self.brownout_to} does nothing while --brownout-wait-s is 0: give the wait above "
+                "which thresholds fall, such as 0.1, or leave both out"
             )
         if self.client_burst_s != type(self).client_burst_s and not self.client_gmacs_per_s:
             raise ValueError(
@@ -244,37 +240,37 @@ class Settings:
             )
         if self.audit_on_alarm != "report" and not self.audit_share:
             raise ValueError(
-                f"--audit-on-alarm {self.audit_on_alarm!r} does nothing while --audit-share is 0: nothing would "
-                "ever be found broken; give a share such as 0.01"
+                f"--audit-on-alarm {self.audit_on_alarm!r} does nothing while --audit-share is 0: give a "
+                "share such as 0.01"
             )
         if self.brownout_wait_s >= self.max_wait_s:
             raise ValueError(
-                f"--brownout-wait-s {self.brownout_wait_s} is not below --max-wait-s {self.max_wait_s}: requests would "
-                "be refused before thresholds are lowered; lower the one or raise the other"
+                f"--brownout-wait-s {self.brownout_wait_s} is not below --max-wait-s {self.max_wait_s}: requests "
+                "would be refused before thresholds fall; lower the first or raise the second"
             )
         if self.max_uploads_mib < 6 * self.max_body_mib:
             raise ValueError(
                 f"--max-uploads-mib {self.max_uploads_mib} is below six times --max-body-mib {self.max_body_mib}: one "
-                "client holds half of it, and JSON takes three times its size; raise the one or lower the other"
+                "client holds half of it, and JSON takes three times its size; raise the first or lower the second"
             )
         TrustedProxies(self.trusted_proxies)
         AllowedHosts(self.allowed_hosts)
         if self.max_queue < self.max_images:
             raise ValueError(
-                f"--max-queue {self.max_queue} is below --max-images {self.max_images}: a full request would never be "
-                "taken in; raise the one or lower the other"
+                f"--max-queue {self.max_queue} is below --max-images {self.max_images}: a full request would never "
+                "be accepted; raise the first or lower the second"
             )
 
     @property
     def client_limits(self) -> ClientLimits:
-        """Of each client."""
+        """Limits of each client."""
         return ClientLimits(
             self.client_max_inflight, self.client_gmacs_per_s * 1e9, self.client_burst_s, self.client_deep_share
         )
 
     @property
     def http_limits(self) -> HttpLimits:
-        """Of the connections of one process that serves HTTP."""
+        """Limits on the connections of one HTTP process."""
         return HttpLimits(
             url_bytes=round(self.max_url_kib * 1024),
             head_bytes=round(self.max_header_kib * 1024),
@@ -289,28 +285,28 @@ class Settings:
 
     @property
     def max_body_bytes(self) -> int:
-        """Largest request body."""
+        """Largest request body, in bytes."""
         return round(self.max_body_mib * 2**20)
 
     @property
     def max_uploads_bytes(self) -> int:
-        """Memory for request bodies."""
+        """Memory for request bodies, in bytes."""
         return round(self.max_uploads_mib * 2**20)
 
     @property
     def decode_memory_bytes(self) -> int:
-        """Memory for decoding large pictures."""
+        """Memory for decoding large pictures, in bytes."""
         return round(self.decode_memory_mib * 2**20)
 
     @property
     def max_pixels(self) -> int:
-        """Largest picture."""
+        """Largest picture, in pixels."""
         return round(self.max_pixels_mp * 1e6)
 
     def read_api_keys(self) -> frozenset[str]:
-        """The accepted keys, from the option and from the file. Without any, the server is open to everybody.
+        """The accepted keys, from the option and from the file. Without keys, everybody may ask.
 
-        Raises ValueError when the file cannot be read or holds no key, or when a key has white space inside.
+        Raises ValueError if the file cannot be read or holds no key, or if a key has white space inside.
         """
         keys = {key.strip() for key in self.api_keys.split(",")}
         for number, key in enumerate(self.api_keys.split(","), start=1):
@@ -324,11 +320,11 @@ class Settings:
             for number, line in enumerate(lines, start=1):
                 if len(line.split()) > 1 and not line.lstrip().startswith("#"):
                     raise ValueError(
-                        f"--api-keys-file {self.api_keys_file} line {number} has white space inside a key: write one "
-                        "key a line; only lines that begin with # are comments"
+                        f"--api-keys-file {self.api_keys_file} line {number} has white space inside a key: write "
+                        "one key per line; only lines that begin with # are comments"
                     )
             from_file = {line.strip() for line in lines if not line.lstrip().startswith("#")} - {""}
             if not from_file:
-                raise ValueError(f"--api-keys-file {self.api_keys_file} holds no key: write one a line")
+                raise ValueError(f"--api-keys-file {self.api_keys_file} holds no key: write one per line")
             keys |= from_file
         return frozenset(keys - {""})

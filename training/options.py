@@ -1,7 +1,7 @@
-"""The options of `offramp train`, `evaluate` and `calibrate`: each declared once for flag, environment and help.
+"""The options of `offramp train`, `evaluate` and `calibrate`, each declared once with its range, help and default.
 
-The command line derives `--peak-rate` and `OFFRAMP_PEAK_RATE` from a field named `peak_rate`. Imports no torch, so
-that `--help` answers at once.
+The command line derives `--peak-rate` and `OFFRAMP_PEAK_RATE` from a field named `peak_rate`. This module imports
+no torch, so that `--help` is fast.
 """
 
 from __future__ import annotations
@@ -15,28 +15,27 @@ import typer
 
 Dataset = Annotated[
     str,
-    typer.Argument(
-        help="cifar10, cifar100, or a folder of pictures (one sub-folder a class).",
-        metavar="DATASET",
-    ),
+    typer.Argument(help="cifar10, cifar100, or a folder of pictures (one sub-folder per class).", metavar="DATASET"),
 ]
 BundlePath = Annotated[Path, typer.Argument(help="The bundle's folder.", metavar="BUNDLE")]
-DataRoot = Annotated[Path, typer.Option(help="Where the CIFAR files lie, and folders that are not found as given.")]
-Backbones = Annotated[
-    str, typer.Option(help="Networks of your own: a Python file or module, or several with commas between.")
+DataRoot = Annotated[
+    Path, typer.Option(help="Folder of the CIFAR files, and of a data set that is not found as given.")
 ]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU there is.")]
+Backbones = Annotated[str, typer.Option(help="Networks of your own: Python files or modules, separated by commas.")]
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU.")]
 PrecisionName = Annotated[
     str,
-    typer.Option(help="auto, float32 or bfloat16 (autocast); auto is bfloat16 where the device computes it natively."),
+    typer.Option(help="auto, float32 or bfloat16 (autocast); auto: bfloat16 where the device computes it natively."),
 ]
 CalibrationSize = Annotated[
     int | None,
-    typer.Option(min=1, help="Pictures held out of train to calibrate and certify; default: 5000 of CIFAR, else 10 %."),
+    typer.Option(
+        min=1, help="Training pictures held out to calibrate and certify. Default: 5000 for CIFAR, else 10 %."
+    ),
 ]
-KeepExits = Annotated[bool, typer.Option(help="Keep all exits, also those that cost more than they save.")]
+KeepExits = Annotated[bool, typer.Option(help="Keep all exits, also an exit that costs more than it saves.")]
 Workers = Annotated[
-    int, typer.Option(min=0, max=256, help="Decoding processes, for folders too large for memory; 0: none.")
+    int, typer.Option(min=0, max=256, help="Processes that decode pictures, for folders larger than memory; 0: none.")
 ]
 
 
@@ -45,98 +44,110 @@ class TrainOptions:
     """Options of `offramp train`; None leaves a value to the recipe or the data set."""
 
     dataset: Dataset
-    output: Annotated[Path, typer.Option(help="Folder of the run: checkpoint, log, TensorBoard files and bundle.")]
+    output: Annotated[Path, typer.Option(help="Folder of the run, for checkpoint, log, TensorBoard files and bundle.")]
     data_root: DataRoot = Path("data")
     calibration_size: CalibrationSize = None
     architecture: Annotated[
-        str | None, typer.Option(help="resnet18, vgg19_bn, mobilenetv2, …; default: resnet18, or --start-from's.")
+        str | None, typer.Option(help="resnet18, vgg19_bn, mobilenetv2, … Default: resnet18, or that of --start-from.")
     ] = None
     backbones: Backbones = ""
     width: Annotated[
         int | None,
-        typer.Option(min=4, max=512, help="Channels of the stem; default: the architecture's, 64 for ResNets."),
+        typer.Option(min=4, max=512, help="Channels of the stem. Default: the architecture's, such as 64 for ResNets."),
     ] = None
     input_size: Annotated[
-        int | None,
-        typer.Option(min=16, max=1024, help="Side of the input in pixels; default 32 for CIFAR, else 64."),
+        int | None, typer.Option(min=16, max=1024, help="Side of the input, in pixels. Default: 32 for CIFAR, else 64.")
     ] = None
-    head: Annotated[
-        str | None,
-        typer.Option(help="Head of the early stages: journal (default), scan or light."),
-    ] = None
-    exits: Annotated[
-        str | None, typer.Option(help="Stages that have an exit, such as 2,4; default: all of the architecture.")
-    ] = None
+    head: Annotated[str | None, typer.Option(help="Head of the early exits: journal (default), scan or light.")] = None
+    exits: Annotated[str | None, typer.Option(help="Stages that have an exit, such as 2,4. Default: all.")] = None
     keep_exits: KeepExits = False
     start_from: Annotated[
         Path | None,
-        typer.Option(help="A bundle to go on from, network and weights; other classes get new classifiers."),
+        typer.Option(help="Bundle whose network and weights the run starts with; other classes get new classifiers."),
     ] = None
     prune: Annotated[
         float | None,
-        typer.Option(help="Keep this share of --start-from's multiply-adds, in (0, 1): whole channels go, exits stay."),
+        typer.Option(
+            help="Share of the multiply-adds of --start-from to keep, in (0, 1). Removes whole channels, no exits."
+        ),
     ] = None
     method: Annotated[
         str,
-        typer.Option(help="What the exits learn from: baseline (no exits), dsn (labels), byot, scan, journal or ours."),
+        typer.Option(
+            help="What exits learn from: baseline (no early exits), dsn (labels), byot, scan, journal or ours."
+        ),
     ] = "journal"
     alpha: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Weight of the teacher's answer; default: the method's.")
+        float | None, typer.Option(min=0, max=1, help="Weight of the teacher's answer. Default: the method's.")
     ] = None
-    temperature: Annotated[float | None, typer.Option(help="Temperature of distillation; default: the method's.")] = (
+    temperature: Annotated[float | None, typer.Option(help="Temperature of distillation. Default: the method's.")] = (
         None
     )
     beta: Annotated[
-        float | None, typer.Option(min=0, help="Weight of the feature term; default: the method's; 0 for none.")
+        float | None, typer.Option(min=0, help="Weight of the feature term; 0: none. Default: the method's.")
     ] = None
     feature_term: Annotated[
         str | None,
-        typer.Option(help="Its students: code (all but the deepest), comment (all but the shallowest), all or off."),
+        typer.Option(
+            help="Early exits in the feature term: code (all but the deepest), comment (all but the first), all, off."
+        ),
     ] = None
-    teacher: Annotated[
-        Path | None, typer.Option(help="A bundle that teaches as well: knowledge distillation from another network.")
-    ] = None
+    teacher: Annotated[Path | None, typer.Option(help="Bundle that teaches all exits too: knowledge distillation.")] = (
+        None
+    )
     teacher_weight: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of the loss that is the bundle's answer.")
+        float, typer.Option(min=0, max=1, help="Share of the loss that comes from --teacher.")
     ] = 0.5
-    teacher_temperature: Annotated[float, typer.Option(min=0.1, max=100, help="Temperature of its answer.")] = 4.0
+    teacher_temperature: Annotated[
+        float, typer.Option(min=0.1, max=100, help="Temperature of the answer of --teacher.")
+    ] = 4.0
     recipe: Annotated[
-        str, typer.Option(help="journal (the paper's 250 epochs), short and fast (CPU hours) or imagenet.")
+        str, typer.Option(help="journal (the paper's 250 epochs), short or fast (hours on a CPU), or imagenet.")
     ] = "short"
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of the run; default: the recipe's.")] = None
-    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures a step; default: the recipe's.")] = None
+    epochs: Annotated[int | None, typer.Option(min=1, help="Number of epochs. Default: the recipe's.")] = None
+    batch_size: Annotated[int | None, typer.Option(min=2, help="Pictures per step. Default: the recipe's.")] = None
     accumulate: Annotated[
-        int | None, typer.Option(min=1, help="Parts in which a batch is computed, for memory that holds no whole one.")
+        int | None, typer.Option(min=1, help="Number of parts of a batch, computed one after another to save memory.")
     ] = None
-    optimizer: Annotated[str | None, typer.Option(help="sgd or muon; default: the recipe's.")] = None
-    learning_rate: Annotated[float | None, typer.Option(help="Peak rate; default: the recipe's.")] = None
-    muon_rate: Annotated[float | None, typer.Option(help="Muon's peak rate; default: the recipe's.")] = None
+    optimizer: Annotated[str | None, typer.Option(help="sgd or muon. Default: the recipe's.")] = None
+    learning_rate: Annotated[float | None, typer.Option(help="Peak learning rate. Default: the recipe's.")] = None
+    muon_rate: Annotated[float | None, typer.Option(help="Peak learning rate of Muon. Default: the recipe's.")] = None
     backbone_share: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of the run that trains the deepest exit alone.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of the run that trains only the deepest exit, at the start."),
     ] = None
     ema: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Keep averaged weights, with this decay a step; 0: as trained.")
+        float | None,
+        typer.Option(
+            min=0, max=1, help="Decay per step of averaged weights, which the bundle then holds; 0: no averaging."
+        ),
     ] = None
     checkpoint_minutes: Annotated[
-        float, typer.Option(min=0.1, help="Minutes between checkpoints; one more at the end, and on Ctrl-C.")
+        float,
+        typer.Option(min=0.1, help="Minutes between checkpoints. Another one is written at the end and on Ctrl-C."),
     ] = 10.0
     policy: Annotated[
         str | None, typer.Option(help="Learned augmentation: none, auto, auto_imagenet, rand or trivial.")
     ] = None
-    cutout: Annotated[int | None, typer.Option(min=0, help="Side of the hidden square in pixels; 0: none.")] = None
+    cutout: Annotated[
+        int | None, typer.Option(min=0, help="Side of the hidden square of Cutout, in pixels; 0: none.")
+    ] = None
     erase: Annotated[float | None, typer.Option(min=0, max=1, help="Probability of random erasing.")] = None
     mixup: Annotated[float | None, typer.Option(min=0, help="Alpha of mixup, such as 0.2; 0: none.")] = None
     cutmix: Annotated[float | None, typer.Option(min=0, help="Alpha of CutMix, such as 1; 0: none.")] = None
     smoothing: Annotated[
-        float | None, typer.Option(min=0, max=1, help="Share of each label spread over all classes, such as 0.1.")
+        float | None,
+        typer.Option(min=0, max=1, help="Share of each label that is spread over all classes, such as 0.1."),
     ] = None
-    sync_bn: Annotated[bool, typer.Option(help="Batch norm over the pictures of all processes (torchrun).")] = False
-    seed: Annotated[int, typer.Option(min=0, help="Seed of weights, order and augmentation.")] = 0
+    sync_bn: Annotated[bool, typer.Option(help="Take batch-norm statistics over all processes of torchrun.")] = False
+    seed: Annotated[
+        int, typer.Option(min=0, help="Seed of the first weights, the order of pictures and the augmentation.")
+    ] = 0
     device: Device = "auto"
     precision: PrecisionName = "auto"
     workers: Workers = 4
-    name: Annotated[str | None, typer.Option(help="The model's name; default: data set and architecture.")] = None
-    resume: Annotated[bool, typer.Option(help="Continue the run in --output where its checkpoint ends.")] = False
+    name: Annotated[str | None, typer.Option(help="Name of the model. Default: data set and architecture.")] = None
+    resume: Annotated[bool, typer.Option(help="Continue the run in --output from its checkpoint.")] = False
 
 
 @dataclass(frozen=True)
@@ -148,10 +159,9 @@ class EvaluateOptions:
     backbones: Backbones = ""
     data_root: DataRoot = Path("data")
     output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for evaluation.json and evaluation.png; default: none written."),
+        Path | None, typer.Option(help="Folder for evaluation.json and evaluation.png. Default: no files.")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per batch.")] = 256
     device: Device = "auto"
     precision: PrecisionName = "float32"
     workers: Workers = 4
@@ -161,40 +171,37 @@ class EvaluateOptions:
 class CalibrateOptions:
     """Options of `offramp calibrate`."""
 
-    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; it is replaced.", metavar="BUNDLE")]
+    bundle: Annotated[Path, typer.Argument(help="The bundle's folder; the command replaces it.", metavar="BUNDLE")]
     dataset: Dataset
     backbones: Backbones = ""
     data_root: DataRoot = Path("data")
     calibration_size: CalibrationSize = None
     unseen: Annotated[
-        bool,
-        typer.Option(help="None of the data set's pictures trained this bundle: its own hold-out does not matter."),
+        bool, typer.Option(help="No picture of the data set has trained this bundle: hold out pictures anew.")
     ] = False
     tolerance: Annotated[
-        float, typer.Option(min=0, max=1, help="Accuracy the default threshold may lose against full depth.")
+        float, typer.Option(min=0, max=1, help="Largest loss of accuracy at the default threshold, against full depth.")
     ] = 0.005
     max_disagreement: Annotated[
-        str, typer.Option(help="Shares of answers that may differ from full depth's, to certify thresholds for.")
+        str, typer.Option(help="Promises to certify: largest shares of answers that differ from full depth.")
     ] = "0.005,0.01,0.02,0.05,0.1"
     keep_exits: KeepExits = False
     costs: Annotated[
-        Path | None,
-        typer.Option(help="Step costs as a server measured them (its cost profile, JSON); default: measured here."),
+        Path | None, typer.Option(help="JSON file of step costs that a server measured. Default: measured here.")
     ] = None
-    cost_batch_size: Annotated[int, typer.Option(min=1, help="Batch size that milliseconds are of.")] = 32
+    cost_batch_size: Annotated[int, typer.Option(min=1, help="Batch size at which milliseconds are measured.")] = 32
     output: Annotated[
-        Path | None,
-        typer.Option(help="Folder for calibration.json and calibration.png beside the bundle; default: none."),
+        Path | None, typer.Option(help="Folder for calibration.json and calibration.png. Default: no files.")
     ] = None
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 256
+    batch_size: Annotated[int, typer.Option(min=1, help="Pictures per batch.")] = 256
     device: Device = "auto"
     workers: Workers = 4
 
 
 def recorded_command(name: str, options: Any) -> str:
-    """The command that makes it anew, wherever its options came from: all that differ from the defaults.
+    """The command that repeats a run: all options that differ from their defaults.
 
-    Without --data-root and --resume, which say where and how often something ran, not what was made.
+    Without --data-root, --resume and --checkpoint-minutes, which do not change the result.
     """
     words = ["offramp", name]
     for field in fields(options):

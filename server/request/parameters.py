@@ -1,4 +1,4 @@
-"""The parameters of a prediction: one model of them for query strings, form fields and JSON."""
+"""The parameters of a prediction, for query strings, form fields and JSON alike."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def _not_boolean(value: Any) -> Any:
 
 
 def _split_and_count(value: Any) -> Any:
-    # Counted before the items are looked at: each wrong one would be an error of its own.
+    # Counted before the items are validated: each wrong item would be an error of its own.
     numbers = value.split(",", MAX_THRESHOLDS) if isinstance(value, str) else value
     if isinstance(numbers, list) and len(numbers) > MAX_THRESHOLDS:
         raise PydanticCustomError("too_long", "more numbers than any network has exits")
@@ -39,8 +39,8 @@ class Allowed(str):
     """The allowed values of a parameter, for error messages."""
 
 
-# NaN and infinity are out of all bounds. Bounds come before the validator: behind it, pydantic writes them into the
-# JSON schema as "ge" and "le", which no client reads.
+# NaN and infinity are outside all bounds. Bounds come before the validator: after it, pydantic writes them into the
+# JSON schema as "ge" and "le", which clients do not read.
 NOT_BOOLEAN = BeforeValidator(_not_boolean)
 Fraction = Annotated[float, Field(ge=0, le=1), NOT_BOOLEAN, Allowed("a number in [0, 1]")]
 Ordinal = Annotated[int, Field(ge=1), NOT_BOOLEAN, Allowed("a whole number of at least 1")]
@@ -63,34 +63,32 @@ class Parameters(BaseModel):
 
     threshold: Fraction | None = Field(
         default=None,
-        description="Answer at the first exit whose calibrated confidence reaches it: 0 always answers at exit 1, "
-        "1 never early. Default: the bundle's operating point.",
+        description="Answer at the first exit whose calibrated confidence reaches this value. 0: always exit 1. "
+        "1: always the last exit. Default: the threshold of the bundle.",
     )
     thresholds: Thresholds | None = Field(
         default=None,
-        description="One threshold per early exit, shallowest first; separated by commas outside JSON.",
+        description="One threshold per early exit, shallowest first. Outside JSON: separated by commas.",
     )
     max_disagreement: Fraction | None = Field(
         default=None,
-        description="Certified contract: at most this fraction of the answers differs from full depth. Needs a bundle "
-        "with a certificate; GET /v1/models/{model} shows its certified fractions.",
+        description="Promise: at most this share of the answers differs from full depth. Needs a bundle with a "
+        "certificate; GET /v1/models/{model} shows the shares that it certifies.",
     )
     degrade_to: Fraction | None = Field(
         default=None,
-        description="Under brownout: at most this fraction of the answers differs from full depth. Default: the "
-        "server's setting for requests without a contract, else that of the contract.",
+        description="The promise under brownout: at most this share of the answers differs from full depth. Default: "
+        "the server's setting for a request without a contract, else the promise of the contract.",
     )
     min_exit: Ordinal | None = Field(default=None, description="Answer at this exit or deeper. Default 1.")
     max_exit: Ordinal | None = Field(default=None, description="Answer at this exit at the latest. Default: the last.")
     deadline_ms: Milliseconds | None = Field(
         default=None,
-        description="Answer within this many milliseconds, at the deepest exit so far. Default: the server's setting.",
+        description="Answer within this time, with the deepest exit computed. Default: the server's setting.",
     )
-    top_k: Ordinal = Field(default=1, description="Classes to return. Default 1.")
-    detail: Flag = Field(
-        default=False, description="Add the answer of each exit on the way, as `visited`. Default false."
-    )
-    version: Version | None = Field(default=None, description="Version of the model. Default: the first served.")
+    top_k: Ordinal = Field(default=1, description="Number of classes to return. Default 1.")
+    detail: Flag = Field(default=False, description="Add the answer of each exit passed, as `visited`. Default false.")
+    version: Version | None = Field(default=None, description="Version of the model. Default: the first one served.")
 
 
 def allowed(name: str) -> str:
@@ -127,13 +125,13 @@ def parse_parameters(given: Mapping[str, Any], body_names: Iterable[str] = ()) -
 def merge_parameters(*places: Sequence[tuple[str, Any]]) -> dict[str, Any]:
     """One value per name. places: names and values of the query string, and of the body.
 
-    The same value may come twice: tools send a parameter in each place of the OpenAPI document. Raises Problem (422) if
-    the values of a name differ.
+    The same value may come twice: some tools send a parameter in each place that the OpenAPI document names. Raises
+    Problem (422) if the values of a name differ.
     """
     merged: dict[str, Any] = {}
     for name, value in (pair for place in places for pair in _join_thresholds(place)):
         if name in merged and not _is_same(name, merged[name], value):
-            detail = f"{quoted(name)} is given twice, with different values: give it once"
+            detail = f"{quoted(name)} is given twice with different values: give it once"
             raise Problem(INVALID_PARAMETER, detail, parameters=short([name]))
         merged[name] = value
     return merged
