@@ -273,7 +273,7 @@ async def test_pipelined_requests_that_wait_for_their_turn_give_way_to_a_new_con
     site = Site(limits=HttpLimits(connections=1))
     protocol, wire = site.connect("192.0.2.66")
     protocol.data_received((GET % b"a") * 10)
-    await site.until(lambda: len(wire.answers) == 1 and protocol._kept and not protocol._is_answering)
+    await site.until(lambda: len(wire.answers) == 1 and bool(protocol._kept) and not protocol._is_answering)
     _, new = site.connect()
     assert (wire.aborted, new.written) == (True, b"")
 
