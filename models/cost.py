@@ -2,29 +2,28 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from math import ceil, prod
+from itertools import accumulate, pairwise
+from math import prod
+from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from offramp.models.config import ModelConfig
 from offramp.models.multi_exit import MultiExitNet
 
-# Of one picture, for a network that comes from a stranger: five times ResNet-152 at 224 pixels, a second of two CPU
-# cores; and the values of one layer's output, a quarter of a gigabyte.
+# Limits for a network that comes from a stranger. Multiply-adds of one picture: five times ResNet-152 at 224 pixels, a
+# second of two CPU cores. Values of one layer's output: a quarter of a gigabyte.
 MOST_MULTIPLY_ADDS = 64 * 10**9
 MOST_VALUES = 1 << 26
-# Side of an input, in pixels, up to which a bounded count may run the network.
-LARGEST_RUN = 256
-
-Layer = nn.Conv2d | nn.ConvTranspose2d | nn.Linear
 
 
 @dataclass(frozen=True)
 class NetworkCost:
-    """Multiply-adds (of convolutions and linear layers, one picture) and parameters, a number per stage and head."""
+    """Multiply-adds (convolutions and matrix products of one picture) and parameters, for each stage and head."""
 
     stage_multiply_adds: tuple[int, ...]
     head_multiply_adds: tuple[int, ...]
@@ -37,37 +36,21 @@ class NetworkCost:
         return sum(self.stage_multiply_adds) + self.head_multiply_adds[-1]
 
     @property
-    def backbone_parameters(self) -> int:
-        """Parameters of the plain network."""
-        return sum(self.stage_parameters) + self.head_parameters[-1]
-
-    @property
     def total_parameters(self) -> int:
         """Parameters of the network with all its heads."""
         return sum(self.stage_parameters) + sum(self.head_parameters)
 
     @property
     def sequential_multiply_adds(self) -> tuple[int, ...]:
-        """What answering at exit k really costs: stages 1..k and all heads passed on the way."""
-        spent, sequence = 0, []
-        for stage, head in zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True):
-            spent += stage + head
-            sequence.append(spent)
-        return tuple(sequence)
+        """What answering at exit k costs here: stages 1..k and heads 1..k."""
+        steps = zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True)
+        return tuple(accumulate(stage + head for stage, head in steps))
 
     @property
     def own_head_multiply_adds(self) -> tuple[int, ...]:
         """What answering at exit k costs with its own head only, as the papers count: stages 1..k and head k."""
-        spent, sequence = 0, []
-        for stage, head in zip(self.stage_multiply_adds, self.head_multiply_adds, strict=True):
-            spent += stage
-            sequence.append(spent + head)
-        return tuple(sequence)
-
-    @property
-    def sequential_over_backbone(self) -> tuple[float, ...]:
-        """Sequential cost relative to the plain network; above 1 at the last exit, by what the heads cost."""
-        return tuple(cost / self.backbone_multiply_adds for cost in self.sequential_multiply_adds)
+        stages = accumulate(self.stage_multiply_adds)
+        return tuple(stage + head for stage, head in zip(stages, self.head_multiply_adds, strict=True))
 
     @property
     def compute(self) -> tuple[float, ...]:
@@ -77,91 +60,99 @@ class NetworkCost:
 
 
 def count_cost(config: ModelConfig) -> NetworkCost:
-    """Of a network that is not there: counted on torch's meta device, where nothing is computed."""
+    """The cost of a network from its description alone, counted on torch's meta device, which computes nothing."""
     with torch.device("meta"):
-        return network_cost(_shapes_only(config))
+        return network_cost(MultiExitNet(config).eval())
 
 
 def network_cost(net: MultiExitNet, is_bounded: bool = False) -> NetworkCost:
-    """Of a network in evaluation mode, by one picture through all of it.
+    """The cost of a network in evaluation mode, counted while one picture runs through it.
 
-    For one that is there this is the quicker way: the meta device takes a second to be imported.
-    is_bounded: raise ValueError, in front of the layer that would go beyond, for more than 64 billion multiply-adds or
-    a layer of more than 67 million values. Inputs above 256 pixels are then counted on the meta device.
+    It is quicker than `count_cost`, since torch takes a second to import its meta device. is_bounded: raise ValueError
+    before an operation brings the sum above 64 billion multiply-adds, or gives more than 67 million values.
     """
-    if is_bounded and net.config.input_size > LARGEST_RUN:
-        with torch.device("meta"):
-            net = _shapes_only(net.config)
-    parameter = next(net.parameters())
-    size = net.config.input_size
-    counts = dict.fromkeys([*net.stages, *net.heads], 0)
-    layers = [(part, layer) for part in counts for layer in part.modules() if isinstance(layer, Layer)]
-    hooks = [layer.register_forward_hook(_counter(counts, part)) for part, layer in layers]
-    if is_bounded:
-        hooks += [layer.register_forward_pre_hook(_guard(counts)) for _, layer in layers]
-    try:
-        with torch.no_grad():
-            net(torch.zeros(1, 3, size, size, device=parameter.device))
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return NetworkCost(
-        stage_multiply_adds=tuple(counts[stage] for stage in net.stages),
-        head_multiply_adds=tuple(counts[head] for head in net.heads),
-        stage_parameters=tuple(_parameters(stage) for stage in net.stages),
-        head_parameters=tuple(_parameters(head) for head in net.heads),
+    device, size = next(net.parameters()).device, net.config.input_size
+    sums = [0]
+    # In a device's mode nn.MultiheadAttention calls its matrix products one by one, which the counter sees.
+    with torch.no_grad(), torch.device(device), _Counter(is_bounded) as counter:
+        x_BCHW = torch.zeros(1, 3, size, size)
+        for stage, head in zip(net.stages, net.heads, strict=True):
+            x_BCHW = stage(x_BCHW)
+            sums.append(counter.multiply_adds)
+            head(x_BCHW)
+            sums.append(counter.multiply_adds)
+    counts = [after - before for before, after in pairwise(sums)]
+    stage_parameters, head_parameters = (
+        tuple(sum(parameter.numel() for parameter in part.parameters()) for part in parts)
+        for parts in (net.stages, net.heads)
     )
+    return NetworkCost(tuple(counts[::2]), tuple(counts[1::2]), stage_parameters, head_parameters)
 
 
-def _shapes_only(config: ModelConfig) -> MultiExitNet:
-    """A network in evaluation mode whose batch norms hand on what they get: they cost nothing here.
+class _Counter(TorchDispatchMode):
+    """Adds up the multiply-adds of all convolutions, matrix products and attention, functional calls included.
 
-    The meta device works a batch norm's shape out in Python, which is half the time of a count.
+    torch's FlopCounterMode counts an operation after it ran, which is too late for a bound. It knows no attention on a
+    CPU, and imports torch's compiler, which takes seconds.
     """
-    net = MultiExitNet(config).eval()
-    for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
-        norm.forward = nn.Identity().forward  # type: ignore[method-assign]
-    return net
+
+    def __init__(self, is_bounded: bool) -> None:
+        super().__init__()
+        self.is_bounded = is_bounded
+        self.multiply_adds = 0
+
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        # With the default answer, True, torch imports its compiler to have it skip this class.
+        return False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if work := _WORK.get(func.overloadpacket):
+            multiply_adds, values = work(*args)
+            self.multiply_adds += multiply_adds
+            if self.is_bounded and (self.multiply_adds > MOST_MULTIPLY_ADDS or values > MOST_VALUES):
+                raise ValueError(
+                    f"one picture takes more than {MOST_MULTIPLY_ADDS / 1e9:g} billion multiply-adds, or a layer more "
+                    f"than {MOST_VALUES / 1e6:.0f} million values: give a smaller input_size or width"
+                )
+        return func(*args, **(kwargs or {}))
 
 
-def _counter(counts: dict[nn.Module, int], part: nn.Module) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-    def count(layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        if isinstance(layer, nn.Conv2d):
-            taps = layer.in_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
-            counts[part] += output.numel() * taps
-        elif isinstance(layer, nn.ConvTranspose2d):
-            taps = layer.out_channels // layer.groups * layer.kernel_size[0] * layer.kernel_size[1]
-            counts[part] += inputs[0].numel() * taps
-        elif isinstance(layer, nn.Linear):
-            counts[part] += output.numel() * layer.in_features
-
-    return count
-
-
-def _guard(counts: dict[nn.Module, int]) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-    def check(layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        assert isinstance(layer, Layer)
-        multiply_adds, values = _expected(layer, inputs[0])
-        if sum(counts.values()) + multiply_adds > MOST_MULTIPLY_ADDS or values > MOST_VALUES:
-            raise ValueError(
-                f"one picture takes more than {MOST_MULTIPLY_ADDS / 1e9:g} billion multiply-adds, or a layer more than "
-                f"{MOST_VALUES / 1e6:.0f} million values: give a smaller input_size or width"
-            )
-
-    return check
+def _convolution(
+    x: Tensor,
+    weight: Tensor,
+    bias: object,
+    stride: Sequence[int],
+    padding: Sequence[int],
+    dilation: Sequence[int],
+    is_transposed: bool,
+    output_padding: Sequence[int],
+    groups: int,
+) -> tuple[int, int]:
+    sizes = zip(x.shape[2:], weight.shape[2:], stride, padding, dilation, output_padding, strict=True)
+    if is_transposed:
+        sides = [(side - 1) * s + d * (k - 1) + 1 + extra - 2 * p for side, k, s, p, d, extra in sizes]
+        return x.numel() * weight[0].numel(), len(x) * weight.shape[1] * groups * prod(sides)
+    sides = [(side + 2 * p - d * (k - 1) - 1) // s + 1 for side, k, s, p, d, _ in sizes]
+    values = len(x) * len(weight) * prod(sides)
+    return values * weight[0].numel(), values
 
 
-def _expected(layer: Layer, x: Tensor) -> tuple[int, int]:
-    """Multiply-adds of a layer and values of its output, up to what padding adds."""
-    if isinstance(layer, nn.Linear):
-        values = x.numel() // layer.in_features * layer.out_features
-        return values * layer.in_features, values
-    taps = layer.weight[0].numel()
-    if isinstance(layer, nn.ConvTranspose2d):
-        return x.numel() * taps, x.numel() // layer.in_channels * layer.out_channels * prod(layer.stride)
-    values = layer.out_channels * prod(ceil(side / step) for side, step in zip(x.shape[-2:], layer.stride, strict=True))
-    return values * taps, values
+def _product(*factors: Tensor) -> tuple[int, int]:
+    # The last two are the matrices; addmm and baddbmm have a sum in front of them.
+    left, right = factors[-2:]
+    values = left.shape[:-1].numel() * right.shape[-1]
+    return values * left.shape[-1], values
 
 
-def _parameters(module: nn.Module) -> int:
-    return sum(parameter.numel() for parameter in module.parameters())
+def _attention(query: Tensor, key: Tensor, value: Tensor, *options: object) -> tuple[int, int]:
+    queries = query.shape[:-1].numel()
+    return queries * key.shape[-2] * (query.shape[-1] + value.shape[-1]), queries * value.shape[-1]
+
+
+# An operation's multiply-adds and its output's values, from its arguments.
+_WORK: dict[Any, Callable[..., tuple[int, int]]] = {
+    torch.ops.aten.convolution: _convolution,
+    **dict.fromkeys((torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm), _product),
+    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+}
