@@ -1,6 +1,6 @@
-"""Exits for any network: `attach_exits` cuts a stranger's nn.Module behind named modules; later parts then do not run.
+"""Exits for any network: `attach_exits` cuts an nn.Module behind named modules, so that later parts need not run.
 
-What may be cut: behind a named module, every path to the answer leads through that module's one feature map.
+A cut is possible behind a named module whose one feature map is all that later parts need.
 """
 
 from __future__ import annotations
@@ -17,20 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor, fx, nn
 from torch.nn.parameter import is_lazy
 
-from offramp.models.attach.check import Shape, Trial, check_parts, is_feature_map, shapes_of, trial_of
+from offramp.models.attach.check import NetworkCopy, Shape, check_parts, copy_network, find_shapes, is_feature_map
 from offramp.models.attach.tracing import AttachError as AttachError
-from offramp.models.attach.tracing import crossing, described, module_of, part, trace
+from offramp.models.attach.tracing import build_module, describe, extract_part, find_leak, trace
 from offramp.models.backbones.backbone import Backbone
 from offramp.models.heads import Head
 
-# What may follow the classifier: it leaves the order of the classes, and the exits answer with logits.
-_HARMLESS_MODULES = (nn.Identity, nn.Flatten, nn.Softmax, nn.LogSoftmax)
-_HARMLESS_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, torch.flatten)
-_HARMLESS_METHODS = ("softmax", "log_softmax", "flatten")
+# What may follow the classifier: these keep the order of the classes, and exits answer with logits.
+_ORDER_KEEPING_MODULES = (nn.Identity, nn.Flatten, nn.Softmax, nn.LogSoftmax)
+_ORDER_KEEPING_CALLS = (F.softmax, F.log_softmax, torch.softmax, torch.log_softmax, torch.flatten)
+_ORDER_KEEPING_METHODS = ("softmax", "log_softmax", "flatten")
 
 
 class AttachedHead(Head):
-    """The end of a stranger's network: what it does with its last feature map, and its own linear classifier."""
+    """The end of a network: its own pooling of the last feature map, and its own linear classifier."""
 
     def __init__(self, pool: nn.Module, classifier: nn.Linear) -> None:
         super().__init__()
@@ -45,25 +45,26 @@ class AttachedHead(Head):
 def attach_exits(network: nn.Module, at: Sequence[str], input_size: int) -> Backbone:
     """Cut `network` behind the modules named in `at`, in the order in which they run.
 
-    Stage k runs up to and including module k; one more stage runs from the last named module to the last feature map,
-    and the network's own pooling and linear classifier are the last head. Weights stay as they are: the stages hold the
-    network's own modules, under their own names. `network` takes normalised floats (B, 3, input_size, input_size) and
-    answers with (B, classes); a softmax behind its classifier is left out.
+    Stage k runs up to and including module k. One more stage runs from there to the last feature map. The network's own
+    pooling and linear classifier are the last head. The stages hold the network's own modules and weights, under their
+    own names. `network` takes normalised floats (B, 3, input_size, input_size) and answers with (B, classes). A softmax
+    behind its classifier is left out.
 
-    Raises AttachError with the reason and what to do when a name is not there or out of order, when more than one
-    tensor would pass a cut, when features are not (B, C, H, W), when weights are shared between parts, when there is
-    no linear classifier at the end, or when torch.fx cannot follow the forward of a module that contains a cut.
+    Raises AttachError with the reason and what to do when a name does not exist or is out of order, when more than one
+    tensor would pass a cut, when features are not (B, C, H, W), when parts share weights, when the network does not end
+    with a linear classifier, or when torch.fx cannot follow the forward of a module that contains a cut.
     """
-    names = _checked_names(network, at)
-    trial = trial_of(network, input_size)
-    traced = _trace_to_classifier(trial, names)
+    names = _first_names(network, at)
+    copy = copy_network(network, input_size)
+    traced = _trace_to_classifier(copy, names)
     graph, classifier = traced.graph, traced.classifier
     cuts = [*_cut_nodes(traced, names), traced.last_feature_map]
     points = [next(iter(graph.nodes)), *cuts, _embedding(traced)]
-    parts = [part(graph, start, end) for start, end in pairwise(points)]
-    check_parts(trial, parts, part(graph, points[-1], _answer(graph)))
+    parts = [extract_part(graph, start, end) for start, end in pairwise(points)]
+    check_parts(copy, parts, extract_part(graph, points[-1], _answer(graph)))
 
-    *stages, pool = [module_of(piece, (network, trial.network)) for piece in parts]
+    # Constants that the forward made are attributes of the copy alone.
+    *stages, pool = [build_module(part, network, copy.network) for part in parts]
     linear = network.get_submodule(str(classifier.target))
     assert isinstance(linear, nn.Linear)
     channels = [traced.shapes[node][1] for node in cuts]
@@ -73,51 +74,51 @@ def attach_exits(network: nn.Module, at: Sequence[str], input_size: int) -> Back
 
 
 @dataclass(frozen=True)
-class _Traced:
-    """A network's graph, what each module that was looked at returned in it, its final Linear, and all shapes."""
+class _TracedNetwork:
+    """A network and its graph. outputs: of each module that was called in it, by name. classifier: the last Linear."""
 
     network: nn.Module
     graph: fx.Graph
-    returned: Mapping[str, list[Any]]
+    outputs: Mapping[str, list[Any]]
     classifier: fx.Node
     shapes: Mapping[fx.Node, Shape]
 
     @cached_property
-    def place(self) -> Mapping[fx.Node, int]:
-        """Where a node runs."""
+    def position(self) -> Mapping[fx.Node, int]:
+        """Each node's place in running order."""
         return {node: index for index, node in enumerate(self.graph.nodes)}
 
     @cached_property
     def last_feature_map(self) -> fx.Node:
-        """Where the last stage ends: at the last feature map that all goes through, before it is pooled to a pixel."""
-        maps = [node for node in self.place if self.is_cuttable(node)]
+        """The end of the last stage: the last possible cut before the features are pooled to one pixel."""
+        maps = [node for node in self.position if self.is_cuttable(node)]
         wide = [node for node in maps if self.shapes[node][-1] > 1]
         return (wide or maps)[-1]
 
     def is_cuttable(self, node: fx.Node) -> bool:
-        """Whether a feature map leaves the node, and nothing else passes it. The picture itself is one, too."""
+        """Whether the node gives a feature map, or is the picture, and later nodes need nothing else from before it."""
         is_map = node in self.shapes and is_feature_map(self.shapes[node])
-        return is_map and self.place[node] < self.place[self.classifier] and not crossing(self.graph, node)
+        return is_map and self.position[node] < self.position[self.classifier] and not find_leak(self.graph, node)
 
     def has_weights_behind(self, cut: fx.Node) -> bool:
-        """Whether anything that can learn runs between the cut and the last feature map."""
-        behind = list(self.graph.nodes)[self.place[cut] + 1 : self.place[self.last_feature_map] + 1]
+        """Whether a module with parameters runs between the cut and the last feature map."""
+        behind = list(self.graph.nodes)[self.position[cut] + 1 : self.position[self.last_feature_map] + 1]
         modules = [self.network.get_submodule(str(node.target)) for node in behind if node.op == "call_module"]
         return any(True for module in modules for _ in module.parameters())
 
-    def where_else(self) -> str:
-        """The modules looked at behind which a cut is possible, for messages."""
+    def possible_cuts(self) -> str:
+        """The called modules behind which a cut is possible, for messages."""
         names = [
             repr(name)
-            for name, results in self.returned.items()
-            if len(results) == 1 and isinstance(node := results[0], fx.Node) and node in self.place
+            for name, outputs in self.outputs.items()
+            if len(outputs) == 1 and isinstance(node := outputs[0], fx.Node) and node in self.position
             if self.is_cuttable(node) and self.has_weights_behind(node)
         ]
         return f"possible is {', '.join(names)}" if names else "there is no place for a cut among its neighbours"
 
 
-def _checked_names(network: nn.Module, at: Sequence[str]) -> list[str]:
-    """The first name that the network has for each module."""
+def _first_names(network: nn.Module, at: Sequence[str]) -> list[str]:
+    """The first name that the network has for each module in `at`. Raises AttachError for unknown and lazy modules."""
     if isinstance(at, str) or not at:
         raise AttachError(f"at={at!r} names no modules: give a list such as ['layer1', 'layer2']")
     modules = dict(network.named_modules(remove_duplicate=False))
@@ -134,29 +135,25 @@ def _checked_names(network: nn.Module, at: Sequence[str]) -> list[str]:
     return [first_names[modules[name]] for name in at]
 
 
-def _trace_to_classifier(trial: Trial, names: Sequence[str]) -> _Traced:
-    """Modules are looked into as far as the cuts and the final Linear need it."""
-    network = trial.network
-    opened = {outer for name in names for outer in _outer(name)}
+def _trace_to_classifier(copy: NetworkCopy, names: Sequence[str]) -> _TracedNetwork:
+    """The graph in which all cuts and the last Linear are nodes: modules that contain one are opened."""
+    network = copy.network
+    # All modules around a cut: "a" and "a.b" for "a.b.c".
+    opened = {name[:end] for name in names for end, letter in enumerate(name) if letter == "."}
     while True:
-        graph, returned = trace(network, opened)
+        graph, outputs = trace(network, opened)
         node = _answer(graph)
-        while _is_harmless(node, network):
+        while _keeps_order(node, network):
             node = node.all_input_nodes[0]
         module = network.get_submodule(str(node.target)) if node.op == "call_module" else None
         if isinstance(module, nn.Linear):
-            return _Traced(network, graph, returned, node, shapes_of(trial, graph))
+            return _TracedNetwork(network, graph, outputs, node, find_shapes(copy, graph))
         if module is None or not any(True for _ in module.children()):
             raise AttachError(
-                f"the network ends with {described(node)}, and no nn.Linear: its last layer must be one, whose output "
+                f"the network ends with {describe(node)}, and no nn.Linear: its last layer must be one, whose output "
                 "(B, classes) is the answer (a softmax may follow)"
             )
         opened.add(str(node.target))
-
-
-def _outer(name: str) -> list[str]:
-    parts = name.split(".")
-    return [".".join(parts[:end]) for end in range(1, len(parts))]
 
 
 def _answer(graph: fx.Graph) -> fx.Node:
@@ -169,19 +166,19 @@ def _answer(graph: fx.Graph) -> fx.Node:
     return answer
 
 
-def _is_harmless(node: fx.Node, network: nn.Module) -> bool:
+def _keeps_order(node: fx.Node, network: nn.Module) -> bool:
     if node.op == "call_module":
-        return isinstance(network.get_submodule(str(node.target)), _HARMLESS_MODULES)
+        return isinstance(network.get_submodule(str(node.target)), _ORDER_KEEPING_MODULES)
     if node.op == "call_method":
-        return node.target in _HARMLESS_METHODS
-    return node.op == "call_function" and node.target in _HARMLESS_CALLS
+        return node.target in _ORDER_KEEPING_METHODS
+    return node.op == "call_function" and node.target in _ORDER_KEEPING_CALLS
 
 
-def _cut_nodes(traced: _Traced, names: Sequence[str]) -> list[fx.Node]:
+def _cut_nodes(traced: _TracedNetwork, names: Sequence[str]) -> list[fx.Node]:
     cuts: list[fx.Node] = []
     for name in names:
         node = _cut_node(traced, name)
-        if cuts and traced.place[node] <= traced.place[cuts[-1]]:
+        if cuts and traced.position[node] <= traced.position[cuts[-1]]:
             how = "ends where" if node is cuts[-1] else "runs before"
             raise AttachError(
                 f"module {name!r} {how} {names[len(cuts) - 1]!r} does: give each point once, in running order"
@@ -195,30 +192,30 @@ def _cut_nodes(traced: _Traced, names: Sequence[str]) -> list[fx.Node]:
     return cuts
 
 
-def _cut_node(traced: _Traced, name: str) -> fx.Node:
-    results = traced.returned.get(name, [])
-    if len(results) != 1:
-        often = f"runs {len(results)} times" if results else "is never called by the forward"
+def _cut_node(traced: _TracedNetwork, name: str) -> fx.Node:
+    outputs = traced.outputs.get(name, [])
+    if len(outputs) != 1:
+        often = f"runs {len(outputs)} times" if outputs else "is never called by the forward"
         raise AttachError(f"module {name!r} {often}: cut behind a module that runs exactly once")
-    node = results[0]
+    node = outputs[0]
     shape = traced.shapes.get(node)
     if shape is None or not is_feature_map(shape):
         what = "no single tensor" if shape is None else f"(B, {', '.join(map(str, shape[1:]))})"
         raise AttachError(
             f"module {name!r} returns {what}, not a feature map (B, C, H, W) with H = W, which exits need; "
-            f"{traced.where_else()}"
+            f"{traced.possible_cuts()}"
         )
-    if traced.place[node] > traced.place[traced.classifier]:
+    if traced.position[node] > traced.position[traced.classifier]:
         raise AttachError(f"module {name!r} ends behind the classifier: leave it out, the last exit is there")
-    if leak := crossing(traced.graph, node):
+    if leak := find_leak(traced.graph, node):
         raise AttachError(
-            f"no cut behind module {name!r}: {described(leak[1])} needs {described(leak[0])} from before the cut, and "
-            f"only the module's own output may pass, since the picture may leave there; {traced.where_else()}"
+            f"no cut behind module {name!r}: {describe(leak[1])} needs {describe(leak[0])} from before the cut, and "
+            f"only the module's own output may pass, since the picture may leave there; {traced.possible_cuts()}"
         )
     return node  # type: ignore[no-any-return]
 
 
-def _embedding(traced: _Traced) -> fx.Node:
+def _embedding(traced: _TracedNetwork) -> fx.Node:
     embedding = traced.classifier.all_input_nodes[0]
     if len(traced.shapes[embedding]) != 2:
         raise AttachError(
@@ -229,7 +226,7 @@ def _embedding(traced: _Traced) -> fx.Node:
 
 
 def _check_weights(backbone: Backbone) -> None:
-    """Raises AttachError where one tensor has two names, or a bundle could not keep it."""
+    """Raise AttachError where parts share a tensor, or a bundle could not store one."""
     owners: dict[int, str] = {}
     parts = {f"stage {index}": stage for index, stage in enumerate(backbone.stages, 1)}
     for part_name, module in {**parts, "the last head": backbone.classifier}.items():

@@ -1,4 +1,4 @@
-"""A trial of a stranger's network on a copy: what shapes it makes, and whether its parts are together the whole."""
+"""Checks on a copy of the network: the shapes that it makes, and whether its parts together give its answers."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from typing import Any
 import torch
 from torch import Tensor, fx, nn
 
-from offramp.models.attach.tracing import FAILURES, AttachError, copy_input, module_of
+from offramp.models.attach.tracing import FAILURES, AttachError, build_module, copy_input
 
-# More than one picture, for batch norm; and hardly another size in a network, apart from the colours, is 3.
-TRIAL_BATCH = 3
-# The parts run the network's own operations in its own order; a wrong cut is off by far more.
+# Batch norm needs more than one picture. Hardly another size in a network is 3, apart from the colours.
+BATCH_SIZE = 3
+# The parts run the same operations in the same order; a wrong cut is off by far more.
 TOLERANCE = 1e-4
 
 _MODE = {False: "evaluation", True: "training"}
@@ -28,58 +28,58 @@ Shape = tuple[int, ...]
 
 
 @dataclass(frozen=True)
-class Trial:
-    """A copy of a network, on the CPU or on torch's meta device, to be tried on square pictures."""
+class NetworkCopy:
+    """A copy of a network, on the CPU or on torch's meta device, and the side of the pictures that it takes."""
 
     network: nn.Module
     input_size: int
 
     @property
     def is_meta(self) -> bool:
-        """Whether there are shapes only, and nothing to compute with."""
+        """Whether the copy has shapes only, and computes nothing."""
         return any(weight.is_meta for weight in self.network.parameters())
 
     def pictures(self) -> Tensor:
         """A batch (B, 3, H, W) of normal noise, the same every time."""
-        shape = (TRIAL_BATCH, 3, self.input_size, self.input_size)
+        shape = (BATCH_SIZE, 3, self.input_size, self.input_size)
         x_BCHW = torch.randn(shape, generator=torch.Generator("cpu"), device="cpu")
         return x_BCHW.to("meta") if self.is_meta else x_BCHW
 
 
-def trial_of(network: nn.Module, input_size: int) -> Trial:
+def copy_network(network: nn.Module, input_size: int) -> NetworkCopy:
     """Raises AttachError when the network cannot be copied."""
     try:
-        trial = Trial(deepcopy(network), input_size)
+        copy = NetworkCopy(deepcopy(network), input_size)
     except FAILURES as error:
         raise AttachError(
             f"{type(network).__name__} cannot be copied: {error}. Training and pruning copy networks: keep out of its "
             "modules what copy.deepcopy does not take"
         ) from error
-    return trial if trial.is_meta else Trial(trial.network.cpu(), input_size)
+    return copy if copy.is_meta else NetworkCopy(copy.network.cpu(), input_size)
 
 
-def shapes_of(trial: Trial, graph: fx.Graph) -> Mapping[fx.Node, Shape]:
+def find_shapes(copy: NetworkCopy, graph: fx.Graph) -> Mapping[fx.Node, Shape]:
     """The shape of every tensor in the graph. Raises AttachError when the network does not take its pictures."""
-    recorder, x_BCHW = _Shapes(trial.network.eval(), graph), trial.pictures()
+    recorder, x_BCHW = _ShapeRecorder(copy.network.eval(), graph), copy.pictures()
     try:
-        with torch.no_grad(), _seeded():
+        with torch.no_grad(), _fixed_seed():
             recorder.run(x_BCHW)
     except FAILURES as error:
         raise AttachError(
-            f"{type(trial.network).__name__} does not take pictures {tuple(x_BCHW.shape)}: {error}. "
+            f"{type(copy.network).__name__} does not take pictures {tuple(x_BCHW.shape)}: {error}. "
             "Give an input_size that it takes"
         ) from error
     return recorder.shapes
 
 
-class _Shapes(fx.Interpreter):
+class _ShapeRecorder(fx.Interpreter):
     def __init__(self, module: nn.Module, graph: fx.Graph) -> None:
         super().__init__(module, garbage_collect_values=True, graph=graph)
         self.extra_traceback = False
         self.shapes: dict[fx.Node, Shape] = {}
 
     def call_module(self, target: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        # A module may change a list that it is given; a graph's own lists refuse that.
+        # A module may change a list that it is given, which the lists of a graph refuse.
         return super().call_module(target, tuple(list(a) if isinstance(a, list) else a for a in args), kwargs)
 
     def run_node(self, n: fx.Node) -> Any:
@@ -90,29 +90,29 @@ class _Shapes(fx.Interpreter):
 
 
 def is_feature_map(shape: Shape) -> bool:
-    """(B, C, H, W) of square pictures, as far as a shape can tell it from (B, H, W, C)."""
-    return len(shape) == 4 and shape[0] == TRIAL_BATCH and shape[2] == shape[3]
+    """Whether a shape is (B, C, H, W) with H = W; (B, H, W, C) can pass for it where W = C."""
+    return len(shape) == 4 and shape[0] == BATCH_SIZE and shape[2] == shape[3]
 
 
-def check_parts(trial: Trial, parts: Sequence[fx.Graph], end: fx.Graph) -> None:
-    """Run the parts one after another, then `end` (the classifier): the answers must be those of the network.
+def check_parts(copy: NetworkCopy, parts: Sequence[fx.Graph], end: fx.Graph) -> None:
+    """Run the parts one after another, then `end` (the classifier), and compare the answers with the network's.
 
-    A part that changes its input in place is made to work on a copy, since a head reads the same features. Raises
-    AttachError when the answers differ, or a part does not take features that lie channels-last, as serving hands them.
+    A part that changes its input in place is rewritten to work on a copy, since a head reads the same features. Raises
+    AttachError when the answers differ, or a part does not take features that lie channels-last, as while serving.
     """
     changing: set[int] = set()
     for training in (False, True):
-        network = trial.network.train(training)
-        answer = _run(deepcopy(network), [*parts, end], trial.pictures(), changing)
-        with torch.no_grad(), _seeded():
-            expected = network(trial.pictures())
-        if not trial.is_meta and not _same(answer, expected):
+        network = copy.network.train(training)
+        answer = _run(deepcopy(network), [*parts, end], copy.pictures(), changing)
+        with torch.no_grad(), _fixed_seed():
+            expected = network(copy.pictures())
+        if not copy.is_meta and not _is_close(answer, expected):
             raise AttachError(
                 f"cut into parts, the network answers otherwise than whole (in {_MODE[training]}): its forward keeps a "
                 "state between calls, or hooks or a replaced forward change a module that contains a cut; move that "
                 "into a small nn.Module of its own"
             )
-    _run(trial.network.eval(), parts, trial.pictures(), changing, torch.channels_last)
+    _run(copy.network.eval(), parts, copy.pictures(), changing, torch.channels_last)
     for index in changing:
         copy_input(parts[index])
 
@@ -124,10 +124,10 @@ def _run(
     changing: set[int],
     layout: torch.memory_format = torch.preserve_format,
 ) -> Tensor:
-    """The answer of the parts, one after another; those that change their input are added to `changing`."""
-    with torch.no_grad(), _seeded():
+    """The output of the last part. The index of each part that changes its input is added to `changing`."""
+    with torch.no_grad(), _fixed_seed():
         for index, part in enumerate(parts):
-            module = module_of(part, (network,)).train(network.training)
+            module = build_module(part, network).train(network.training)
             features = x.clone(memory_format=layout)
             version = features._version
             try:
@@ -139,7 +139,7 @@ def _run(
     return x
 
 
-def _same(answer: Tensor, expected: Tensor) -> bool:
+def _is_close(answer: Tensor, expected: Tensor) -> bool:
     if answer.shape != expected.shape:
         return False
     margin = TOLERANCE * float(expected.nan_to_num().abs().max())
@@ -147,8 +147,8 @@ def _same(answer: Tensor, expected: Tensor) -> bool:
 
 
 @contextmanager
-def _seeded() -> Iterator[None]:
-    """The same random numbers each time, and the process's own left as they were."""
+def _fixed_seed() -> Iterator[None]:
+    """The same random numbers each time; the process's own generator stays as it was."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(0)
         yield

@@ -1,21 +1,22 @@
-"""Follows the forward of a stranger's network with torch.fx, looking only into modules that contain a cut.
+"""Follows the forward of any network with torch.fx, and looks only into modules that contain a cut.
 
-Every other module stays whole and runs its own Python code: what it does inside may be anything.
+Every other module stays whole and runs its own Python code, whatever that code does.
 """
 
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
+from contextlib import suppress
 from itertools import zip_longest
 from typing import Any
 
 import torch
 from torch import Tensor, fx, nn
 
-# The name under which a graph's code asks whether it runs in training mode: `self.training` of the GraphModule.
+# The attribute of a GraphModule from which a graph reads whether it runs in training mode.
 TRAINING = "training"
-# What a stranger's forward may raise when it meets torch.fx's proxies, or pictures that it does not take.
+# What a forward may raise when it meets torch.fx's proxies, or pictures of a size that it does not take.
 FAILURES = (TypeError, ValueError, RuntimeError, AttributeError, NameError, LookupError, AssertionError)
 
 
@@ -26,13 +27,14 @@ class AttachError(ValueError):
 class Tracer(fx.Tracer):
     """Traces a network of one input, through the modules named in `opened` and into no other.
 
-    returned: by module, what each of its calls gave back. inside: the modules being looked into, the innermost last.
+    outputs: what each call of a module returned, by the module's name. inside: names of the modules whose forward is
+    being followed, the innermost last.
     """
 
     def __init__(self, opened: Collection[str]) -> None:
         super().__init__()
         self.opened = opened
-        self.returned: dict[str, list[Any]] = {}
+        self.outputs: dict[str, list[Any]] = {}
         self.inside = [""]
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
@@ -50,47 +52,49 @@ class Tracer(fx.Tracer):
         return node
 
     def call_module(self, m: nn.Module, forward: Callable[..., Any], args: tuple[Any, ...], kwargs: Any) -> Any:
-        # Not of this network: made on the spot, or another thread's. torch.fx sees every module call of the process.
+        # torch.fx sees every module call of the process, also those of other threads and of modules made on the spot.
         if m not in self.submodule_paths:  # type: ignore[operator]
             return forward(*args, **kwargs)
         name = self.path_of_module(m)
         self.inside.append(name)
-        result = super().call_module(m, forward, args, kwargs)
+        output = super().call_module(m, forward, args, kwargs)
         self.inside.pop()
-        self.returned.setdefault(name, []).append(result)
-        return result
+        self.outputs.setdefault(name, []).append(output)
+        return output
 
 
 def trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mapping[str, list[Any]]]:
-    """The network's graph, right in training and in evaluation mode, and by module what its calls returned in it.
+    """The network's graph, valid in training and in evaluation mode, and the outputs of each module in it by name.
 
-    The network's mode is changed, and constants made by its forward become attributes of it: hand over a copy. Raises
+    The network must be a copy: its mode changes, and constants that its forward makes become its attributes. Raises
     AttachError where torch.fx cannot follow, or the two modes differ in more than a flag.
     """
     evaluation, _ = _trace(network.eval(), opened)
-    graph, returned = _trace(network.train(), opened)
+    graph, outputs = _trace(network.train(), opened)
     for node, other in zip_longest(list(graph.nodes), evaluation.nodes):
-        place = described(node or other)
-        if node is None or other is None or node.op != other.op or not _same_target(node, other, network):
-            raise AttachError(_MODES.format(place=place))
+        place = describe(node or other)
+        if node is None or other is None or node.op != other.op or not _is_same_target(node, other, network):
+            raise _modes_differ(place)
         with graph.inserting_before(node):
-            node.args = _merged(node.args, other.args, graph, place)
-            node.kwargs = _merged(node.kwargs, other.kwargs, graph, place)
+            node.args = _merge(node.args, other.args, graph, place)
+            node.kwargs = _merge(node.kwargs, other.kwargs, graph, place)
         other.meta["same"] = node
     _read_batch_size_from_the_picture(graph)
-    return graph, {name: [getattr(one, "node", one) for one in results] for name, results in returned.items()}
+    return graph, {name: [getattr(output, "node", output) for output in calls] for name, calls in outputs.items()}
 
 
-_MODES = (
-    "the forward does something else in training than in evaluation, or from call to call, at {place}: torch.fx would "
-    "freeze one. Switch it off, or move it into a small nn.Module of its own: what contains no cut runs as it is"
-)
+def _modes_differ(place: str) -> AttachError:
+    return AttachError(
+        f"the forward does something else in training than in evaluation, or from call to call, at {place}: torch.fx "
+        "would freeze one. Switch it off, or move it into a small nn.Module of its own: what contains no cut runs as "
+        "it is"
+    )
 
 
 def _trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mapping[str, list[Any]]]:
     tracer = Tracer(opened)
     try:
-        return tracer.trace(network), tracer.returned
+        return tracer.trace(network), tracer.outputs
     except FAILURES as error:
         raise AttachError(
             f"the forward of {_owner(tracer.inside[-1])} ({type(network.get_submodule(tracer.inside[-1])).__name__}) "
@@ -99,39 +103,41 @@ def _trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mappi
         ) from error
 
 
-def _same_target(node: fx.Node, other: fx.Node, network: nn.Module) -> bool:
+def _is_same_target(node: fx.Node, other: fx.Node, network: nn.Module) -> bool:
     if node.op == "get_attr" and str(node.target).startswith("_tensor_constant"):
-        # A tensor made by the forward, once in each trace.
-        mine, theirs = (getattr(network, str(one.target), None) for one in (node, other))
-        if not isinstance(mine, Tensor) or not isinstance(theirs, Tensor) or mine.shape != theirs.shape:
+        # A tensor that the forward makes anew in each trace.
+        first, second = (getattr(network, str(constant.target), None) for constant in (node, other))
+        if not isinstance(first, Tensor) or not isinstance(second, Tensor) or first.shape != second.shape:
             return False
-        return mine.is_meta or torch.equal(mine, theirs)
+        return first.is_meta or torch.equal(first, second)
     return bool(node.target == other.target)
 
 
-def _merged(mine: Any, theirs: Any, graph: fx.Graph, place: str) -> Any:
-    """`mine`, with the mode's flag in place of each boolean that the other mode has otherwise."""
-    if isinstance(mine, fx.Node) and isinstance(theirs, fx.Node) and theirs.meta.get("same") is mine:
-        return mine
-    if type(mine) is not type(theirs):
-        raise AttachError(_MODES.format(place=place))
-    if isinstance(mine, tuple | list) and len(mine) == len(theirs):
-        return type(mine)(_merged(one, other, graph, place) for one, other in zip(mine, theirs, strict=True))
-    if isinstance(mine, Mapping) and mine.keys() == theirs.keys():
-        return {name: _merged(mine[name], theirs[name], graph, place) for name in mine}
-    if isinstance(mine, slice):
-        parts = [_merged(getattr(mine, at), getattr(theirs, at), graph, place) for at in ("start", "stop", "step")]
-        return slice(*parts)
-    if not isinstance(mine, fx.Node | tuple | list | Mapping) and mine == theirs:
-        return mine
-    if isinstance(mine, bool):
-        flag = graph.create_node("get_attr", TRAINING, (), {})
-        return flag if mine else graph.call_function(operator.not_, (flag,))
-    raise AttachError(_MODES.format(place=place))
+def _merge(value: Any, other: Any, graph: fx.Graph, place: str) -> Any:
+    """An argument of both modes, from its value in training and its `other` value in evaluation.
+
+    The mode's flag stands in place of each boolean that differs. Raises AttachError where anything else differs.
+    """
+    if isinstance(value, fx.Node) and isinstance(other, fx.Node) and other.meta.get("same") is value:
+        return value
+    if type(value) is type(other):
+        if isinstance(value, tuple | list) and len(value) == len(other):
+            return type(value)(_merge(a, b, graph, place) for a, b in zip(value, other, strict=True))
+        if isinstance(value, Mapping) and value.keys() == other.keys():
+            return {name: _merge(value[name], other[name], graph, place) for name in value}
+        if isinstance(value, slice):
+            ends = ((value.start, other.start), (value.stop, other.stop), (value.step, other.step))
+            return slice(*(_merge(a, b, graph, place) for a, b in ends))
+        if not isinstance(value, fx.Node | tuple | list | Mapping) and value == other:
+            return value
+        if isinstance(value, bool):
+            flag = graph.create_node("get_attr", TRAINING, (), {})
+            return flag if value else graph.call_function(operator.not_, (flag,))
+    raise _modes_differ(place)
 
 
 def _read_batch_size_from_the_picture(graph: fx.Graph) -> None:
-    """Turn x.shape[0], x.size()[0] and x.size(0) of any tensor into marked nodes that any part can make."""
+    """Turn x.shape[0], x.size()[0] and x.size(0) of any tensor into marked nodes, which every part can make itself."""
     picture = next(iter(graph.nodes))
     for node in list(graph.nodes):
         if _is_batch_size(node):
@@ -160,81 +166,72 @@ def _is_batch_size(node: fx.Node) -> bool:
     return node.op == "call_method" and node.target == "size" and is_first
 
 
-def crossing(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """What else than the output of `cut` would have to pass a cut there: a node before it and its user behind it."""
-    before: set[fx.Node] = set()
-    is_behind = False
-    for node in graph.nodes:
-        if is_behind and not node.meta.get("batch"):
-            for used in node.all_input_nodes:
-                if used in before and used.op != "get_attr" and not used.meta.get("batch") and not _is_flag(used):
-                    return used, node
-        elif not is_behind and node is not cut:
-            before.add(node)
-        is_behind = is_behind or node is cut
+def find_leak(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
+    """A node before the cut and a user of it behind the cut, where something else than the cut's output passes it."""
+    nodes = list(graph.nodes)
+    position = nodes.index(cut)
+    before = {node for node in nodes[:position] if not _can_be_made_anywhere(node)}
+    for node in nodes[position + 1 :]:
+        for source in node.all_input_nodes:
+            if source in before and not node.meta.get("batch"):
+                return source, node
     return None
 
 
-def _is_flag(node: fx.Node) -> bool:
-    return node.target is operator.not_ and all(used.target == TRAINING for used in node.all_input_nodes)
+def _can_be_made_anywhere(node: fx.Node) -> bool:
+    """Whether a node is an attribute, the mode's flag or the batch size, which each part reads by itself."""
+    is_flag = node.target is operator.not_ and all(source.target == TRAINING for source in node.all_input_nodes)
+    return node.op == "get_attr" or bool(node.meta.get("batch")) or is_flag
 
 
-def part(graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.Graph:
-    """The graph from the output of `start` to that of `end`; nothing else may cross either."""
+def extract_part(graph: fx.Graph, start: fx.Node, end: fx.Node) -> fx.Graph:
+    """The graph from the output of `start` to that of `end`. Both must be cuts without a leak."""
     nodes = list(graph.nodes)
-    piece = fx.Graph()
-    x = piece.placeholder("x")
+    part = fx.Graph()
+    x = part.placeholder("x")
     copies = {start: x}
 
-    def copied(node: fx.Node) -> fx.Node:
+    def copy(node: fx.Node) -> fx.Node:
         if node not in copies:
-            if node.meta.get("batch"):
-                copies[node] = piece.call_method("size", (x, 0))
-            else:
-                copies[node] = piece.node_copy(node, copied)
+            is_batch_size = node.meta.get("batch")
+            copies[node] = part.call_method("size", (x, 0)) if is_batch_size else part.node_copy(node, copy)
         return copies[node]
 
     for node in nodes[nodes.index(start) + 1 : nodes.index(end) + 1]:
         if not node.meta.get("batch"):
-            copied(node)
-    piece.output(copied(end))
-    return piece
+            copy(node)
+    part.output(copy(end))
+    return part
 
 
-def module_of(graph: fx.Graph, networks: tuple[nn.Module, ...]) -> fx.GraphModule:
-    """A module that runs the graph with the very modules and parameters of the first network that has them."""
-    attributes: dict[str, Any] = {}
-    for node in graph.nodes:
-        if node.op in ("call_module", "get_attr"):
-            attributes[node.target] = _attribute(node.target, networks)
+def build_module(graph: fx.Graph, *networks: nn.Module) -> fx.GraphModule:
+    """A module that runs the graph with the modules and parameters themselves, of the first network that has them."""
+    targets = {node.target: None for node in graph.nodes if node.op in ("call_module", "get_attr")}
     copy = fx.Graph()
     copy.output(copy.graph_copy(graph, {}))
-    return fx.GraphModule(attributes, copy, "Part")
+    return fx.GraphModule({target: _find_attribute(target, networks) for target in targets}, copy, "Part")
 
 
-def _attribute(target: str, networks: tuple[nn.Module, ...]) -> Any:
+def _find_attribute(target: str, networks: Sequence[nn.Module]) -> Any:
     first = target.partition(".")[0]
     if target != TRAINING and hasattr(fx.GraphModule, first):
         raise AttachError(f"the module or parameter {first!r} has a name that torch.fx keeps for itself: rename it")
-    found = []
     for network in networks:
-        try:
-            found.append(operator.attrgetter(target)(network))
-        except AttributeError:
-            continue
-    return found[0]
+        with suppress(AttributeError):
+            return operator.attrgetter(target)(network)
+    raise AssertionError(target)
 
 
 def copy_input(graph: fx.Graph) -> None:
-    """Let a graph work on a copy of its input, which it changes in place and others read."""
+    """Let a graph work on a copy of its input, which it would otherwise change in place."""
     x = next(iter(graph.nodes))
     with graph.inserting_after(x):
         copy = graph.call_method("clone", (x,))
     x.replace_all_uses_with(copy, lambda user: user is not copy)
 
 
-def described(node: fx.Node | None) -> str:
-    """A node in words."""
+def describe(node: fx.Node | None) -> str:
+    """A node in words, for messages."""
     if node is None or node.op == "output":
         return "the network's output"
     if node.op == "placeholder":
@@ -244,7 +241,7 @@ def described(node: fx.Node | None) -> str:
     if node.op == "get_attr":
         return f"{node.target!r}"
     if _is_shape(node):
-        return f"the size of {described(node.all_input_nodes[0])}"
+        return f"the size of {describe(node.all_input_nodes[0])}"
     name = f".{node.target}" if node.op == "call_method" else getattr(node.target, "__name__", str(node.target))
     return f"{name}(…) in the forward of {_owner(node.meta.get('inside', ''))}"
 
