@@ -1,4 +1,4 @@
-"""Attention module and shallow classifier: what stands between a stage and its exit."""
+"""Heads: the layers between a stage and its exit, most often an attention module and a shallow classifier."""
 
 from __future__ import annotations
 
@@ -6,29 +6,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable
 from itertools import pairwise
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from offramp.models.layers import DepthwiseConv, conv_norm
+
 SCAN_CHANNELS = 128
 LIGHT_CHANNELS, LIGHT_SIDE = 128, 4
-
-
-class DepthwiseConv(nn.Conv2d):
-    """3x3 depthwise convolution: (B, C, H, W) -> (B, C, ceil(H/stride), ceil(W/stride)).
-
-    On a CPU it stays in float32 under autocast: there the bfloat16 pass of a strided depthwise convolution, forward and
-    backward, takes 9 to 19 times as long as the float32 one (docs/decisions.md).
-    """
-
-    def __init__(self, channels: int, stride: int) -> None:
-        super().__init__(channels, channels, 3, stride=stride, padding=1, groups=channels, bias=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        if x.device.type != "cpu" or not torch.is_autocast_enabled("cpu"):
-            return super().forward(x)
-        with torch.autocast("cpu", enabled=False):
-            return super().forward(x.float())
 
 
 class SepConv(nn.Sequential):
@@ -40,13 +24,9 @@ class SepConv(nn.Sequential):
     def __init__(self, in_channels: int, out_channels: int) -> None:
         super().__init__(
             DepthwiseConv(in_channels, stride=2),
-            nn.Conv2d(in_channels, in_channels, 1, bias=False),
-            nn.BatchNorm2d(in_channels),
-            nn.ReLU(),
+            *conv_norm(in_channels, in_channels),
             DepthwiseConv(in_channels, stride=1),
-            nn.Conv2d(in_channels, out_channels, 1, bias=False),
-            nn.BatchNorm2d(out_channels),
-            nn.ReLU(),
+            *conv_norm(in_channels, out_channels),
         )
 
 
@@ -68,7 +48,7 @@ class Attention(nn.Module):
 
 
 class Head(nn.Module, ABC):
-    """What an exit answers with: an embedding of the stage's features, and a linear classifier on it."""
+    """The layers of one exit: an embedding of the stage's features, and a linear classifier on it."""
 
     classifier: nn.Linear
 
@@ -90,8 +70,8 @@ class Head(nn.Module, ABC):
 class ShallowHead(Head):
     """Attention and a chain of SepConvs up to the backbone's last width, average pool, linear classifier.
 
-    channels: the widths from this stage's to the last stage's; one SepConv for each step between them.
-    The mask feeds this head only; the backbone goes on with unmasked features.
+    channels: the widths from this stage's to the last stage's; one SepConv for each step between them. The mask is for
+    this head only; the next stage reads unmasked features.
     """
 
     def __init__(self, channels: list[int], num_classes: int) -> None:
@@ -109,7 +89,7 @@ class ShallowHead(Head):
 class ScanAttention(nn.Module):
     """SCAN's mask: dense 3x3 (stride 2) -> BN -> ReLU -> transposed 4x4 (stride 2) -> BN -> sigmoid.
 
-    (B, C, H, W) -> (B, C, H, W). Where the journal's mask stays in [0.5, 1), this one can switch a channel off.
+    (B, C, H, W) -> (B, C, H, W). The journal's mask stays in [0.5, 1); this one can switch a channel off.
     """
 
     def __init__(self, channels: int) -> None:
@@ -122,7 +102,7 @@ class ScanAttention(nn.Module):
     def forward(self, features_BCHW: Tensor) -> Tensor:
         height, width = features_BCHW.shape[-2:]
         mask: Tensor = self.up(F.relu(self.norm1(self.down(features_BCHW))))
-        # An odd size comes back one pixel larger.
+        # The mask of an odd size is one pixel larger.
         mask = self.norm2(mask[..., :height, :width]).sigmoid()
         return mask
 
@@ -130,12 +110,10 @@ class ScanAttention(nn.Module):
 class ScanHead(Head):
     """SCAN's head (Zhang et al., NeurIPS 2019, arXiv 1906.03951), after the authors' public code.
 
-    What it shares with the journal's: a mask that multiplies the features of this exit only, an embedding as wide as
-    the last stage's features, average pool, one linear classifier. What differs: the mask comes from dense
-    convolutions, is learned up to full size and not bounded from below; and in place of the chain of SepConvs one
-    bottleneck shrinks the features in a single step: 1x1 to 128 channels (a quarter of the last stage's where that is
-    less) -> a convolution as wide as its stride -> 1x1 to the last width, each with BN and ReLU. On ResNet-18 these
-    heads cost 21 % of the backbone, the journal's 5 %. The biases in front of batch norms are left out.
+    It differs from the journal's head in two ways. The mask comes from dense convolutions, up to full size, and has no
+    lower bound. One bottleneck replaces the chain of SepConvs: 1x1 to 128 channels (at most a quarter of the last
+    stage's) -> a convolution as wide as its stride -> 1x1 to the last width, each with BN and ReLU. On ResNet-18 these
+    heads cost 21 % of the backbone, the journal's 5 %. Convolutions in front of batch norms have no bias here.
 
     channels: the widths from this stage's to the last stage's; the stride is 2 for each step between them.
     """
@@ -145,21 +123,19 @@ class ScanHead(Head):
         inner = min(SCAN_CHANNELS, max(1, channels[-1] // 4))
         self.stride = 2 ** (len(channels) - 1)
         self.attention = ScanAttention(channels[0])
-        self.narrow = nn.Sequential(nn.Conv2d(channels[0], inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU())
+        self.narrow = nn.Sequential(*conv_norm(channels[0], inner))
         self.shrink = nn.Sequential(
             nn.Conv2d(inner, inner, self.stride, stride=self.stride, bias=False),
             nn.BatchNorm2d(inner),
             nn.ReLU(),
-            nn.Conv2d(inner, channels[-1], 1, bias=False),
-            nn.BatchNorm2d(channels[-1]),
-            nn.ReLU(),
+            *conv_norm(inner, channels[-1]),
         )
         self.classifier = nn.Linear(channels[-1], num_classes)
 
     def embed(self, features_BCHW: Tensor) -> Tensor:
         narrow_BCHW = self.narrow(features_BCHW * self.attention(features_BCHW))
         height, width = narrow_BCHW.shape[-2:]
-        # Up to a multiple of the stride, so that sizes below it, and pixels at the rim, are not lost.
+        # Padded to a multiple of the stride: else the stride would skip pixels at the rim, or all of a small map.
         shrunk_BCHW: Tensor = self.shrink(F.pad(narrow_BCHW, (0, -width % self.stride, 0, -height % self.stride)))
         return shrunk_BCHW.mean(dim=(2, 3))
 
@@ -167,14 +143,14 @@ class ScanHead(Head):
 class LightHead(Head):
     """Average pool to at most 4x4 -> 1x1 to at most 128 channels -> BN -> ReLU -> average pool -> linear classifier.
 
-    For networks whose journal heads cost more than they save (ResNet-50's cost 31 % of it, these 0.3 %). No attention;
-    the one non-linear layer lies between two pools, so that its cost does not grow with the picture.
+    For networks whose journal heads cost more than they save: on ResNet-50 those cost 31 % of it, these 0.3 %. It has
+    no attention. Its one non-linear layer lies between two pools, so that its cost does not grow with the picture.
     """
 
     def __init__(self, channels: list[int], num_classes: int) -> None:
         super().__init__()
         inner = min(LIGHT_CHANNELS, channels[-1])
-        self.mix = nn.Sequential(nn.Conv2d(channels[0], inner, 1, bias=False), nn.BatchNorm2d(inner), nn.ReLU())
+        self.mix = nn.Sequential(*conv_norm(channels[0], inner))
         self.classifier = nn.Linear(inner, num_classes)
 
     def embed(self, features_BCHW: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Backbone families, one file each; `BACKBONES` names every architecture that can be built."""
+"""Backbones, one file for each kind of network; `BACKBONES` names every architecture that can be built."""
 
 from __future__ import annotations
 
@@ -9,22 +9,19 @@ from difflib import get_close_matches
 from offramp.models.backbones.backbone import Backbone
 from offramp.models.backbones.densenet import build_densenet
 from offramp.models.backbones.mobilenet import build_mobilenetv2
-from offramp.models.backbones.preact_resnet import PREACT_RESNETS, build_preact_resnet
+from offramp.models.backbones.preact_resnet import PREACT_RESNETS, WIDE_RESNETS, build_preact_resnet
 from offramp.models.backbones.pyramidnet import PYRAMIDNETS, build_pyramidnet
 from offramp.models.backbones.resnet import RESNETS, build_resnet
-from offramp.models.backbones.seresnet import SERESNETS, build_seresnet
 from offramp.models.backbones.shufflenet import SHUFFLENETS, build_shufflenetv2
 from offramp.models.backbones.vgg import VGGS, build_vgg
-from offramp.models.backbones.wide_resnet import WIDE_RESNETS, build_wide_resnet
 from offramp.models.config import ModelConfig
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """build: makes the backbone, and raises ValueError for a width that does not fit it.
+    """build: makes the backbone; raises ValueError for a width that does not fit it.
 
-    standard_width: channels of the stem in the paper's network, the `ModelConfig.width` that gives its published cost.
-    is_own: it comes from a module that the operator named.
+    standard_width: the `ModelConfig.width` of the paper's network. is_own: it comes from a module of the operator.
     """
 
     build: Callable[[ModelConfig], Backbone]
@@ -34,9 +31,8 @@ class Architecture:
 
 BACKBONES: dict[str, Architecture] = {
     **dict.fromkeys(RESNETS, Architecture(build_resnet, 64)),
-    **dict.fromkeys(SERESNETS, Architecture(build_seresnet, 64)),
     **dict.fromkeys(PREACT_RESNETS, Architecture(build_preact_resnet, 64)),
-    **dict.fromkeys(WIDE_RESNETS, Architecture(build_wide_resnet, 16)),
+    **dict.fromkeys(WIDE_RESNETS, Architecture(build_preact_resnet, 16)),
     **dict.fromkeys(PYRAMIDNETS, Architecture(build_pyramidnet, 16)),
     "densenet100_12": Architecture(build_densenet, 24),
     "densenet121": Architecture(build_densenet, 64),
@@ -47,7 +43,7 @@ BACKBONES: dict[str, Architecture] = {
 
 
 def find_architecture(name: str) -> Architecture:
-    """The entry of BACKBONES. Raises ValueError with the nearest name and all names."""
+    """The entry of BACKBONES. Raises ValueError with the nearest name and all names for an unknown one."""
     if name not in BACKBONES:
         near = get_close_matches(name, BACKBONES, n=1)
         hint = f"did you mean {near[0]!r}? " if near else ""

@@ -1,4 +1,4 @@
-"""What every backbone family hands over: stages, and the channels that leave each."""
+"""Backbone: a network as stages, and the channels that leave each."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from offramp.models.heads import Head
 
 @dataclass(frozen=True)
 class Backbone:
-    """A network cut where exits may be.
+    """A network, cut at the places for exits.
 
-    stages: modules run one after another, (B, C, H, W) each; channels: the width leaving each stage.
+    stages: modules that run one after another, each with an output (B, C, H, W). channels: C of each output.
     classifier: the network's own last head; None for average pool and a linear layer on `channels[-1]`.
-    initialised: its weights are as they should be, as a stranger's pretrained ones; else they are drawn anew.
+    initialised: keep the weights, such as pretrained ones; else `MultiExitNet` draws them anew.
     """
 
     stages: Sequence[nn.Module]

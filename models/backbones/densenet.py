@@ -1,6 +1,6 @@
 """DenseNet-BC (Huang, Liu, van der Maaten, Weinberger, CVPR 2017): every layer sees all layers before it.
 
-A block's last stage ends behind its transition, which halves channels and size, so that little is carried to the next.
+A block's last stage ends behind its transition, which halves channels and size, so that few features pass to the next.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from offramp.models.backbones.backbone import Backbone
 from offramp.models.backbones.stem import preactivation_stem
 from offramp.models.config import ModelConfig
 
-# Layers a block, those of one block in as many stages as numbers. The growth rate is half the stem's width, in the
-# paper and here. The first block of the small network does 0.7 of its work: an exit in its middle makes a shallow one.
+# For each block, the layers of each of its stages. The growth rate is half the stem's width, as in the paper. The first
+# block of the small network does 0.7 of its work, so that only an exit in its middle is shallow.
 DENSENETS = {
     "densenet100_12": ((8, 8), (16,), (16,)),
     "densenet121": ((6,), (12,), (24,), (16,)),
@@ -38,10 +38,7 @@ class DenseLayer(nn.Module):
 
 
 def build_densenet(config: ModelConfig) -> Backbone:
-    """A stage for each dense block, or part of one.
-
-    Raises ValueError for an odd width: the growth rate is half of it.
-    """
+    """A stage for each dense block, or part of one. Raises ValueError for an odd width, which has no half."""
     if config.width % 2:
         raise ValueError(
             f"width {config.width} does not fit {config.architecture}: its layers grow by half the width; "

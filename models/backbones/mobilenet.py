@@ -1,6 +1,6 @@
 """MobileNetV2 (Sandler et al., "Inverted Residuals and Linear Bottlenecks", CVPR 2018).
 
-width 32 is the paper's x1.0, 16 its x0.5, and so on. For small pictures the stem and the second group keep the size, as
+Width 32 is the paper's x1.0, 16 its x0.5, and so on. For small pictures the stem and the second group keep the size, as
 in the published CIFAR versions, so that 32x32 ends at 4x4.
 """
 
@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from offramp.models.backbones.backbone import Backbone
 from offramp.models.config import ModelConfig
-from offramp.models.heads import DepthwiseConv
+from offramp.models.layers import DepthwiseConv, conv_norm
 
 PAPERS_WIDTH = 32
 LAST_CHANNELS = 1280
@@ -20,7 +20,7 @@ LAST_CHANNELS = 1280
 
 @dataclass(frozen=True)
 class Group:
-    """Blocks of one width, at the paper's width; the first has the stride, `small_stride` on small pictures."""
+    """Blocks of one width, in the paper's channels. The first has the stride: `small_stride` on small pictures."""
 
     expansion: int
     channels: int
@@ -44,7 +44,7 @@ class InvertedResidual(nn.Module):
     def __init__(self, in_channels: int, out_channels: int, stride: int, expansion: int) -> None:
         super().__init__()
         inner_channels = in_channels * expansion
-        expand = [] if expansion == 1 else _convolution(in_channels, inner_channels, 1)
+        expand = [] if expansion == 1 else conv_norm(in_channels, inner_channels, activation=nn.ReLU6)
         self.has_shortcut = stride == 1 and in_channels == out_channels
         self.layers = nn.Sequential(
             *expand,
@@ -61,11 +61,11 @@ class InvertedResidual(nn.Module):
 
 
 def build_mobilenetv2(config: ModelConfig) -> Backbone:
-    """Four stages; the last carries the final 1x1 convolution, which a narrow network keeps at the paper's width."""
+    """Four stages. The last ends with the final 1x1 convolution, which a narrow network has at the paper's width."""
     stages: list[list[nn.Module]] = []
     channels: list[int] = []
     width = config.width
-    parts: list[nn.Module] = _convolution(3, width, 3, stride=1 if config.stem == "cifar" else 2)
+    parts = conv_norm(3, width, 3, stride=1 if config.stem == "cifar" else 2, activation=nn.ReLU6)
     for groups in STAGES:
         for group in groups:
             out_channels = _scaled(group.channels, config)
@@ -77,20 +77,12 @@ def build_mobilenetv2(config: ModelConfig) -> Backbone:
         channels.append(width)
         parts = []
     channels[-1] = max(LAST_CHANNELS, _scaled(LAST_CHANNELS, config))
-    stages[-1].extend(_convolution(width, channels[-1], 1))
+    stages[-1].extend(conv_norm(width, channels[-1], activation=nn.ReLU6))
     return Backbone([nn.Sequential(*modules) for modules in stages], channels)
 
 
-def _convolution(in_channels: int, out_channels: int, kernel: int, stride: int = 1) -> list[nn.Module]:
-    return [
-        nn.Conv2d(in_channels, out_channels, kernel, stride=stride, padding=kernel // 2, bias=False),
-        nn.BatchNorm2d(out_channels),
-        nn.ReLU6(),
-    ]
-
-
 def _scaled(channels: int, config: ModelConfig) -> int:
-    # To a multiple of 8, and never below nine tenths of the exact number: the authors' rule.
+    # The authors' rule: a multiple of 8, at least nine tenths of the exact number.
     exact = channels * config.width / PAPERS_WIDTH
     rounded = max(8, int(exact + 4) // 8 * 8)
     return rounded + 8 if rounded < 0.9 * exact else rounded

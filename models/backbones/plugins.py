@@ -1,6 +1,6 @@
-"""Networks of one's own: Python modules that the operator names, each with `BACKBONES = {"my_net": build}`.
+"""The operator's own networks: Python modules that the operator names, each with `BACKBONES = {"my_net": build}`.
 
-A bundle says the architecture's name only and never brings code along; the code comes from whoever runs Offramp.
+A bundle has the architecture's name and no code. The code comes from the operator.
 """
 
 from __future__ import annotations
@@ -22,24 +22,24 @@ from offramp.models.backbones.backbone import Backbone
 from offramp.models.config import ModelConfig
 
 EXAMPLE = 'BACKBONES = {"my_net": build}'
-# So that "<folder>-<architecture>", a bundle's default name, is usable.
+# Short enough for "<folder>-<architecture>", the default name of a bundle.
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,22}")
 
 
 class BackbonesError(ValueError):
-    """A module of networks that cannot be used; the message names it and what is wrong."""
+    """A module of networks that cannot be used; the message names the module and the problem."""
 
 
 def load_backbones(sources: str) -> tuple[str, ...]:
     """Import modules ("my_nets", "nets/my_nets.py"; several with commas between) and add their networks to BACKBONES.
 
     A module's own `BACKBONES` maps names to functions `build(config: ModelConfig) -> Backbone`, or to Architectures.
-    Returns the names that it brought; loading a module again changes nothing. This executes the module's code.
+    Returns their names. It executes the module's code; a second call for a module changes nothing.
     Raises BackbonesError when a module cannot be imported, has no such dict, or a name is taken or not usable.
     """
     names: list[str] = []
     for source in filter(None, map(str.strip, sources.split(","))):
-        entries = _entries(_imported(source), source)
+        entries = _read_entries(_import(source), source)
         for name, architecture in entries.items():
             if BACKBONES.get(name, architecture) != architecture:
                 raise BackbonesError(f"{source}: the name {name!r} is taken: choose another for your network")
@@ -50,14 +50,14 @@ def load_backbones(sources: str) -> tuple[str, ...]:
 
 @dataclass(frozen=True)
 class _Build:
-    """A stranger's build function, its result checked."""
+    """The operator's build function, with checks of its result."""
 
     source: str
     name: str
     build: Callable[[ModelConfig], Backbone]
 
     def __call__(self, config: ModelConfig) -> Backbone:
-        # A stranger's code may need real numbers to build with, which torch's meta device does not have.
+        # The operator's code may compute while it builds, which torch's meta device cannot.
         to_meta = torch.get_default_device().type == "meta"
         with torch.device("cpu"), torch.random.fork_rng(devices=[], enabled=to_meta):
             backbone = self.build(config)
@@ -78,20 +78,20 @@ class _Build:
         return backbone
 
 
-def _imported(source: str) -> ModuleType:
+def _import(source: str) -> ModuleType:
     path = Path(source)
     is_file = path.suffix == ".py" or len(path.parts) > 1
     if is_file and not path.is_file():
         raise BackbonesError(f"{source}: no such file; give a Python file, or the name of a module")
     folder = str(path.resolve().parent if is_file else Path.cwd())
     if folder not in sys.path:
-        # Last, so that nothing of ours or of the installed packages is shadowed.
+        # Last, so that it hides no installed package.
         sys.path.append(folder)
     name = path.stem if is_file else source
     try:
         module = importlib.import_module(name)
     except Exception as error:
-        # The module is a stranger's code, which may raise anything.
+        # The operator's code may raise anything.
         if isinstance(error, ModuleNotFoundError) and error.name == name:
             raise BackbonesError(
                 f"{source}: there is no such module; give the path of its file, as {name}.py"
@@ -106,12 +106,12 @@ def _imported(source: str) -> ModuleType:
     return module
 
 
-def _entries(module: ModuleType, source: str) -> dict[str, Architecture]:
-    given = getattr(module, "BACKBONES", None)
-    if not isinstance(given, dict) or not given:
+def _read_entries(module: ModuleType, source: str) -> dict[str, Architecture]:
+    backbones = getattr(module, "BACKBONES", None)
+    if not isinstance(backbones, dict) or not backbones:
         raise BackbonesError(f"{source} names no networks: write {EXAMPLE} into it")
     entries = {}
-    for name, entry in given.items():
+    for name, entry in backbones.items():
         if not isinstance(name, str) or not NAME.fullmatch(name):
             raise BackbonesError(f"{source}: name {name!r} is not usable: give up to 23 letters, digits, '.', '_', '-'")
         if not isinstance(entry, Architecture):

@@ -1,7 +1,8 @@
-"""Pre-activation ResNet (He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016).
+"""Pre-activation ResNet (He, Zhang, Ren, Sun, "Identity Mappings in Deep Residual Networks", ECCV 2016) and WideResNet.
 
-Norm and ReLU stand in front of every convolution, so that the shortcuts carry unchanged sums from block to block. Exits
-read those sums; only the last stage ends with a norm and a ReLU of its own.
+The latter is the CIFAR kind, WRN-depth-k (Zagoruyko & Komodakis, BMVC 2016), without the dropout inside its blocks.
+Norm and ReLU come before every convolution, so that the shortcuts pass unchanged sums from block to block. Exits read
+those sums; only the last stage ends with a norm and a ReLU of its own.
 """
 
 from __future__ import annotations
@@ -10,16 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from offramp.models.backbones.backbone import Backbone
-from offramp.models.backbones.residual import Projection, residual_backbone
+from offramp.models.backbones.residual import MakeBlock, residual_backbone
 from offramp.models.backbones.stem import preactivation_stem
 from offramp.models.config import ModelConfig
-
-# Blocks a stage, and whether they are bottlenecks.
-PREACT_RESNETS = {
-    "preact_resnet18": ((2, 2, 2, 2), False),
-    "preact_resnet34": ((3, 4, 6, 3), False),
-    "preact_resnet50": ((3, 4, 6, 3), True),
-}
+from offramp.models.layers import Projection
 
 
 class PreActBlock(nn.Module):
@@ -41,7 +36,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """1x1 down, 3x3 (which carries the stride), 1x1 up, each behind a norm and a ReLU."""
+    """1x1 down, 3x3 with the stride, 1x1 up, each behind a norm and a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()
@@ -63,16 +58,30 @@ class PreActBottleneck(nn.Module):
 
 
 def _projection(in_channels: int, out_channels: int, stride: int) -> nn.Conv2d | None:
-    # It takes the activated input, where the identity takes the sums: so the paper.
+    # As in the paper, it takes the activated input, and the identity takes the sums.
     if stride == 1 and in_channels == out_channels:
         return None
     return Projection(in_channels, out_channels, stride)
 
 
+# Kind of block, its output channels relative to the width, and blocks a stage. Each stage doubles the channels.
+PREACT_RESNETS: dict[str, tuple[MakeBlock, int, tuple[int, ...]]] = {
+    "preact_resnet18": (PreActBlock, 1, (2, 2, 2, 2)),
+    "preact_resnet34": (PreActBlock, 1, (3, 4, 6, 3)),
+    "preact_resnet50": (PreActBottleneck, 4, (3, 4, 6, 3)),
+}
+WIDE_RESNETS: dict[str, tuple[MakeBlock, int, tuple[int, ...]]] = {
+    "wrn16_2": (PreActBlock, 2, (2, 2, 2)),
+    "wrn16_4": (PreActBlock, 4, (2, 2, 2)),
+    "wrn28_10": (PreActBlock, 10, (4, 4, 4)),
+    "wrn40_2": (PreActBlock, 2, (6, 6, 6)),
+    "wrn40_4": (PreActBlock, 4, (6, 6, 6)),
+}
+
+
 def build_preact_resnet(config: ModelConfig) -> Backbone:
-    """Four stages, cut as those of the ResNet of the same depth."""
-    blocks, bottleneck = PREACT_RESNETS[config.architecture]
-    out_channels = [config.width * (4 if bottleneck else 1) * 2**index for index in range(4)]
-    block = PreActBottleneck if bottleneck else PreActBlock
+    """Four stages, cut as those of the ResNet of the same depth; three for a WideResNet."""
+    block, expansion, blocks = (PREACT_RESNETS | WIDE_RESNETS)[config.architecture]
+    out_channels = [config.width * expansion * 2**index for index in range(len(blocks))]
     last = (nn.BatchNorm2d(out_channels[-1]), nn.ReLU())
     return residual_backbone(preactivation_stem(config), config.width, out_channels, blocks, block, last)

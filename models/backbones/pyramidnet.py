@@ -1,4 +1,4 @@
-"""PyramidNet, additive (Han, Kim, Kim, "Deep Pyramidal Residual Networks", CVPR 2017): every block is a bit wider."""
+"""PyramidNet, additive (Han, Kim, Kim, "Deep Pyramidal Residual Networks", CVPR 2017): each block is a bit wider."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ PYRAMIDNETS = {
 class PyramidBlock(nn.Module):
     """Norm, 3x3, norm, ReLU, 3x3, norm: one ReLU only. (B, in, H, W) -> (B, out, H/stride, W/stride).
 
-    The shortcut has no weights: it is average-pooled where the block has a stride, and filled up with zero channels.
+    The shortcut has no weights: average pooling for a stride, and zeros for the additional channels.
     """
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
@@ -44,7 +44,7 @@ class PyramidBlock(nn.Module):
 
 
 def build_pyramidnet(config: ModelConfig) -> Backbone:
-    """Three groups of equally many blocks, the first in two stages: four. alpha grows and shrinks with the width."""
+    """Four stages: three groups of as many blocks each, the first group in two stages. alpha scales with the width."""
     depth, alpha = PYRAMIDNETS[config.architecture]
     count = (depth - 2) // 6
     growth = alpha / PAPERS_WIDTH * config.width / (3 * count)

@@ -1,6 +1,6 @@
 """ShuffleNetV2 (Ma, Zhang, Zheng, Sun, ECCV 2018).
 
-The paper's four sizes differ in their stages only, the stem has 24 channels in all; another `width` scales the whole.
+The paper's four sizes differ in their stages; their stem has 24 channels. Another `width` scales the whole network.
 For small pictures the stem keeps the size, as in the published CIFAR versions, so that 32x32 ends at 4x4.
 """
 
@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from offramp.models.backbones.backbone import Backbone
 from offramp.models.config import ModelConfig
-from offramp.models.heads import DepthwiseConv
+from offramp.models.layers import DepthwiseConv, conv_norm
 
 PAPERS_WIDTH = 24
 
@@ -27,15 +27,15 @@ UNITS = ((4,), (4, 4), (4,))
 
 
 class ShuffleUnit(nn.Module):
-    """Half the channels pass unchanged, half are worked on, then both are interleaved: (B, C, H, W) -> (B, C, H, W)."""
+    """Half the channels pass unchanged, a branch changes the others, both are interleaved: (B, C, H, W) -> the same."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()
         self.branch = _branch(channels // 2, channels // 2, stride=1)
 
     def forward(self, x: Tensor) -> Tensor:
-        kept, worked = x.chunk(2, dim=1)
-        return _interleave(kept, self.branch(worked))
+        unchanged, changed = x.chunk(2, dim=1)
+        return _interleave(unchanged, self.branch(changed))
 
 
 class DownUnit(nn.Module):
@@ -47,7 +47,7 @@ class DownUnit(nn.Module):
         self.left = nn.Sequential(
             DepthwiseConv(in_channels, stride=2),
             nn.BatchNorm2d(in_channels),
-            *_pointwise(in_channels, half),
+            *conv_norm(in_channels, half),
         )
         self.right = _branch(in_channels, half, stride=2)
 
@@ -57,15 +57,11 @@ class DownUnit(nn.Module):
 
 def _branch(in_channels: int, out_channels: int, stride: int) -> nn.Sequential:
     return nn.Sequential(
-        *_pointwise(in_channels, out_channels),
+        *conv_norm(in_channels, out_channels),
         DepthwiseConv(out_channels, stride),
         nn.BatchNorm2d(out_channels),
-        *_pointwise(out_channels, out_channels),
+        *conv_norm(out_channels, out_channels),
     )
-
-
-def _pointwise(in_channels: int, out_channels: int) -> list[nn.Module]:
-    return [nn.Conv2d(in_channels, out_channels, 1, bias=False), nn.BatchNorm2d(out_channels), nn.ReLU()]
 
 
 def _interleave(left_BCHW: Tensor, right_BCHW: Tensor) -> Tensor:
@@ -74,13 +70,9 @@ def _interleave(left_BCHW: Tensor, right_BCHW: Tensor) -> Tensor:
 
 
 def build_shufflenetv2(config: ModelConfig) -> Backbone:
-    """Four stages, at a half, a quarter, a quarter and an eighth of the stem's size; the last carries the final 1x1."""
+    """Four stages, at 1/2, 1/4, 1/4 and 1/8 of the stem's size; the last ends with the final 1x1 convolution."""
     *widths, last = (2 * round(c * config.width / PAPERS_WIDTH / 2) for c in SHUFFLENETS[config.architecture])
-    parts: list[nn.Module] = [
-        nn.Conv2d(3, config.width, 3, stride=1 if config.stem == "cifar" else 2, padding=1, bias=False),
-        nn.BatchNorm2d(config.width),
-        nn.ReLU(),
-    ]
+    parts = conv_norm(3, config.width, 3, stride=1 if config.stem == "cifar" else 2)
     if config.stem == "imagenet":
         parts.append(nn.MaxPool2d(3, stride=2, padding=1))
     stages: list[list[nn.Module]] = []
@@ -93,6 +85,6 @@ def build_shufflenetv2(config: ModelConfig) -> Backbone:
             channels.append(width)
             parts, units = [], units[count:]
         in_channels = width
-    stages[-1].extend(_pointwise(in_channels, last))
+    stages[-1].extend(conv_norm(in_channels, last))
     channels[-1] = last
     return Backbone([nn.Sequential(*modules) for modules in stages], channels)

@@ -1,7 +1,7 @@
 """VGG with batch norm (Simonyan & Zisserman, ICLR 2015), five stages that each end with a max-pool.
 
-As in "Be Your Own Teacher" one linear layer stands behind them, not the three of the ImageNet network. The stages are
-the same for small and large pictures: VGG has no stem.
+One linear layer follows them, as in "Be Your Own Teacher"; the ImageNet network has three. The stages are the same for
+small and large pictures: VGG has no stem.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from torch import nn
 
 from offramp.models.backbones.backbone import Backbone
 from offramp.models.config import ModelConfig
+from offramp.models.layers import conv_norm
 
 # 3x3 convolutions a stage; their width relative to the first stage's.
 VGGS = {
@@ -28,13 +29,7 @@ def build_vgg(config: ModelConfig) -> Backbone:
     for out_channels, count in zip(channels, VGGS[config.architecture], strict=True):
         parts: list[nn.Module] = []
         for _ in range(count):
-            parts.extend(
-                (
-                    nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False),
-                    nn.BatchNorm2d(out_channels),
-                    nn.ReLU(),
-                )
-            )
+            parts.extend(conv_norm(in_channels, out_channels, 3))
             in_channels = out_channels
         # Rounding up keeps a pixel for the last stages of pictures below 32 pixels.
         parts.append(nn.MaxPool2d(2, ceil_mode=True))

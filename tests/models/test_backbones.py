@@ -1,4 +1,4 @@
-"""What is particular to a family: sizes and widths of its stages, its blocks, the widths that it takes."""
+"""Properties of each kind of network: sizes and widths of its stages, its blocks, the widths that it takes."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from torch import nn
 from offramp.models.backbones import standard_width
 from offramp.models.backbones.mobilenet import InvertedResidual
 from offramp.models.backbones.pyramidnet import PyramidBlock
-from offramp.models.backbones.residual import Projection
-from offramp.models.backbones.seresnet import SqueezeExcitation
+from offramp.models.backbones.resnet import SqueezeExcitation
 from offramp.models.backbones.shufflenet import ShuffleUnit
 from offramp.models.config import ModelConfig, Stem
+from offramp.models.layers import Projection
 from offramp.models.multi_exit import MultiExitNet
 
 
@@ -133,11 +133,11 @@ def test_a_shortcut_trains_as_the_convolution_that_it_is(stride: int, size: int)
     projection, x_BCHW = Projection(3, 5, stride), torch.randn(2, 3, size, size)
     plain = nn.Conv2d(3, 5, 1, stride=stride, bias=False)
     plain.load_state_dict(projection.state_dict())
-    one, other = x_BCHW.clone().requires_grad_(), x_BCHW.clone().requires_grad_()
-    torch.testing.assert_close(projection(one), plain(other))
-    projection(one).square().sum().backward()
-    plain(other).square().sum().backward()
-    torch.testing.assert_close(one.grad, other.grad)
+    first, second = x_BCHW.clone().requires_grad_(), x_BCHW.clone().requires_grad_()
+    torch.testing.assert_close(projection(first), plain(second))
+    projection(first).square().sum().backward()
+    plain(second).square().sum().backward()
+    torch.testing.assert_close(first.grad, second.grad)
     torch.testing.assert_close(projection.weight.grad, plain.weight.grad)
     with torch.no_grad():
         assert torch.equal(projection(x_BCHW), plain(x_BCHW))

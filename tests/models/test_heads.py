@@ -8,7 +8,6 @@ import torch
 from offramp.models.config import ModelConfig
 from offramp.models.heads import (
     Attention,
-    DepthwiseConv,
     FinalHead,
     LightHead,
     ScanAttention,
@@ -16,6 +15,7 @@ from offramp.models.heads import (
     SepConv,
     ShallowHead,
 )
+from offramp.models.layers import DepthwiseConv
 from offramp.models.multi_exit import MultiExitNet
 
 

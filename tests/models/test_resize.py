@@ -14,7 +14,7 @@ from torch import nn
 from offramp.models.bundle import DESCRIPTION, Bundle, BundleError, load_bundle, rounded, save_bundle
 from offramp.models.config import LayerShapes, ModelConfig
 from offramp.models.cost import count_cost
-from offramp.models.heads import DepthwiseConv
+from offramp.models.layers import DepthwiseConv
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.resize import changed_shapes, for_classes, outputs, resize, weight_shapes
 

@@ -13,9 +13,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_weights
 from torch.overrides import TorchFunctionMode
 
-from offramp.models.backbones.residual import Projection
 from offramp.models.device import has_bfloat16
-from offramp.models.heads import DepthwiseConv
+from offramp.models.layers import DepthwiseConv, Projection
 from offramp.models.multi_exit import MultiExitNet
 
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}

@@ -11,7 +11,8 @@ from torch import nn
 
 from offramp.models.backbones import BACKBONES
 from offramp.models.config import HeadKind, ModelConfig
-from offramp.models.heads import HEADS, DepthwiseConv
+from offramp.models.heads import HEADS
+from offramp.models.layers import DepthwiseConv
 from offramp.models.multi_exit import MultiExitNet
 from offramp.server.engine.runners.cuda.lowering import (
     WholeLinear,
