@@ -6,7 +6,7 @@ import hashlib
 import json
 import re
 import tempfile
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -21,16 +21,18 @@ from offramp.models.config import ModelConfig
 from offramp.models.cost import NetworkCost, network_cost
 from offramp.models.exit_policy import Calibration
 from offramp.models.multi_exit import MultiExitNet
-from offramp.models.plain import NotPlainError, check_plain
+from offramp.models.plain import check_plain
 from offramp.models.preprocess import Preprocessing
 from offramp.models.weights import WeightsError, load_weights
 
 FORMAT_VERSION = 1
-# BatchNorm's count of steps, of no use to a network that is not trained further.
+# A batch norm's count of steps: only training uses it.
 UNSTORED = "num_batches_tracked"
-# Far more than any description that training writes; what is read here is also served.
+# The fields of a bundle that model.json does not hold.
+UNDESCRIBED = ("net", "digest")
+# Training writes far smaller descriptions. The server sends the description to its clients.
 MOST_DESCRIPTION_BYTES = 8 * 1024**2
-# 2 GB in float32, three times what the largest network has at its standard width.
+# 2 GB in float32, three times the largest network at its standard width.
 MOST_PARAMETERS = 500_000_000
 DESCRIPTION, WEIGHTS, CARD = "model.json", "model.safetensors", "README.md"
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}")
@@ -46,13 +48,13 @@ class BundleError(ValueError):
 class Bundle:
     """A trained network and all that is needed to serve it.
 
-    name, version: how requests address it. labels: one per class, in class order.
+    name, version: its address in requests. labels: one per class, in class order.
     threshold: the default operating point, in [0, 1].
-    exits: per exit, facts for readers: sequential multiply-adds, accuracy and so on; never read back by the code.
-    fronts: the cheapest thresholds for each disagreement, facts for readers as well.
-    training: how it was made: data, recipe, command, seed, hardware. certificate: what is proven of its early answers;
-    None where nothing is.
-    digest: SHA-256 of the files that it was loaded from; empty for one that was not.
+    exits: facts about each exit for readers, such as multiply-adds and accuracy; no code reads them.
+    fronts: the cheapest thresholds for each disagreement, also for readers.
+    training: how it was made: data, recipe, command, seed, hardware.
+    certificate: what is proven about its early answers; None without a proof.
+    digest: SHA-256 of the files that it was loaded from; empty for a bundle that was not loaded.
     """
 
     name: str
@@ -96,45 +98,30 @@ class Bundle:
 
     @cached_property
     def cost(self) -> NetworkCost:
-        """Of the network. Raises ValueError for one that takes too much, as `network_cost` does when bounded."""
+        """The network's cost. Raises ValueError above the limits of a bounded `network_cost`."""
         return network_cost(self.net, is_bounded=True)
 
 
 def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
-    """Write the bundle whole or not at all: it is built beside `path`, then moved into its place.
+    """Write the bundle whole or not at all: it is built beside `path`, then moved there. It replaces an older bundle.
 
-    Weights are stored in float16 where they have two or more dimensions, so that they weigh half; biases and
-    batch-norm statistics stay float32. Calibrate after rounding: `rounded` gives the network as it will be loaded.
-    A bundle that is there already is replaced whole. Raises BundleError, with everything left as it was, when
-    `path` holds anything else, or the disk does not take it.
+    Weights of two or more dimensions are stored in float16, which halves the file; biases and batch-norm statistics in
+    float32. Calibrate after rounding: `rounded` gives the network as it will be loaded. Raises BundleError and changes
+    nothing when `path` holds anything but a bundle, or the disk does not take the files.
     """
     if path.exists() and not (path / DESCRIPTION).is_file():
         raise BundleError(f"{path}: is there already and is not a bundle; choose another path, or move it away")
-    description = {
-        "format_version": FORMAT_VERSION,
-        "name": bundle.name,
-        "version": bundle.version,
-        "config": asdict(bundle.config),
-        "preprocessing": asdict(bundle.preprocessing),
-        "labels": bundle.labels,
-        "calibration": asdict(bundle.calibration),
-        "threshold": bundle.threshold,
-        "exits": bundle.exits,
-        "operating_points": bundle.operating_points,
-        "fronts": bundle.fronts,
-        "training": bundle.training,
-        "certificate": bundle.certificate and bundle.certificate.as_json(),
-    }
+    names = [entry.name for entry in fields(bundle) if entry.name not in UNDESCRIBED]
+    description = {"format_version": FORMAT_VERSION} | {name: getattr(bundle, name) for name in names}
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
             partial = Path(folder) / "bundle"
             partial.mkdir()
-            (partial / DESCRIPTION).write_text(
-                json.dumps(description, indent=2, allow_nan=False) + "\n", encoding="utf-8"
-            )
+            text = json.dumps(description, indent=2, allow_nan=False, default=asdict)
+            (partial / DESCRIPTION).write_text(text + "\n", encoding="utf-8")
             (partial / CARD).write_text(card, encoding="utf-8")
-            # Not save_file: it makes a file that only its owner can read, and servers run as another user.
+            # save_file would make a file that only its owner can read, and servers run as another user.
             (partial / WEIGHTS).write_bytes(save(_stored(bundle.net)))
             _swap(partial, path, Path(folder) / "previous")
     except OSError as error:
@@ -156,21 +143,20 @@ def _swap(partial: Path, path: Path, previous: Path) -> None:
 
 
 def load_bundle(path: Path) -> Bundle:
-    """Read and check a bundle; the network comes on the CPU, in float32 and evaluation mode.
+    """Read and check a bundle. Its network is on the CPU, in float32 and in evaluation mode.
 
-    Raises BundleError, with the file and the cause, when anything is missing, truncated, of another shape,
-    not finite, too large, of an unknown format, or cannot be served as JSON. Nothing in a bundle is ever executed, and
-    no weight takes memory before the weights' file is known to hold all of them.
+    Raises BundleError, with the file and the cause, when anything is missing, truncated, of another shape, not finite,
+    too large, of an unknown format, or cannot be served as JSON. Nothing in a bundle is executed. Weights take memory
+    only after the file's header shows that the file holds all of them.
     """
     description = _read_description(path / DESCRIPTION)
     try:
+        check_plain(description)
         config = ModelConfig(**_tuples(description["config"]))
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
         calibration = Calibration(**_tuples(description["calibration"]))
         _check_labels(description["labels"], config)
-        # Bundles of before there were certificates say nothing of one, nor of fronts.
-        certified = description.get("certificate")
-        net = _load_network(config, path / WEIGHTS)
+        certificate = description.get("certificate")
         bundle = Bundle(
             name=description["name"],
             version=description["version"],
@@ -179,23 +165,23 @@ def load_bundle(path: Path) -> Bundle:
             labels=tuple(description["labels"]),
             calibration=calibration,
             threshold=float(description["threshold"]),
-            net=net,
+            net=_load_network(config, path / WEIGHTS),
             exits=tuple(description["exits"]),
             operating_points=tuple(description["operating_points"]),
             fronts=dict(description.get("fronts", {})),
             training=dict(description["training"]),
-            certificate=Certificate.from_json(certified) if certified else None,
+            certificate=Certificate.from_json(certificate) if certificate else None,
             digest=_digest(path),
         )
-        # Before anything else runs it: a stranger's description may ask for an input that nobody waits for.
+        # Checked before anything else runs the network: a stranger's input size may take it hours.
         _ = bundle.cost
+        return bundle
     except BundleError:
         raise
     except KeyError as error:
         raise BundleError(f"{path / DESCRIPTION}: the field {error} is missing; the file is not whole") from error
     except (TypeError, ValueError, AttributeError) as error:
         raise BundleError(f"{path / DESCRIPTION}: {error}") from error
-    return bundle
 
 
 def _digest(path: Path) -> str:
@@ -227,15 +213,10 @@ def _read_description(path: Path) -> dict[str, Any]:
         raise BundleError(
             f"{path}: no such file; a bundle is a folder with {DESCRIPTION} and {WEIGHTS}, as `offramp train` writes it"
         )
+    if (size := path.stat().st_size) > MOST_DESCRIPTION_BYTES:
+        raise BundleError(f"{path}: {size:,} bytes long, above the limit of {MOST_DESCRIPTION_BYTES:,}")
     try:
-        if (size := path.stat().st_size) > MOST_DESCRIPTION_BYTES:
-            raise BundleError(f"{path}: {size:,} bytes long, above the limit of {MOST_DESCRIPTION_BYTES:,}")
         description = json.loads(path.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        check_plain(description)
-    except BundleError:
-        raise
-    except NotPlainError as error:
-        raise BundleError(f"{path}: {error}") from error
     except (ValueError, RecursionError) as error:
         raise BundleError(f"{path}: not valid JSON ({error}); the file is truncated or was edited") from error
     except OSError as error:
@@ -256,7 +237,7 @@ def _refuse_constant(name: str) -> None:
 
 
 def _check_labels(labels: object, config: ModelConfig) -> None:
-    # Before the network is built, so that a number of classes that no memory holds is refused, not tried.
+    # Checked before the network is built: a wrong number of classes may be more than memory holds.
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise ValueError("labels is not a list of strings; the file was edited")
     if len(labels) != config.num_classes:
@@ -266,7 +247,7 @@ def _check_labels(labels: object, config: ModelConfig) -> None:
 def _load_network(config: ModelConfig, path: Path) -> MultiExitNet:
     if not path.is_file():
         raise BundleError(f"{path}: no such file; the bundle's weights are missing")
-    # The code of a network of one's own may need real numbers to build with; it comes from the operator.
+    # The operator's own code may compute while it builds a network, which the meta device cannot.
     is_own = find_architecture(config.architecture).is_own
     with torch.device("cpu" if is_own else "meta"):
         net = MultiExitNet(config).eval()
@@ -278,7 +259,7 @@ def _load_network(config: ModelConfig, path: Path) -> MultiExitNet:
         raise BundleError(f"{path}: {error}") from error
     for name, tensor in net.state_dict().items():
         weights.setdefault(name, torch.zeros(tensor.shape, dtype=tensor.dtype))
-    # They take the place of weights without memory; tied ones of a network of one's own stay tied.
+    # `assign` puts them in place of weights without memory; copying keeps the tied weights of an own network tied.
     net.load_state_dict(weights, assign=not is_own)
     return net
 
@@ -288,5 +269,5 @@ def _tuples(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def _tuple(value: Any, depth: int = 3) -> Any:
-    # As deep as any field is: an edited file may nest lists deeper than Python recurses.
+    # No field is deeper; an edited file may nest lists deeper than Python recurses.
     return tuple(_tuple(item, depth - 1) for item in value) if isinstance(value, list) and depth else value

@@ -1,4 +1,4 @@
-"""A bundle's weights: a safetensors file from a stranger, whose header is compared before any tensor is read."""
+"""A bundle's weights: a safetensors file from a stranger. Its header is checked before any tensor is read."""
 
 from __future__ import annotations
 
@@ -14,36 +14,36 @@ from torch import Tensor
 
 LENGTH_BYTES = 8
 STORED_TYPES = ("F16", "F32")
-# A network of a thousand layers describes itself in some 100 kB.
+# The header of a network of a thousand layers has about 100 kB.
 MOST_HEADER_BYTES = 16 * 1024**2
 
 
 class WeightsError(ValueError):
-    """A file that is not whole, or not this network's; the message says what is wrong with it."""
+    """A file that is not whole, or belongs to another network; the message says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Stored:
-    """A tensor in the file. kind: its type as safetensors spells it, such as "F16"."""
+    """A tensor's entry in the header. kind: its type in the words of safetensors, such as "F16"."""
 
     kind: str
     shape: tuple[int, ...]
 
 
 def load_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of `expected`, which may be without memory, from the file: float32, on the CPU.
+    """The tensors named in `expected` from the file: float32, on the CPU. `expected` may be on the meta device.
 
-    Raises WeightsError, before any of them takes memory, for a file that is not whole or that has other names, shapes
-    or types; and for values that are not finite, and too little memory.
+    Raises WeightsError for a file that is not whole or has other names, shapes or types, before a tensor takes memory.
+    Raises it also for values that are not finite, and for too little memory.
     """
     try:
         _check(read_header(path), expected)
-        # In memory of their own: what `load_file` gives may be the file itself.
+        # Copied, since the tensors of `load_file` may be the file itself.
         weights = {name: tensor.to(torch.float32, copy=True) for name, tensor in load_file(path).items()}
     except (OSError, safetensors.SafetensorError) as error:
         raise _not_whole(error) from error
     except (MemoryError, RuntimeError) as error:
-        # torch's own word for too little memory is a RuntimeError.
+        # torch raises RuntimeError for too little memory.
         raise WeightsError(f"no memory for {len(expected)} tensors ({error}); free some") from error
     for name, tensor in weights.items():
         if not torch.isfinite(tensor).all():
@@ -52,10 +52,10 @@ def load_weights(path: Path, expected: Mapping[str, Tensor]) -> dict[str, Tensor
 
 
 def read_header(path: Path) -> dict[str, Stored]:
-    """Every tensor's type and shape, by name. Reads no tensor, whatever the file's length.
+    """Every tensor's type and shape, by name. It reads no tensor, whatever the file's length.
 
     Raises WeightsError for a header that is too long, cut off or malformed, and for a file that is longer or shorter
-    than its header says; OSError for one that cannot be read.
+    than its header says; OSError for a file that cannot be read.
     """
     with path.open("rb") as file:
         start = file.read(LENGTH_BYTES)
@@ -71,9 +71,9 @@ def read_header(path: Path) -> dict[str, Stored]:
         end = max((int(entry["data_offsets"][1]) for entry in entries.values()), default=0)
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError, OverflowError) as error:
         raise _not_whole(f"a malformed header ({type(error).__name__}: {error})") from error
-    size, told = path.stat().st_size, LENGTH_BYTES + length + end
-    if size != told:
-        raise _not_whole(f"{size:,} bytes long, where its header tells of {told:,}")
+    size, expected = path.stat().st_size, LENGTH_BYTES + length + end
+    if size != expected:
+        raise _not_whole(f"{size:,} bytes long, where its header tells of {expected:,}")
     return stored
 
 

@@ -157,17 +157,17 @@ def rewrite(folder: Path, change: Callable[[dict[str, torch.Tensor]], object]) -
     save_file(tensors, folder / WEIGHTS)
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.001, 0.5, 0.999])
-def test_truncated_weights_are_refused(kept: float, saved_bundle: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.001, 0.5, 0.999])
+def test_truncated_weights_are_refused(share: float, saved_bundle: Path) -> None:
     path = saved_bundle / WEIGHTS
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(saved_bundle, WEIGHTS, "not a whole safetensors file")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.5, 0.99])
-def test_truncated_description_is_refused(kept: float, saved_bundle: Path) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.99])
+def test_truncated_description_is_refused(share: float, saved_bundle: Path) -> None:
     path = saved_bundle / DESCRIPTION
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     refused(saved_bundle, DESCRIPTION, "not valid JSON")
 
 
@@ -332,17 +332,17 @@ def test_a_description_beyond_all_bounds_is_not_read(saved_bundle: Path) -> None
 def peak_bytes(call: Callable[[], object]) -> int:
     """Memory that a call takes at most, above what was taken before."""
 
-    def told(name: str) -> int:
+    def status_bytes(name: str) -> int:
         lines = Path("/proc/self/status").read_text().splitlines()
         return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(name))
 
     Path("/proc/self/clear_refs").write_text("5")
-    before = told("VmRSS")
+    before = status_bytes("VmRSS")
     call()
-    return told("VmHWM") - before
+    return status_bytes("VmHWM") - before
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="measures the peak of memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures the peak of memory as Linux reports it")
 @pytest.mark.parametrize(
     ("config", "file", "cause"),
     [
