@@ -1,8 +1,8 @@
-"""Certificate: what a bundle's early answers are proven to keep, and the thresholds that keep it.
+"""Certificate: proven promises about a bundle's early answers, and the thresholds that keep them.
 
-Proven on pictures that neither weights nor calibration nor the search for thresholds have seen. A promise is about
-disagreement: the share of pictures, of traffic like those, whose early answer names another class than full depth.
-How it is proven: `training/certify/statistics.py`.
+A promise bounds disagreement: the share of pictures whose early answer names another class than full depth. The proof
+uses pictures that neither weights nor calibration nor the search for thresholds have seen, and holds for traffic like
+them: see `training/certify/statistics.py`.
 """
 
 from __future__ import annotations
@@ -21,14 +21,15 @@ from offramp.models.exit_policy import ExitRule
 
 @dataclass(frozen=True)
 class CertifiedPoint:
-    """Thresholds and what they keep. Shares are 0..1.
+    """Thresholds and the promise that they keep. Shares are 0..1.
 
-    max_disagreement: what is promised. thresholds: K - 1, one an early exit; 1 never leaves there. observed:
-    disagreement on the certifying pictures. bound: the upper confidence bound of it at these thresholds
-    by themselves, at most what is promised; as they are the last that passed, only the promise is proven.
-    accuracy_drop, accuracy_drop_bound: accuracy of full depth less that of the early answers, as observed and its upper
-    confidence bound; negative where early answers are better. compute: mean multiply-adds over full depth's.
-    exit_mix: where the certifying pictures leave.
+    max_disagreement: the promise. thresholds: K - 1, one per early exit; at 1 no picture leaves.
+    observed: disagreement on the certifying pictures.
+    bound: the upper confidence bound of disagreement for these thresholds alone, at most the promise. The thresholds
+    were selected with these pictures, so that only the promise is proven.
+    accuracy_drop, accuracy_drop_bound: accuracy of full depth minus accuracy of the early answers, as observed and its
+    upper confidence bound; negative where early answers are better.
+    compute: mean multiply-adds relative to full depth. exit_mix: the share of certifying pictures at each exit.
     """
 
     max_disagreement: float
@@ -56,7 +57,7 @@ class CertifiedPoint:
 
 @dataclass(frozen=True)
 class ThresholdBound:
-    """Of a single threshold at every early exit, this one or any larger: the upper confidence bound of disagreement."""
+    """The upper confidence bound of disagreement for this threshold, or any larger one, at every early exit."""
 
     threshold: float
     bound: float
@@ -64,12 +65,14 @@ class ThresholdBound:
 
 @dataclass(frozen=True)
 class Certificate:
-    """What calibration proved of a bundle.
+    """What calibration proved about a bundle.
 
-    delta: the chance, over the draw of the certifying pictures, that a promise does not hold; each point on its own,
-    the bounds of `any_threshold` all at once. pictures: how many certified. data: where they come from, in words.
-    fingerprint: SHA-256 of these pictures and their labels. date: of the calibration, ISO 8601. points: rising in what
-    they promise, and each cheaper than the one before. any_threshold: rising thresholds from 0, falling bounds.
+    delta: the probability, over the draw of the certifying pictures, that a promise does not hold. It is for each of
+    `points` alone, and for all bounds of `any_threshold` together.
+    pictures: the number of certifying pictures. data: their source in words. fingerprint: SHA-256 of these pictures and
+    their labels. date: the day of the calibration, ISO 8601.
+    points: in rising order of promise; each is cheaper than the one before. any_threshold: rising thresholds from 0,
+    with falling bounds.
     """
 
     delta: float
@@ -89,32 +92,32 @@ class Certificate:
             raise ValueError("points of a certificate rise in max_disagreement: each once, the strictest first")
         if len({len(point.thresholds) for point in self.points}) > 1:
             raise ValueError("points of a certificate are of one network: as many thresholds in each")
-        if not all(0.0 <= one.threshold < 1.0 and 0.0 <= one.bound <= 1.0 for one in self.any_threshold):
+        if not all(0.0 <= entry.threshold < 1.0 and 0.0 <= entry.bound <= 1.0 for entry in self.any_threshold):
             raise ValueError("any_threshold is out of range: thresholds in [0, 1), bounds in [0, 1]")
         if any(a.threshold >= b.threshold or a.bound < b.bound for a, b in pairwise(self.any_threshold)):
             raise ValueError("any_threshold rises in threshold and falls in bound")
 
     @cached_property
     def version(self) -> str:
-        """What names this calibration in answers: its date, and the first digits of a hash of all that it proved."""
+        """This calibration's name in answers: its date, and the first digits of a hash of its content."""
         content = json.dumps(self.as_json(), sort_keys=True).encode()
         return f"{self.date}-{hashlib.sha256(content).hexdigest()[:8]}"
 
     @property
     def promises(self) -> tuple[float, ...]:
-        """The disagreements that are certified, the strictest first."""
+        """The certified disagreements, the strictest first."""
         return tuple(point.max_disagreement for point in self.points)
 
     def point(self, max_disagreement: float) -> CertifiedPoint | None:
-        """The cheapest point that promises at most so much; None where none does."""
+        """The cheapest point whose promise is at most `max_disagreement`; None if every promise is above it."""
         at = bisect_right(self.promises, max_disagreement)
         return self.points[at - 1] if at else None
 
     def bound(self, threshold: float) -> float:
-        """The bound of disagreement of one threshold (0..1) at every early exit; 1 where nothing is known."""
+        """The bound of disagreement for one threshold (0..1) at every early exit; 1 without a proof."""
         if threshold >= 1.0:
             return 0.0
-        at = bisect_right([one.threshold for one in self.any_threshold], threshold)
+        at = bisect_right([entry.threshold for entry in self.any_threshold], threshold)
         return self.any_threshold[at - 1].bound if at else 1.0
 
     def as_json(self) -> dict[str, Any]:
@@ -123,16 +126,11 @@ class Certificate:
 
     @classmethod
     def from_json(cls, values: Mapping[str, Any]) -> Self:
-        """The certificate that `as_json` described. Raises TypeError, KeyError or ValueError for what is none."""
-        plain = {field.name: values[field.name] for field in fields(cls)}
+        """The certificate of `as_json`'s values. Raises TypeError, KeyError or ValueError for any others."""
         points = tuple(
             CertifiedPoint(**{**point, "thresholds": tuple(point["thresholds"]), "exit_mix": tuple(point["exit_mix"])})
             for point in values["points"]
         )
-        return cls(
-            **{
-                **plain,
-                "points": points,
-                "any_threshold": tuple(ThresholdBound(**one) for one in values["any_threshold"]),
-            }
-        )
+        bounds = tuple(ThresholdBound(**entry) for entry in values["any_threshold"])
+        plain = {field.name: values[field.name] for field in fields(cls)}
+        return cls(**{**plain, "points": points, "any_threshold": bounds})

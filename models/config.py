@@ -1,4 +1,4 @@
-"""ModelConfig: the single description a network is rebuilt from."""
+"""ModelConfig: the description from which a network is built again."""
 
 from __future__ import annotations
 
@@ -16,19 +16,19 @@ MOST_CLASSES = 100_000
 
 @dataclass(frozen=True)
 class ModelConfig:
-    """Everything that decides a network's shape; stored in the bundle.
+    """All that decides the shape of a network; stored in the bundle.
 
     architecture: a name of `offramp.models.backbones.BACKBONES`, such as "resnet18".
     num_classes: classes of every head.
-    width: channels of the stem, which scale the whole network; `backbones.standard_width` gives the papers',
-        64 for a ResNet. Half the width is about a quarter of the cost.
+    width: channels of the stem, which scale the whole network. `backbones.standard_width` gives the paper's, 64 for a
+        ResNet. Half the width is about a quarter of the cost.
     input_size: side of the square input in pixels.
     stem: "cifar" (3x3, no pooling) or "imagenet" (7x7 stride 2, max-pool). "auto" is resolved at once:
         inputs up to 96 pixels get the CIFAR stem.
-    head: what stands behind every stage but the last: a name of `offramp.models.heads.HEADS`.
-    exits: the backbone's stages (1-based, rising) that have an exit; stages between two exits run as one. The last
-        stage always has one. Empty: an exit behind every stage; only the last: the plain network.
-    shapes: (layer, shape of its weight) of every layer that pruning made smaller; empty for an unpruned network.
+    head: the kind of head behind every stage but the last: a name of `offramp.models.heads.HEADS`.
+    exits: the backbone's stages (1-based, rising) with an exit; stages between two exits run as one. The last stage
+        must be among them. Empty: an exit behind every stage. Only the last: the plain network.
+    shapes: (layer, shape of its weight) for every layer that pruning made smaller; empty for an unpruned network.
     """
 
     architecture: str

@@ -1,4 +1,4 @@
-"""The device that networks run on, chosen once for training, evaluation and serving alike."""
+"""The device that networks run on: one choice for training, evaluation and serving."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ import torch
 def choose_device(name: str) -> torch.device:
     """The torch device of a name; "auto" is the first GPU, else the CPU.
 
-    On a GPU it switches TF32 off for the process: float32 then means float32, so that evaluation, calibration and
-    engine take the same exits. Mixed precision is not affected. Raises ValueError where the device is not there.
+    For a GPU it switches TF32 off in the whole process, so that float32 means float32, and evaluation, calibration and
+    engine take the same exits. Mixed precision stays as it is. Raises ValueError for a device that does not exist or
+    does not compute.
     """
     if name == "auto":
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -37,17 +38,17 @@ def choose_device(name: str) -> torch.device:
 
 
 def has_bfloat16(device: torch.device) -> bool:
-    """Whether a GPU computes in bfloat16 itself; older ones emulate it, which torch calls supported as well."""
+    """Whether a GPU computes in bfloat16 itself; torch also counts older GPUs, which emulate it."""
     return computes_bfloat16(torch.cuda.get_device_capability(device))
 
 
 def computes_bfloat16(capability: tuple[int, int]) -> bool:
-    """Whether GPUs of a compute capability do: from Ampere on, 8.0."""
+    """Whether GPUs of a compute capability compute in bfloat16: from Ampere on, 8.0."""
     return capability >= (8, 0)
 
 
 def check_usable(device: torch.device) -> None:
-    """Compute one number on the device. Raises ValueError where that fails: no kernels for it, or another has it."""
+    """Compute one number. Raises ValueError for a device without kernels, or one that another process holds."""
     try:
         torch.ones(1, device=device).item()
     except RuntimeError as error:
@@ -56,7 +57,7 @@ def check_usable(device: torch.device) -> None:
 
 @contextmanager
 def device_errors(when_full: str, when_lost: str = "start the command again") -> Iterator[None]:
-    """Errors of a GPU become ValueError, with a way out where its memory is full, and where it computes no more."""
+    """Turn errors of a GPU into ValueError, with advice for full memory and for a device that computes no more."""
     try:
         yield
     except torch.OutOfMemoryError as error:
@@ -66,7 +67,7 @@ def device_errors(when_full: str, when_lost: str = "start the command again") ->
 
 
 def _first_line(error: RuntimeError) -> str:
-    """What happened. CUDA's advice comes behind it."""
+    """The error itself; CUDA's advice is in the lines behind it."""
     return str(error).strip().splitlines()[0].rstrip(".")
 
 

@@ -1,4 +1,4 @@
-"""Who leaves at which exit: calibration, ensemble and thresholds. The one implementation, for evaluation and engine.
+"""Which picture leaves at which exit: calibration, ensemble and thresholds, for evaluation and engine alike.
 
     a_k = carry_k * a_{k-1} + z_k        accumulated logits; carry_1 = 0
     p_k = softmax(a_k / temperature_k)   calibrated probabilities; confidence is their maximum
@@ -23,10 +23,10 @@ ALWAYS = float("-inf")
 
 @dataclass(frozen=True)
 class Calibration:
-    """What turns an exit's logits into trustworthy probabilities; fitted on held-out pictures, stored in the bundle.
+    """Numbers that turn each exit's logits into probabilities; fitted on held-out pictures, stored in the bundle.
 
-    temperatures: one per exit, above 0. carries: one per exit, >= 0; how much of the logits accumulated so far
-    is added to this exit's: the free ensemble of the exits already visited. The first is 0; 0 is no ensemble.
+    temperatures: one per exit, above 0. carries: one per exit, the factor (>= 0) of the accumulated logits that are
+    added to this exit's logits: an ensemble of the visited exits at no cost. The first is 0; 0 is no ensemble.
     """
 
     temperatures: tuple[float, ...]
@@ -59,7 +59,7 @@ class Calibration:
 
 
 class ExitReason(StrEnum):
-    """Why a picture left where it did."""
+    """Why a picture left at its exit."""
 
     CONFIDENT = "confident"
     FINAL = "final"
@@ -70,10 +70,10 @@ class ExitReason(StrEnum):
 
 @dataclass(frozen=True)
 class ExitRule:
-    """When one request's pictures leave: the thresholds of its contract, and its bounds on depth.
+    """When the pictures of a request leave: thresholds, and bounds on depth.
 
-    thresholds: one per early exit, K - 1 numbers in [0, 1]; 0 leaves always, 1 never.
-    min_exit, max_exit: depth bounds, 1 <= min_exit <= max_exit <= K. max_exit 0 is K.
+    thresholds: one per early exit, K - 1 numbers in [0, 1]; at 0 all leave, at 1 none.
+    min_exit, max_exit: bounds on depth, 1 <= min_exit <= max_exit <= K. max_exit 0 stands for K.
     """
 
     thresholds: tuple[float, ...]
@@ -94,7 +94,7 @@ class ExitRule:
 
     @cached_property
     def limits(self) -> npt.NDArray[np.float32]:
-        """One limit per exit: a picture leaves if confidence >= limit."""
+        """One limit per exit: a picture leaves where confidence >= limit."""
         limits = [
             ALWAYS if exit >= self.max_exit else NEVER if exit < self.min_exit or threshold >= 1.0 else threshold
             for exit, threshold in enumerate((*self.thresholds, 0.0), start=1)
@@ -111,13 +111,13 @@ class ExitRule:
         if exit == len(self.limits):
             return ExitReason.FINAL
         threshold = self.thresholds[exit - 1]
-        # Compared as float32, as `leaves` does: a threshold such as 0.7 is a little less there.
+        # In float32, as in `leaves`: a threshold such as 0.7 is a little less there.
         reached = threshold < 1.0 and np.float32(confidence) >= np.float32(threshold)
         return ExitReason.CONFIDENT if exit < self.max_exit or reached else ExitReason.MAX_EXIT
 
 
 def leaves(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The exit decision, elementwise: confidence >= limit; at an exit where all leave, also with NaN."""
+    """The exit decision for each element: confidence >= limit. A confidence of NaN leaves only where all leave."""
     decision: npt.NDArray[np.bool_] = (confidence >= limits) | (limits == ALWAYS)
     return decision
 
@@ -129,6 +129,6 @@ def exits_taken(confidence_NK: npt.NDArray[np.float32], rule: ExitRule) -> npt.N
 
 
 def ranking(probabilities_C: npt.NDArray[np.float32], top_k: int) -> list[tuple[int, float]]:
-    """The `top_k` most probable classes, falling: (class id, probability); of equals the lower id first, as argmax."""
+    """The `top_k` most probable classes as (class id, probability), the best first, equals by rising id."""
     order = np.argsort(-probabilities_C, kind="stable")[:top_k]
     return [(int(class_id), float(probabilities_C[class_id])) for class_id in order]

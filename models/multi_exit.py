@@ -1,4 +1,4 @@
-"""MultiExitNet: a backbone cut into stages, with a head behind each."""
+"""MultiExitNet: a backbone in stages, with a head behind each."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from offramp.models.resize import resize
 
 
 class ExitOutputs(NamedTuple):
-    """What every exit says of one batch: logits (B, classes) and embeddings (B, D), shallowest first."""
+    """The outputs of every exit for one batch: logits (B, classes) and embeddings (B, D), shallowest first."""
 
     logits: list[Tensor]
     embeddings: list[Tensor]
@@ -40,12 +40,11 @@ class MultiExitNet(nn.Module):
                 f"and the last exit is stage {len(backbone.stages)}: end with it, such as 2,{len(backbone.stages)}"
             )
         head = HEADS[config.head]
-        self.stages = nn.ModuleList(_joined(backbone.stages[before:after]) for before, after in pairwise((0, *exits)))
+        self.stages = nn.ModuleList(_join(backbone.stages[start:end]) for start, end in pairwise((0, *exits)))
         self.heads = nn.ModuleList(head(list(backbone.channels[k - 1 :]), config.num_classes) for k in exits[:-1])
         self.heads.append(backbone.classifier or FinalHead(backbone.channels[-1], config.num_classes))
         resize(self, config.shapes)
-        drawn_anew = self.heads[:-1] if backbone.initialised else self
-        drawn_anew.apply(_initialise)
+        (self.heads[:-1] if backbone.initialised else self).apply(_initialise)
         if config.shapes:
             self._check_shapes()
 
@@ -56,16 +55,16 @@ class MultiExitNet(nn.Module):
 
     @property
     def embedding_sizes(self) -> tuple[int, ...]:
-        """D of every exit: the width of its embedding, in front of its linear classifier."""
+        """D of every exit: the width of its embedding, the input of its linear classifier."""
         return tuple(head.embedding_size for head in self.heads)  # type: ignore[misc]
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Stage 1..K on its input -> (features for the next stage (B, C, H', W'), logits of this exit (B, classes))."""
+        """Run stage 1..K and its head: features for the next stage (B, C, H', W'), and logits (B, classes)."""
         features_BCHW, _, logits_BC = self._step(stage, x)
         return features_BCHW, logits_BC
 
     def forward(self, x_BCHW: Tensor) -> ExitOutputs:
-        """Run all stages, answering at every exit."""
+        """Run all stages and all heads."""
         outputs = ExitOutputs([], [])
         for stage in range(1, self.num_exits + 1):
             x_BCHW, embedding_BD, logits_BC = self._step(stage, x_BCHW)
@@ -74,7 +73,7 @@ class MultiExitNet(nn.Module):
         return outputs
 
     def forward_last(self, x_BCHW: Tensor) -> ExitOutputs:
-        """Run all stages, answering at the deepest exit alone."""
+        """Run all stages and the last head alone."""
         for stage in self.stages:
             x_BCHW = stage(x_BCHW)
         embedding_BD, logits_BC = self.heads[-1](x_BCHW)
@@ -83,7 +82,7 @@ class MultiExitNet(nn.Module):
     def _check_shapes(self) -> None:
         size, expected = self.config.input_size, (1, self.config.num_classes)
         try:
-            # On torch's meta device, where shapes are followed and nothing is computed.
+            # torch's meta device works out shapes and computes nothing.
             with torch.no_grad():
                 outputs = deepcopy(self).to("meta").eval()(torch.empty(1, 3, size, size, device="meta"))
         except RuntimeError as error:
@@ -97,13 +96,13 @@ class MultiExitNet(nn.Module):
         return features_BCHW, embedding_BD, logits_BC
 
 
-def _joined(stages: Sequence[nn.Module]) -> nn.Module:
+def _join(stages: Sequence[nn.Module]) -> nn.Module:
     return stages[0] if len(stages) == 1 else nn.Sequential(*stages)
 
 
 def _initialise(module: nn.Module) -> None:
-    # He et al. 2015, fan-out, for convolutions, as in the journal paper's code. On the meta device there is nothing to
-    # draw, and torch would import for two seconds to do so.
+    # Convolutions: He et al. 2015, fan-out, as in the journal paper's code. On the meta device, which has nothing to
+    # draw, torch would import for two seconds to do it.
     if isinstance(module, nn.Conv2d) and not module.weight.is_meta:
         nn.init.kaiming_normal_(module.weight, mode="fan_out", nonlinearity="relu")
     elif isinstance(module, nn.Linear):

@@ -1,4 +1,4 @@
-"""Picture -> uint8 array: the one implementation, used by training, evaluation and the server's frontend."""
+"""From picture to uint8 array, for training, evaluation and the server's frontend alike."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from PIL.BmpImagePlugin import BmpImageFile
 from PIL.JpegImagePlugin import JpegImageFile
 from PIL.PngImagePlugin import PngImageFile
 
-from offramp.models.pictures.orientation import orientation
+from offramp.models.pictures.orientation import read_orientation
 
 if TYPE_CHECKING:
     import torch
@@ -27,22 +27,22 @@ CIFAR100_STD = (0.2673, 0.2564, 0.2762)
 Channels = tuple[float, float, float]
 Box = tuple[float, float, float, float]
 
-# Pixels converted at once: converting then takes little memory beside the picture itself.
+# Pixels converted at once, so that converting takes little memory beside the picture.
 BAND_PIXELS = 1 << 16
 
-# Bytes a pixel takes while it is decoded, by mode; four in all others.
+# Bytes a pixel takes in decoding, by mode; four in all other modes.
 MODE_BYTES = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}
-# libwebp's two canvases, their copy for Pillow, and Pillow's own picture.
+# Bytes a pixel: libwebp's two canvases, their copy for Pillow, and Pillow's own picture.
 WEBP_BYTES = 16
-# Pillow's BMP run-length decoder collects the indices, and copies them.
+# Bytes a pixel: Pillow's BMP run-length decoder collects the indices, and copies them.
 RUN_LENGTH_BYTES = 3
-# A coefficient of libjpeg, of which a progressive picture keeps all.
+# One coefficient of libjpeg, which keeps all coefficients of a progressive picture.
 COEFFICIENT_BYTES = 2
-# Of the rows in work: of a band in the modes that it passes through, and of decoders beside the picture.
+# Bytes of one pixel of a band, in all modes that it passes through; bytes of one pixel of a decoder's row.
 BAND_BYTES, ROW_BYTES = 24, 128
 
-# What makes a picture upright, by its orientation; and which of them exchange or mirror the axes.
-TURNS = {
+# The transposition that makes a picture upright, by its orientation; orientations that swap or mirror the axes.
+TRANSPOSES = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
     3: Image.Transpose.ROTATE_180,
     4: Image.Transpose.FLIP_TOP_BOTTOM,
@@ -59,9 +59,9 @@ class Preprocessing:
     """How a picture of any size and mode becomes the network's input; stored in the bundle.
 
     size: side of the square input in pixels.
-    crop_fraction: the centre crop's share of the resized picture; 1.0 keeps the whole shorter side,
-        ImageNet practice is 0.875.
-    mean, std: per-channel statistics of the training pixels on the 0..1 scale, applied on the device.
+    crop_fraction: the centre crop's share of the resized picture; 1.0 keeps the whole shorter side, 0.875 is usual for
+        ImageNet.
+    mean, std: statistics of the training pixels for each channel, on the 0..1 scale, applied on the device.
     """
 
     size: int
@@ -80,57 +80,58 @@ class Preprocessing:
             raise ValueError(f"std {self.std} is out of range: give numbers above 0")
 
     def draft(self, image: Image.Image) -> None:
-        """Have a JPEG far larger than needed decoded at a half, a quarter or an eighth of its size.
+        """Let a JPEG much larger than the input be decoded at a half, a quarter or an eighth of its size.
 
-        Twice the pixels that are needed stay, so that the input hardly differs. Pictures of other formats stay as
-        they are.
+        At least twice the needed pixels remain, so that the input hardly differs. Other formats are not changed.
         """
         if image.format == "JPEG":
             enough = 2 * self._shorter
             image.draft(None, (enough, enough))
 
     def apply(self, image: Image.Image) -> npt.NDArray[np.uint8]:
-        """The picture upright, in RGB, its shorter side resized, its centre cut: uint8 (size, size, 3).
+        """The picture upright, in RGB, resized by its shorter side, cropped to its centre: uint8 (size, size, 3).
 
-        Raises one of DECODE_ERRORS, as Pillow does, when the picture is truncated or corrupt.
+        Raises one of DECODE_ERRORS, as Pillow does, for a truncated or corrupt picture.
         """
         self.draft(image)
         low = _low_bytes(image)
         image.load()
-        turn = orientation(image.info)
-        part = resized_part(image, low, self._box(image.size, turn), self.size)
-        return np.asarray(part.transpose(TURNS[turn]) if turn in TURNS else part, dtype=np.uint8)
+        orientation = read_orientation(image.info)
+        part = resize_part(image, low, self._box(image.size, orientation), self.size)
+        return np.asarray(
+            part.transpose(TRANSPOSES[orientation]) if orientation in TRANSPOSES else part, dtype=np.uint8
+        )
 
     @property
     def _shorter(self) -> int:
         return round(self.size / self.crop_fraction)
 
-    def _box(self, stored: tuple[int, int], turn: int) -> Box:
-        """The part (left, top, right, bottom) of a picture as it is stored that becomes the input."""
-        width, height = stored[::-1] if turn in SIDEWAYS else stored
+    def _box(self, stored: tuple[int, int], orientation: int) -> Box:
+        """The part (left, top, right, bottom) of the stored picture that becomes the input."""
+        width, height = stored[::-1] if orientation in SIDEWAYS else stored
         scale = self._shorter / min(width, height)
         resized = (max(self.size, round(width * scale)), max(self.size, round(height * scale)))
         left, top = (resized[0] - self.size) // 2, (resized[1] - self.size) // 2
         x0, x1 = left * width / resized[0], (left + self.size) * width / resized[0]
         y0, y1 = top * height / resized[1], (top + self.size) * height / resized[1]
-        if turn in SIDEWAYS:
+        if orientation in SIDEWAYS:
             x0, y0, x1, y1 = y0, x0, y1, x1
-        if turn in MIRRORED_X:
+        if orientation in MIRRORED_X:
             x0, x1 = stored[0] - x1, stored[0] - x0
-        if turn in MIRRORED_Y:
+        if orientation in MIRRORED_Y:
             y0, y1 = stored[1] - y1, stored[1] - y0
         return x0, y0, x1, y1
 
 
 def is_run_length_bmp(image: Image.Image) -> bool:
-    """Whether an opened picture is a BMP in run-length encoding, which Pillow decodes in Python, byte by byte."""
+    """Whether an opened picture is a run-length encoded BMP, which Pillow decodes in Python, byte by byte."""
     return isinstance(image, BmpImageFile) and bool(image.tile) and image.tile[0].codec_name == "bmp_rle"
 
 
 def decoded_bytes(image: Image.Image, size: int = 256) -> int:
-    """Memory that decoding and converting an opened picture takes at most, beside the file that it came in.
+    """Upper bound of the memory that decoding and converting an opened picture takes, without its file, in bytes.
 
-    In bytes, by format, mode and size; call `draft` first for what it spares. size: side of the network's input.
+    It follows from format, mode and size. Call `draft` before, which saves memory. size: side of the network's input.
     """
     width, height = image.size
     pixels = width * height
@@ -144,20 +145,19 @@ def decoded_bytes(image: Image.Image, size: int = 256) -> int:
     if isinstance(image, JpegImageFile) and "progressive" in image.info:
         scale = image.decoderconfig[0] if image.decoderconfig else 1
         a_pixel += scale**2 * _coefficients(image) * COEFFICIENT_BYTES
-    # The file once more, without its metadata or as the decoder keeps it.
+    # A second copy of the file, without metadata or inside the decoder.
     file = getattr(image, "fp", None)
     copied = file.getbuffer().nbytes if isinstance(file, BytesIO) else 0
     resizing = 4 * (size + 2) * (max(width, height) + size)
     return int(pixels * a_pixel) + copied + resizing + BAND_BYTES * BAND_PIXELS + ROW_BYTES * (width + 64)
 
 
-def resized_part(image: Image.Image, low: Image.Image | None, box: Box, size: int) -> Image.Image:
+def resize_part(image: Image.Image, low: Image.Image | None, box: Box, size: int) -> Image.Image:
     """`box` (left, top, right, bottom) of a decoded picture as (size, size) pixels of RGB.
 
-    One resampling of just the part that is kept: a long panorama costs no more than a square. A picture that has to be
-    converted is resampled in width band by band and then in height, so that the whole is never there in RGB. Pillow
-    makes the same two passes, in this order or the other: the result is the same up to rounding, and to the bit where
-    nothing is resized. low: as in `to_rgb`.
+    Only that part is resampled: a long panorama costs no more than a square. A picture in another mode is converted and
+    resampled in width band by band, then in height, so that memory never holds all of it in RGB. Pillow makes the same
+    two passes, in either order: the result is equal up to rounding, and to the bit without resizing. low: see `to_rgb`.
     """
     if image.mode in ("L", "RGB") and low is None and not image.has_transparency_data:
         # Grey resized is grey: equal channels stay equal.
@@ -175,9 +175,9 @@ def resized_part(image: Image.Image, low: Image.Image | None, box: Box, size: in
 
 
 def to_rgb(image: Image.Image, low: Image.Image | None = None) -> Image.Image:
-    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette, grey converted.
+    """Any Pillow mode as RGB: transparency over white, 16-bit grey scaled to 8 bits, CMYK, palette and grey converted.
 
-    low: the lower bytes of a picture of 16 bits a channel with a transparent colour, which is compared in full.
+    low: the lower bytes of a picture of 16 bits a channel with a transparent colour; all 16 bits are compared with it.
     """
     transparent = image.info.get("transparency")
     if image.mode in ("I;16", "I;16B", "I;16L", "I"):
@@ -206,7 +206,7 @@ def normalize(images_BHWC: Tensor, preprocessing: Preprocessing) -> Tensor:
     return ((images_BHWC.float() - mean_C) / std_C).permute(0, 3, 1, 2)
 
 
-# Made once: each copy from the host would have a GPU finish all that it was given before.
+# Cached: a copy from host to GPU waits until the GPU has finished its work.
 @lru_cache(maxsize=64)
 def _in_levels(mean: Channels, std: Channels, device: torch.device) -> tuple[Tensor, Tensor]:
     """Mean and std on the scale of 0 to 255, on the device."""
@@ -217,15 +217,15 @@ def _in_levels(mean: Channels, std: Channels, device: torch.device) -> tuple[Ten
 
 
 def _needed(start: float, end: float, size: int, whole: int) -> tuple[int, int]:
-    """The pixels that a bilinear resampling of start..end to `size` pixels looks at, along one axis."""
+    """The pixels along one axis that a bilinear resampling of start..end to `size` pixels reads."""
     reach = max(1.0, (end - start) / size) + 1.0
     return max(0, floor(start - reach)), min(whole, ceil(end + reach))
 
 
 def _low_bytes(image: Image.Image) -> Image.Image | None:
-    """The lower bytes of a PNG of 16 bits a channel that names a transparent colour, before it is loaded.
+    """The lower bytes of a PNG of 16 bits a channel with a transparent colour, before it is loaded.
 
-    Pillow keeps the upper bytes alone; read as little-endian, the same pixels give the lower ones.
+    Pillow keeps the upper bytes alone. Reading the same pixels as little-endian gives the lower ones.
     """
     if not _names_16_bit_colour(image):
         return None
@@ -245,6 +245,6 @@ def _names_16_bit_colour(image: Image.Image) -> bool:
 
 
 def _coefficients(image: JpegImageFile) -> float:
-    """Of libjpeg, a pixel: one for each channel at full resolution, less where it is stored smaller."""
+    """libjpeg's coefficients a pixel: one for each channel at full resolution, fewer for a smaller channel."""
     shares = [across * down for _, down, across, _ in image.layer]
     return sum(shares) / max(shares) if max(shares, default=0) else float(len(shares))

@@ -1,4 +1,4 @@
-"""Layers made smaller after a network is built: how a pruned network comes back from its description alone."""
+"""Layers made smaller after a network is built, so that a pruned network can be built from its description."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ Resizable = nn.Conv2d | nn.ConvTranspose2d | nn.Linear | nn.BatchNorm2d | nn.Bat
 
 
 def resize(net: nn.Module, shapes: LayerShapes) -> None:
-    """Give the named layers weights of these shapes, in place and freshly initialised.
+    """Give the named layers new weights of these shapes, in place.
 
-    Convolutions and linear layers take fewer channels in and out (the kernel stays, a depthwise convolution stays
-    depthwise), batch norms fewer features. Raises ValueError for a layer that is not there, or a shape that is not
-    a part of the layer's own, so that no description asks for more memory than the unpruned network.
+    Convolutions and linear layers get fewer channels, batch norms fewer features; kernels stay, and a depthwise
+    convolution stays depthwise. Raises ValueError for an unknown layer and for a shape larger than the layer's own, so
+    that no description asks for more memory than the unpruned network.
     """
     layers = dict(net.named_modules())
     for name, shape in shapes:
@@ -42,12 +42,12 @@ def outputs(layer: Resizable) -> int:
 
 
 def weight_shapes(net: nn.Module) -> dict[str, tuple[int, ...]]:
-    """The weight's shape of every layer that `resize` knows, by name."""
+    """The weight's shape of every layer that `resize` can change, by name."""
     return {name: tuple(layer.weight.shape) for name, layer in net.named_modules() if isinstance(layer, Resizable)}
 
 
 def changed_shapes(before: Mapping[str, tuple[int, ...]], after: Mapping[str, tuple[int, ...]]) -> LayerShapes:
-    """What `resize` needs to make a network of `weight_shapes` `before` one of `after`."""
+    """The argument of `resize` that turns a network with the weight shapes `before` into one with `after`."""
     return tuple((name, shape) for name, shape in after.items() if shape != before[name])
 
 
@@ -63,7 +63,7 @@ def for_classes(config: ModelConfig, num_classes: int) -> ModelConfig:
 def _resize_layer(name: str, layer: Resizable, shape: tuple[int, ...]) -> None:
     layer.weight = nn.Parameter(layer.weight.new_empty(shape))
     if isinstance(layer, nn.Conv2d | nn.ConvTranspose2d):
-        # A depthwise convolution has a group a channel; other grouped convolutions keep their groups.
+        # A depthwise convolution has one group a channel; other grouped convolutions keep their groups.
         layer.groups = min(layer.groups, shape[0])
         if shape[0] % layer.groups:
             raise ValueError(

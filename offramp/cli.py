@@ -16,7 +16,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated, Any
 
-# The first process of a container ignores a SIGTERM that it has no handler for. Set before the slow imports.
+# The first process of a container ignores SIGTERM without a handler. It is set here, before the slow imports.
 if os.getpid() == 1:
     signal.signal(signal.SIGTERM, lambda *_: os._exit(128 + signal.SIGTERM))
 
@@ -29,7 +29,7 @@ from offramp.training.options import CalibrateOptions, EvaluateOptions, TrainOpt
 
 app = typer.Typer(
     no_args_is_help=True,
-    # Plain help: rich's table cuts long names off.
+    # Plain help, since rich's table cuts long names off.
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
@@ -45,7 +45,7 @@ def _show_version(wanted: bool) -> None:
 
 
 @app.callback()
-def common(
+def root(
     show_version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version and exit.")
     ] = False,
@@ -78,7 +78,7 @@ def train(options: TrainOptions) -> None:
     load_backbones(options.backbones)
     with ExitStack() as lock:
         with join_processes(options.device) as (world, device):
-            # Before anything is read: the leader's lock is on the whole run, until its bundle is written.
+            # Locked before anything is read, until the bundle is written.
             if world.leader and not lock.enter_context(lock_folder(options.output)):
                 raise ValueError(f"another process is training into {options.output}: give another --output")
             run = prepare(options, world, device)
@@ -96,7 +96,7 @@ def train(options: TrainOptions) -> None:
                     f"\nstopped in epoch {run.trainer.epoch + 1}; continue with the same command and --resume", err=True
                 )
                 raise typer.Exit(130) from None
-        # Exits named by --exits stay.
+        # Exits that --exits names stay.
         keep_exits = options.keep_exits or bool(options.exits)
         finished = finish(run, recorded_command("train", options), keep_exits, timed=True)
     folder = options.output / "bundle"
@@ -261,7 +261,7 @@ SOURCE = Path(__file__).resolve().parent.parent
 
 
 def _has_benchmarks() -> bool:
-    """Whether the benchmarks are here: they are not installed, and another project may have a folder of that name."""
+    """Whether this is the source tree: benchmarks are not installed, and other projects may have a folder so named."""
     if not (SOURCE / "pyproject.toml").exists():
         return False
     sys.path.append(str(SOURCE))

@@ -17,7 +17,7 @@ def add_command(group: typer.Typer, options_type: type) -> Callable[[Callable[[A
             try:
                 run(options_type(**values))
             except (ValueError, OSError, ImportError) as error:
-                # A full disk, a missing file, an extra that is not installed: the message says which.
+                # Such as a full disk, a missing file or an extra that is not installed.
                 typer.secho(f"offramp {run.__name__}: {error}", fg="red", err=True)
                 raise typer.Exit(1) from None
             except KeyboardInterrupt:
@@ -26,7 +26,7 @@ def add_command(group: typer.Typer, options_type: type) -> Callable[[Callable[[A
 
         call.__doc__ = run.__doc__
         call.__signature__ = _signature(options_type)  # type: ignore[attr-defined]
-        # Without it, the list of commands cuts the first sentence off.
+        # Without short_help, the list of commands cuts the first sentence off.
         group.command(run.__name__, short_help=(run.__doc__ or "").partition("\n")[0])(call)
         return run
 

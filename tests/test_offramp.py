@@ -140,8 +140,8 @@ def test_resuming_as_another_run_is_refused_by_name(call, trained: Path, picture
 
 def test_evaluate_reports_what_the_run_reported(call, trained: Path, pictures: Path, tmp_path: Path):
     call("evaluate", trained / "bundle", pictures, "--output", tmp_path, "--device", "cpu")
-    ours = json.loads((tmp_path / "evaluation.json").read_text())
-    assert ours == json.loads((trained / "evaluation.json").read_text())
+    reported = json.loads((tmp_path / "evaluation.json").read_text())
+    assert reported == json.loads((trained / "evaluation.json").read_text())
 
 
 def test_evaluate_refuses_another_data_set(call, trained: Path, pictures: Path, tmp_path: Path):
@@ -159,14 +159,14 @@ def test_calibrate_rewrites_the_bundle_in_place(call, trained: Path, pictures: P
     for source in (trained / "bundle").iterdir():
         (bundle / source.name).write_bytes(source.read_bytes())
     weights = (bundle / "model.safetensors").read_bytes()
-    kept = tmp_path / "kept"
-    text = call("calibrate", bundle, pictures, "--tolerance", "1", "--device", "cpu", "--output", kept)
+    output = tmp_path / "output"
+    text = call("calibrate", bundle, pictures, "--tolerance", "1", "--device", "cpu", "--output", output)
     assert json.loads((bundle / "model.json").read_text())["threshold"] == 0.0
     assert "default threshold 0" in text
     assert "too few pictures were held out" in text
     assert (bundle / "model.safetensors").read_bytes() == weights
-    assert json.loads((kept / "calibration.json").read_text())["certificate"] is None
-    assert (kept / "calibration.png").stat().st_size > 10_000
+    assert json.loads((output / "calibration.json").read_text())["certificate"] is None
+    assert (output / "calibration.png").stat().st_size > 10_000
 
 
 def test_few_held_out_pictures_leave_full_depth_the_default_and_the_words_say_what_is_stored(
@@ -178,12 +178,12 @@ def test_few_held_out_pictures_leave_full_depth_the_default_and_the_words_say_wh
     assert stored["threshold"] == json.loads((trained / "bundle" / "model.json").read_text())["threshold"] == 1.0
     assert stored["calibration"]["temperatures"] == [1.0] * 4
     searched = stored["training"]["calibration"]["searched"]
-    said = (
+    sentence = (
         f"The default threshold is 1, full depth: {searched} held-out pictures do not tell which early answers lose at "
         "most 0.5 % of accuracy; 598 (hold out 1,495) do."
     )
-    assert said in text
-    assert said in (bundle / "README.md").read_text()
+    assert sentence in text
+    assert sentence in (bundle / "README.md").read_text()
     assert f"Confidences are the network's own: {searched} held-out pictures" in text
     assert "default threshold 1;" in text
 
@@ -288,15 +288,15 @@ def test_sigterm_ends_the_first_process_of_a_container_while_it_loads():
     command = [*unshare, sys.executable, "-m", "offramp", "serve", "--port", "0"]
     with subprocess.Popen(command, cwd=PROJECT, stderr=subprocess.PIPE, text=True) as outer:
         children = Path(f"/proc/{outer.pid}/task/{outer.pid}/children")
-        while not (found := children.read_text().split()):
+        while not (pids := children.read_text().split()):
             assert outer.poll() is None
-        status = Path(f"/proc/{found[0]}/status")
+        status = Path(f"/proc/{pids[0]}/status")
         # A bit for each signal that the process handles; the first is of signal 1.
         while not int(status.read_text().split("SigCgt:")[1].split()[0], 16) >> signal.SIGTERM - 1 & 1:
             assert outer.poll() is None
-        os.kill(int(found[0]), signal.SIGTERM)
-        _, said = outer.communicate()
-        assert said == ""
+        os.kill(int(pids[0]), signal.SIGTERM)
+        _, errors = outer.communicate()
+        assert errors == ""
     assert outer.returncode == 128 + signal.SIGTERM
 
 

@@ -84,7 +84,7 @@ def test_from_a_python_file_to_a_served_bundle(pictures: Path, tmp_path: Path) -
     assert description["config"]["architecture"] == "small_split"
     assert "--backbones" in description["training"]["command"]
 
-    # Whoever serves is another process, which knows nothing of the network until it is told.
+    # The server is another process, which does not know the network until --backbones names it.
     del BACKBONES["small_split"], sys.modules["small_nets"]
     assert "name its module with --backbones" in call("predict", picture, "--model", bundle, code=1)
     registry = load_registry(Settings(model=[bundle], backbones=str(source), device="cpu"), Metrics())

@@ -22,26 +22,26 @@ HEAVY = WEB | {"torch", "numpy", "scipy", "PIL", "matplotlib", "tensorboard", "a
 
 @dataclass(frozen=True)
 class Rule:
-    """What the modules under `area` may import of ours, and which outside packages they must not know."""
+    """The packages of this project that modules under `area` may import, and outside packages that they must not."""
 
     area: str
-    ours: tuple[str, ...]
+    allowed: tuple[str, ...]
     forbidden: frozenset[str] = frozenset()
 
 
-# The first rule whose area contains a module is the one that holds for it.
+# The first rule whose area contains a module holds for it.
 RULES = (
     Rule(
         "offramp.server.engine.scheduler",
-        ours=("offramp.server.engine",),
+        allowed=("offramp.server.engine",),
         forbidden=WEB | {"torch", "time", "threading", "asyncio"},
     ),
-    Rule("offramp.models", ours=("offramp.models",), forbidden=WEB),
-    Rule("offramp.training", ours=("offramp.training", "offramp.models"), forbidden=WEB),
-    Rule("offramp.server.engine", ours=("offramp.server.engine", "offramp.models"), forbidden=WEB),
-    Rule("offramp.server", ours=("offramp.server", "offramp.models")),
-    Rule("offramp", ours=("offramp", "benchmarks.commands")),
-    Rule("benchmarks", ours=("benchmarks", "offramp.command", *(f"offramp.{name}" for name in PACKAGES))),
+    Rule("offramp.models", allowed=("offramp.models",), forbidden=WEB),
+    Rule("offramp.training", allowed=("offramp.training", "offramp.models"), forbidden=WEB),
+    Rule("offramp.server.engine", allowed=("offramp.server.engine", "offramp.models"), forbidden=WEB),
+    Rule("offramp.server", allowed=("offramp.server", "offramp.models")),
+    Rule("offramp", allowed=("offramp", "benchmarks.commands")),
+    Rule("benchmarks", allowed=("benchmarks", "offramp.command", *(f"offramp.{name}" for name in PACKAGES))),
 )
 
 
@@ -89,15 +89,15 @@ def imports(root: Path) -> Iterator[Import]:
 
 def violations(root: Path) -> list[str]:
     """One sentence for each import that goes against RULES."""
-    found = []
+    sentences = []
     for item in imports(root):
         rule = next(rule for rule in RULES if within(item.importer, rule.area))
         top = item.imported.partition(".")[0]
         is_ours = top in (*PACKAGES, "offramp", "benchmarks", "tests")
-        is_allowed = any(within(item.imported, area) for area in rule.ours)
+        is_allowed = any(within(item.imported, area) for area in rule.allowed)
         if (is_ours and not is_allowed) or top in rule.forbidden:
-            found.append(f"{item.importer}:{item.line} must not import {item.imported}")
-    return found
+            sentences.append(f"{item.importer}:{item.line} must not import {item.imported}")
+    return sentences
 
 
 def plant(root: Path, files: dict[str, str]) -> None:

@@ -1,10 +1,10 @@
-"""A check that is called again and again while a file is read, so that the reading can be ended early."""
+"""A function that is called often while a file is read, so that the reading can end early."""
 
 from collections.abc import Callable
 
-# Called for each part of a file; what it raises ends the reading.
+# Called for each part of a file; an exception of it ends the reading.
 Check = Callable[[], None]
 
 
 def never_end() -> None:
-    """Let every file be read to its end."""
+    """A check that lets every file be read to its end."""

@@ -1,4 +1,4 @@
-"""GIF files as strangers send them: the blocks that matter to the first frame (GIF89a, CompuServe 1990)."""
+"""GIF files: the blocks that matter to the first frame (GIF89a, CompuServe 1990)."""
 
 from __future__ import annotations
 
@@ -6,22 +6,21 @@ import re
 
 from offramp.models.pictures.check import Check, never_end
 
-# What starts a block: an extension, a frame, or the end of the file. Decoders pass over other bytes between blocks.
+# The first byte of an extension, a frame, or the end of the file. Decoders skip other bytes between blocks.
 START = re.compile(rb"[!,;]")
 HEADER_BYTES = 13
 HAS_PALETTE = 0x80
 GRAPHIC_CONTROL, GRAPHIC_CONTROL_BYTES, IS_TRANSPARENT = 0xF9, 4, 0x01
 
-# In front of the first frame. 16 MiB hold so many sub-blocks if each has 32 bytes; most have 255.
+# Limits in front of the first frame. 16 MiB hold so many sub-blocks of 32 bytes; most have 255.
 MOST_EXTENSIONS, MOST_SUB_BLOCKS = 10_000, 500_000
 
 
 def without_extensions(data: bytes, check: Check = never_end) -> bytes:
-    """The file without the extensions in front of its first frame, but for the index of the transparent colour.
+    """The file without the extensions in front of its first frame; the index of the transparent colour stays.
 
-    Comments, application data, the delay and the number of loops say nothing of the pixels of the first frame. A file
-    without frames is cut off behind its header. Raises ValueError for more than 10,000 extensions or 500,000
-    sub-blocks.
+    Comments, application data, the delay and the number of loops do not change the pixels of the first frame. A file
+    without frames ends behind its header. Raises ValueError for more than 10,000 extensions or 500,000 sub-blocks.
     """
     if len(data) < HEADER_BYTES:
         return data
@@ -46,7 +45,7 @@ def without_extensions(data: bytes, check: Check = never_end) -> bytes:
 
 
 def _behind_sub_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
-    """Where a chain of sub-blocks ends, and how many of the `most` that it may have are left."""
+    """The end of a chain of sub-blocks, and the number that remains of the `most` allowed ones."""
     end = len(data)
     for left in range(most - 1, -1, -1):
         if at >= end:

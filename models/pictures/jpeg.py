@@ -1,4 +1,4 @@
-"""JPEG files as strangers send them: the segments that matter to the pixels, and how many scans they hold."""
+"""JPEG files: the segments that matter to the pixels, and the number of scans."""
 
 from __future__ import annotations
 
@@ -15,29 +15,28 @@ MARKER = re.compile(rb"\xff[^\x00\xd0-\xd7\xff]")
 START_OF_IMAGE, END_OF_IMAGE, START_OF_SCAN, TEMPORARY, COMMENT = 0xD8, 0xD9, 0xDA, 0x01, 0xFE
 APP0, APP1, APP14, APP15 = 0xE0, 0xE1, 0xEE, 0xEF
 PROGRESSIVE = (0xC2, 0xC6, 0xCA, 0xCE)
-# Hierarchical files, and lossless ones with arithmetic coding: what libjpeg-turbo does not decode.
+# Hierarchical files, and lossless ones with arithmetic coding, which libjpeg-turbo does not decode.
 UNSUPPORTED_FRAMES = (0xC5, 0xC6, 0xC7, 0xCB, 0xCD, 0xCE, 0xCF)
 FRAMES = frozenset(range(0xC0, 0xD0)) - {0xC4, 0xC8, 0xCC}
 
 XMP_PREFIX = b"http://ns.adobe.com/xap/1.0/\x00"
-# Lengths with which libjpeg reads the colour space out of the two application segments that it looks at.
+# libjpeg reads the colour space from these two application segments if they are at least so long.
 JFIF_BYTES, ADOBE_BYTES = 14, 12
 
 MOST_SEGMENTS = 10_000
 # Tables in front of the first scan: the standard allows 3 KiB, and Pillow reads them in Python.
 MOST_TABLE_BYTES = 64 * 1024
-# Searched for a marker between two checks.
+# Bytes that are searched for a marker between two checks.
 SEARCH_BYTES = 1 << 20
 
 
 @dataclass(frozen=True)
 class JpegHeader:
-    """What lies in front of the first scan.
+    """The content of the segments in front of the first scan.
 
-    picture: the file without the segments that say nothing of its pixels. exif, xmp: the blocks that may tell the
-    orientation, empty where there is none. is_progressive: several scans fill one picture, so that its coefficients
-    are kept in memory. unsupported: in words, why it is a JPEG that cannot be decoded though it may be whole; empty
-    for others.
+    picture: the file without the segments that do not change its pixels. exif, xmp: the blocks with the orientation,
+    empty if there are none. is_progressive: several scans fill one picture, so that its coefficients stay in memory.
+    unsupported: why a decoder refuses even a whole file of this variant, in words; empty if it does not.
     """
 
     picture: bytes
@@ -48,10 +47,10 @@ class JpegHeader:
 
 
 def jpeg_scans(data: bytes) -> int:
-    """How many scans a decoder of this JPEG goes through; each costs it a pass over all pixels.
+    """The number of scans; a decoder passes over all pixels for each.
 
-    Scans of thumbnails inside segments, and of pictures behind the end of this one, do not count. Of a file of more
-    than 10,000 segments an upper bound.
+    Scans of thumbnails inside segments, and of pictures behind the end of this one, do not count. It is an upper bound
+    for a file of more than 10,000 segments.
     """
     scans, at = 0, 2
     for _ in range(MOST_SEGMENTS):
@@ -81,7 +80,7 @@ def read_jpeg_header(data: bytes, check: Check = never_end) -> JpegHeader:
         body = data[start + 4 : end]
         if marker == START_OF_SCAN:
             is_progressive = frame in PROGRESSIVE or body[:1] < bytes((components,))
-            # Nothing was left out if the parts reach up to here.
+            # No segment was left out if the parts reach up to here.
             parts = [data] if sum(map(len, parts)) == start else [*parts, data[start:]]
             break
         if marker in FRAMES:
@@ -107,7 +106,7 @@ def read_jpeg_header(data: bytes, check: Check = never_end) -> JpegHeader:
 
 
 def _segments(data: bytes, check: Check) -> Iterator[tuple[int, int, int]]:
-    """Marker, start and end of each segment, up to the first scan and with it; up to one that is cut off."""
+    """Marker, start and end of each segment up to and including the first scan, or up to one that is cut off."""
     at = 2
     for _ in range(MOST_SEGMENTS):
         match = _find_marker(data, at, check)

@@ -1,4 +1,4 @@
-"""Which way up a picture is, read from its metadata alone; whatever is damaged there says nothing."""
+"""A picture's orientation, read from its metadata; damaged metadata counts as none."""
 
 from __future__ import annotations
 
@@ -12,21 +12,20 @@ TAG = 0x0112
 EXIF_PREFIX = b"Exif\x00\x00"
 XMP_ORIENTATION = re.compile(rb'tiff:Orientation(?:="|>)([1-8])')
 
-# Largest block of metadata that is searched for the orientation, which stands near the start. One segment of a JPEG
-# holds as much.
+# Largest block of metadata that is searched: the orientation stands near the start. A segment of a JPEG holds as much.
 MOST_BYTES = 64 * 1024
 
-# Entries of `Image.info`, as Pillow names them.
+# Pillow's names in `Image.info`.
 EXIF, XMP, RAW_PROFILE = "exif", "xmp", "Raw profile type exif"
 
-# Types of a TIFF field that hold one whole number, as struct spells them (TIFF 6.0, section 2).
+# The types of a TIFF field with one whole number, and their letters in struct (TIFF 6.0, section 2).
 _WHOLE_NUMBERS = {1: "B", 3: "H", 4: "I", 6: "b", 8: "h", 9: "i"}
 
 
-def orientation(info: Mapping[Any, Any]) -> int:
-    """1 to 8 as EXIF counts: what a picture's `info` tells; 1, upright, where it tells nothing that can be read.
+def read_orientation(info: Mapping[Any, Any]) -> int:
+    """The orientation in a picture's `info`, 1 to 8 as in EXIF; 1, upright, if there is none that can be read.
 
-    EXIF goes before XMP, as in Pillow.
+    EXIF comes before XMP, as in Pillow.
     """
     exif = info.get(EXIF)
     if exif is None:
@@ -39,7 +38,7 @@ def orientation(info: Mapping[Any, Any]) -> int:
 
 
 def _exif_orientation(exif: bytes) -> int | None:
-    """The tag's value in the first directory of an EXIF block; None where it is not there or cannot be read."""
+    """The tag's value in the first directory of an EXIF block; None if it is missing or cannot be read."""
     tiff = exif.removeprefix(EXIF_PREFIX)
     order = {b"II": "<", b"MM": ">"}.get(tiff[:2])
     if order is None:
@@ -53,13 +52,13 @@ def _exif_orientation(exif: bytes) -> int | None:
                 value: int = struct.unpack_from(f"{order}{_WHOLE_NUMBERS[kind]}", tiff, at + 8)[0]
                 return value
     except struct.error:
-        # The directory lies, or ends, beyond the block.
+        # The block ends before the directory does.
         return None
     return None
 
 
 def _raw_profile(text: object) -> bytes | None:
-    """An EXIF block in the hexadecimal text that ImageMagick writes into PNG files."""
+    """The EXIF block in the hexadecimal text that ImageMagick writes into PNG files."""
     if not isinstance(text, str):
         return None
     try:

@@ -1,4 +1,4 @@
-"""Encoded picture -> opened picture: the one way in, for training, `predict` and the server."""
+"""From encoded picture to opened picture, for training, `predict` and the server alike."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from offramp.models.pictures.orientation import EXIF, XMP
 from offramp.models.pictures.png import MAGIC, read_png_chunks
 from offramp.models.pictures.webp import without_metadata
 
-# Suffixes of the files that are taken for pictures, in lower case; the content decides how they are decoded.
+# Suffixes of picture files, in lower case. The content decides how a file is decoded.
 EXTENSIONS = frozenset(
     {".jpg", ".jpeg", ".jpe", ".jif", ".jfif", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm"}
 )
 
-# What Pillow raises on bytes that are no whole picture, while opening, decoding or converting them.
+# Pillow's exceptions for damaged pictures, while it opens, decodes or converts them.
 DECODE_ERRORS = (
     OSError,
     SyntaxError,
@@ -38,16 +38,16 @@ DECODE_ERRORS = (
     struct.error,
     zlib.error,
     Image.DecompressionBombError,
-    # Only where whoever runs this has made warnings errors.
+    # Raised only in a process that turns warnings into errors.
     Image.DecompressionBombWarning,
 )
 
-# Pillow warns of metadata that it cannot read, which is no reason to refuse a picture, whatever a warning is made.
+# Unreadable metadata is no reason to refuse a picture, even in a process that turns warnings into errors.
 warnings.filterwarnings("ignore", category=UserWarning, module=r"PIL\.")
 
 
 class UnsupportedPicture(ValueError):
-    """A picture that may be whole, of a variant of its format that cannot be decoded; the message says which."""
+    """A picture, perhaps whole, in a variant of its format that cannot be decoded; the message names the variant."""
 
     def __init__(self, variant: str) -> None:
         super().__init__(f"a variant that is not supported: {variant}")
@@ -61,17 +61,18 @@ def open_image(
 ) -> Image.Image:
     """A picture whose header is read and whose pixels are not yet decoded.
 
-    Of JPEG, PNG, WebP and GIF no metadata is parsed but for the orientation, so that nothing in it decides whether a
-    picture is read. `info` holds "exif" and "xmp" as Pillow's own does, and "progressive" for every JPEG whose
-    coefficients are all kept while it is decoded. formats: names of the formats to try; None for all of Pillow's.
-    as_file: gives Pillow the bytes; what its `read` raises ends the decoding. check: called for each part of the file
-    in front of that. Raises UnsupportedPicture, or what DECODE_ERRORS lists.
+    In JPEG, PNG, WebP and GIF the orientation is the only metadata that is parsed, so that damaged metadata never makes
+    a picture unreadable. `info` holds "exif" and "xmp" as in Pillow, and "progressive" for each JPEG whose coefficients
+    all stay in memory while it is decoded.
+    formats: names of the formats to try; None for all of Pillow's. as_file: makes the file that Pillow reads; an
+    exception of its `read` ends the decoding. check: called for each part of the file before Pillow reads it.
+    Raises UnsupportedPicture, or one of DECODE_ERRORS.
     """
     pixels, info = _without_metadata(content, check)
     try:
         image = Image.open(as_file(pixels), formats=formats)
     except UnidentifiedImageError as error:
-        # Pillow's own message names an object in memory.
+        # Pillow's message names an object in memory.
         raise ValueError("its header makes no sense, or is of no known format") from error
     except OSError as error:
         if str(error).startswith("Unsupported BMP"):
@@ -82,7 +83,7 @@ def open_image(
 
 
 def _without_metadata(content: bytes, check: Check) -> tuple[bytes, dict[str, Any]]:
-    """The file as it is decoded, and what is to stand in its `info`. Raises UnsupportedPicture or ValueError."""
+    """The file for the decoder, and entries for its `info`. Raises UnsupportedPicture or ValueError."""
     if content.startswith(b"\xff\xd8\xff"):
         header = read_jpeg_header(content, check)
         if header.unsupported:
@@ -104,7 +105,7 @@ def _without_metadata(content: bytes, check: Check) -> tuple[bytes, dict[str, An
 
 
 def _check_bmp_palette(content: bytes) -> None:
-    """Raise ValueError for a palette that Pillow compares with 65,536 greys before it refuses it."""
+    """Raise ValueError for a palette that is too large: Pillow would compare it with 65,536 greys first."""
     bits, colours = int.from_bytes(content[28:30], "little"), int.from_bytes(content[46:50], "little")
     has_colours = int.from_bytes(content[14:18], "little") >= 40
     if has_colours and bits <= 8 and colours > 256:

@@ -1,4 +1,4 @@
-"""PNG files as strangers send them: the chunks that matter to the pixels (W3C, PNG specification, third edition)."""
+"""PNG files: the chunks that matter to the pixels (W3C, PNG specification, third edition)."""
 
 from __future__ import annotations
 
@@ -13,26 +13,26 @@ from offramp.models.pictures.orientation import EXIF, EXIF_PREFIX, MOST_BYTES, R
 MAGIC = b"\x89PNG\r\n\x1a\n"
 CHUNK = struct.Struct(">I4s")
 GREY, RGB, PALETTE = 0, 2, 3
-# Keywords of the texts that may tell the orientation, and their names in `Image.info`.
+# Keywords of the texts with the orientation, and their names in `Image.info`.
 KEYWORDS = {b"XML:com.adobe.xmp": XMP, RAW_PROFILE.encode(): RAW_PROFILE}
 STARTS = tuple(keyword + b"\0" for keyword in KEYWORDS)
 
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
-# Most of a file, of any kind. Reading 25,000 empty ones takes 10 ms.
+# Most chunks of any kind. Reading 25,000 empty ones takes 10 ms.
 MOST_CHUNKS = 25_000
-# Chunks that Pillow reads, in Python: others than pixels, and pixels. A file with more chunks of pixels needs a mean
+# Most chunks that Pillow reads, in Python: headers, and pixels (IDAT). A file with more chunks of pixels needs a mean
 # size of 1 KiB; libpng writes chunks of 8 KiB.
 MOST_HEADERS, MOST_PIXEL_CHUNKS, MEAN_PIXEL_CHUNK_BYTES = 100, 10_000, 1024
 
 
 @dataclass(frozen=True)
 class PngChunks:
-    """What a PNG is made of.
+    """The content of a PNG's chunks.
 
-    picture: the file without the chunks that say nothing of its pixels. info: what may tell the orientation, named
-    as in Pillow's `Image.info`. unsupported: in words, why it cannot be decoded though it may be whole; empty for
-    others.
+    picture: the file without the chunks that do not change its pixels. info: the entries with the orientation, by their
+    names in Pillow's `Image.info`. unsupported: why a decoder refuses even a whole file of this variant, in words;
+    empty if it does not.
     """
 
     picture: bytes
@@ -41,10 +41,10 @@ class PngChunks:
 
 
 def read_png_chunks(data: bytes, check: Check = never_end) -> PngChunks:
-    """Read the chunks. Raises ValueError for too many of them, and for a palette that is missing.
+    """Read the chunks. Raises ValueError for too many chunks, and for a missing palette.
 
-    Damaged chunks stay as they are, for the decoder to refuse. The chunks of an animation are left out, so that its
-    still picture remains.
+    Damaged chunks stay as they are: the decoder refuses them. The chunks of an animation are left out, and its still
+    picture remains.
     """
     view = memoryview(data)
     parts: list[bytes | memoryview] = [view[:8]]
@@ -52,7 +52,7 @@ def read_png_chunks(data: bytes, check: Check = never_end) -> PngChunks:
     depth = colour = colours = 0
     unsupported = ""
     keywords = set(KEYWORDS)
-    # Of headers, and of chunks of pixels.
+    # Headers, and chunks of pixels, that may still come.
     left = [MOST_HEADERS, max(MOST_PIXEL_CHUNKS, len(data) // MEAN_PIXEL_CHUNK_BYTES)]
     for kind, start, end in _chunks(data):
         check()
@@ -84,9 +84,9 @@ def read_png_chunks(data: bytes, check: Check = never_end) -> PngChunks:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
-    """Type, start and end of each chunk, to the end of the picture; a damaged rest counts as one chunk.
+    """Type, start and end of each chunk, to the end of the picture. A damaged rest counts as one chunk.
 
-    An ancillary chunk (its type begins with a small letter) that is cut off is left out.
+    A truncated ancillary chunk (its type begins with a small letter) is left out.
     """
     start = len(MAGIC)
     for _ in range(MOST_CHUNKS):
@@ -109,7 +109,7 @@ def _chunks(data: bytes) -> Iterator[tuple[bytes, int, int]]:
 
 
 def _transparency(chunk: memoryview, depth: int, colour: int, colours: int) -> bytes | memoryview:
-    """A tRNS chunk as Pillow reads it: the grey on the scale of its pixels; nothing where the chunk is malformed."""
+    """A tRNS chunk in the form that Pillow reads, with grey on the scale of its pixels; empty for a malformed one."""
     samples = {GREY: 1, RGB: 3}.get(colour, 0)
     body = chunk[8:-4]
     if colour == PALETTE:
@@ -126,9 +126,9 @@ def _transparency(chunk: memoryview, depth: int, colour: int, colours: int) -> b
 
 
 def _take_orientation(info: dict[str, bytes | str], kind: bytes, body: memoryview, keywords: set[bytes]) -> None:
-    """Add to `info` what an EXIF block or a text says of the orientation; the first of its kind counts.
+    """Add the EXIF block or text of a chunk to `info`; the first of its kind counts.
 
-    keywords: of the texts that are not read yet. A text is inflated at most once for each, damaged or not.
+    keywords: the texts that are not read yet. For each keyword at most one text is inflated, damaged or not.
     """
     if kind == b"eXIf":
         if EXIF not in info:
@@ -140,7 +140,7 @@ def _take_orientation(info: dict[str, bytes | str], kind: bytes, body: memoryvie
     keywords.remove(keyword)
     is_compressed = kind == b"zTXt"
     if kind == b"iTXt":
-        # Whether it is compressed, and how; the language and the keyword in it (section 11.3.3.4).
+        # A flag and the method of compression, the language, the translated keyword, the text (section 11.3.3.4).
         is_compressed, text = text[:1] == b"\1", b"".join(text[2:].split(b"\0", 2)[2:])
     elif is_compressed:
         text = text[1:]

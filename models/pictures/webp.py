@@ -1,4 +1,4 @@
-"""WebP files as strangers send them: the chunks that matter to the pixels (RFC 9649, section 2)."""
+"""WebP files: the chunks that matter to the pixels (RFC 9649, section 2)."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from offramp.models.pictures.check import Check, never_end
 from offramp.models.pictures.orientation import EXIF, MOST_BYTES, XMP
 
 CHUNK = struct.Struct("<4sI")
-# Of the extended format; the simple ones hold pixels alone.
+# The first chunk of the extended format; the simple formats have pixels alone.
 EXTENDED = b"VP8X"
 PIXELS = (EXTENDED, b"VP8 ", b"VP8L", b"ALPH", b"ANIM", b"ANMF")
 METADATA = {b"EXIF": EXIF, b"XMP ": XMP}
@@ -17,9 +17,9 @@ MOST_CHUNKS = 10_000
 
 
 def without_metadata(data: bytes, check: Check = never_end) -> tuple[bytes, dict[str, bytes]]:
-    """The file without the chunks that say nothing of its first frame, and what may tell its orientation.
+    """The file with the chunks of its first frame alone, and its EXIF and XMP by Pillow's names in `Image.info`.
 
-    The latter is named as in Pillow's `Image.info`. Raises ValueError for more than 10,000 chunks.
+    Raises ValueError for more than 10,000 chunks.
     """
     if data[12:16] != EXTENDED:
         return data, {}

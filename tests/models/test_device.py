@@ -1,4 +1,4 @@
-"""Which device runs, and what a card says of it."""
+"""The choice of the device, its description, and its errors."""
 
 import pytest
 import torch
@@ -42,7 +42,7 @@ def test_a_device_that_computes_nothing_is_refused_in_a_sentence() -> None:
 
 
 @pytest.mark.parametrize(
-    ("error", "told"),
+    ("error", "message"),
     [
         (torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB.\nSee"), r"2 GiB; lower --batch-size$"),
         (
@@ -51,8 +51,8 @@ def test_a_device_that_computes_nothing_is_refused_in_a_sentence() -> None:
         ),
     ],
 )
-def test_errors_of_a_gpu_are_one_sentence_with_a_way_out(error: RuntimeError, told: str) -> None:
-    with pytest.raises(ValueError, match=told), device_errors("lower --batch-size"):
+def test_errors_of_a_gpu_are_one_sentence_with_a_way_out(error: RuntimeError, message: str) -> None:
+    with pytest.raises(ValueError, match=message), device_errors("lower --batch-size"):
         raise error
 
 

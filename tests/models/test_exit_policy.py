@@ -1,4 +1,4 @@
-"""Who leaves at which exit: the decision against a plain loop, calibration against its formulas."""
+"""The exit decision against a plain loop, and calibration against its formulas."""
 
 from __future__ import annotations
 

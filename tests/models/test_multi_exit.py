@@ -1,4 +1,4 @@
-"""Every architecture: builds, answers at every exit, learns everywhere, is one network however it is run."""
+"""Every architecture builds, answers at every exit and learns everywhere, in stages and as a whole."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ from offramp.models.heads import HEADS
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
 
-# The narrowest that each family's groups allow.
+# The narrowest widths that the groups of each network allow.
 WIDTHS = {"resnext50_32x4d": 16, "resnext101_32x8d": 8}
 STEMS: list[tuple[Stem, int]] = [("cifar", 32), ("imagenet", 64)]
-# One of each family, for what need not be asked of all.
-FAMILIES = [
+# One network of each kind, for slower tests.
+KINDS = [
     "resnet50",
     "seresnet18",
     "preact_resnet50",
@@ -52,7 +52,7 @@ def by_stages(net: MultiExitNet, x_BCHW: Tensor) -> list[Tensor]:
 
 
 def check_from_building_to_bundle(config: ModelConfig, exits: int, path: Path) -> None:
-    """Stages one by one are the whole forward, shapes are as promised, cost is counted, a bundle brings it back."""
+    """Check that stages give the whole forward, shapes and cost are right, and a bundle gives the network back."""
     torch.manual_seed(0)
     net = MultiExitNet(config).eval()
     assert net.num_exits == exits
@@ -164,7 +164,7 @@ def test_stem_follows_the_input_size(input_size: int, stem: Stem) -> None:
 
 
 @pytest.mark.parametrize("input_size", [16, 17, 33, 45, 97])
-@pytest.mark.parametrize("architecture", FAMILIES)
+@pytest.mark.parametrize("architecture", KINDS)
 def test_odd_input_sizes_work_at_every_exit(architecture: str, input_size: int) -> None:
     net = MultiExitNet(ModelConfig(architecture, 3, width=4, input_size=input_size)).eval()
     with torch.no_grad():

@@ -1,4 +1,4 @@
-"""Networks of one's own: from a module that the operator names to a bundle, which never brings code along."""
+"""The operator's own networks: from a module that the operator names to a bundle without code."""
 
 from __future__ import annotations
 

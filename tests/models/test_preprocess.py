@@ -13,14 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from offramp.models.preprocess import CIFAR100_MEAN, CIFAR100_STD, TURNS, Preprocessing, normalize, to_rgb
+from offramp.models.preprocess import CIFAR100_MEAN, CIFAR100_STD, TRANSPOSES, Preprocessing, normalize, to_rgb
 from tests.pictures import encoded, exif, field, noise
 
 PLAIN = Preprocessing(8)
 
 
 def flat(mode: str, colour: int | float | tuple[int, ...]) -> tuple[int, ...]:
-    """What a picture of one colour becomes."""
+    """The colour that a picture of one colour has afterwards."""
     pixels_HWC = PLAIN.apply(Image.new(mode, (11, 9), colour))
     assert pixels_HWC.shape == (8, 8, 3)
     assert pixels_HWC.dtype == np.uint8
@@ -126,12 +126,12 @@ def test_any_shape_becomes_the_square_input(size: tuple[int, int], crop_fraction
     assert (pixels_HWC == (10, 20, 30)).all()
 
 
-@pytest.mark.parametrize("turned", [False, True])
-def test_centre_of_a_long_picture_is_cut(turned: bool) -> None:
+@pytest.mark.parametrize("is_tall", [False, True])
+def test_centre_of_a_long_picture_is_cut(is_tall: bool) -> None:
     pixels_HWC = np.zeros((8, 24, 3), dtype=np.uint8)
     pixels_HWC[:, 8:16] = noise(8, 8)
     expected_HWC = pixels_HWC[:, 8:16]
-    if turned:
+    if is_tall:
         pixels_HWC, expected_HWC = pixels_HWC.transpose(1, 0, 2), expected_HWC.transpose(1, 0, 2)
     assert np.array_equal(PLAIN.apply(Image.fromarray(np.ascontiguousarray(pixels_HWC))), expected_HWC)
 
@@ -183,7 +183,7 @@ def test_a_picture_that_is_not_resized_keeps_every_bit(mode: str, size: tuple[in
 def test_turning_after_resizing_equals_turning_before(orientation: int, size: tuple[int, int]) -> None:
     preprocessing = Preprocessing(16, 0.7)
     image = Image.fromarray(noise(*size))
-    expected_HWC = preprocessing.apply(image.transpose(TURNS[orientation])).astype(int)
+    expected_HWC = preprocessing.apply(image.transpose(TRANSPOSES[orientation])).astype(int)
     image.info["exif"] = exif(field(0x0112, 3, orientation))
     assert np.abs(preprocessing.apply(image).astype(int) - expected_HWC).max() <= 2
 

@@ -26,8 +26,8 @@ def test_a_folder_is_read_once_whatever_links_lead_to_it(tmp_path: Path) -> None
     touch(tmp_path / "cats" / "z" / "a.jpg")
     for name in ("first", "second"):
         (tmp_path / "cats" / name).symlink_to(tmp_path / "cats" / "z")
-    found = find_pictures(tmp_path / "cats")
-    assert (found.names, found.left_out) == (["z/a.jpg"], {CIRCLE: 2})
+    files = find_pictures(tmp_path / "cats")
+    assert (files.names, files.left_out) == (["z/a.jpg"], {CIRCLE: 2})
 
 
 def test_links_in_a_circle_end(tmp_path: Path) -> None:
@@ -37,17 +37,17 @@ def test_links_in_a_circle_end(tmp_path: Path) -> None:
         (cats / link).symlink_to(target)
     (outside / "back").symlink_to(cats)
     (cats / "itself").symlink_to(cats / "itself")
-    found = find_pictures(cats)
-    assert (found.names, found.left_out) == (["a.jpg", "out/b.jpg"], {CIRCLE: 3, DEAD_LINK: 1})
+    files = find_pictures(cats)
+    assert (files.names, files.left_out) == (["a.jpg", "out/b.jpg"], {CIRCLE: 3, DEAD_LINK: 1})
 
 
 def test_what_is_left_out_is_counted_by_kind(tmp_path: Path) -> None:
     touch(*(tmp_path / name for name in ("a.JFIF", "b.heic", "c.HEIC", "README", ".hidden.jpg", "d.caf\udce9")))
     (tmp_path / "gone.jpg").symlink_to(tmp_path / "nowhere.jpg")
     os.mkfifo(tmp_path / "pipe.jpg")
-    found = find_pictures(tmp_path)
-    assert found.names == ["a.JFIF"]
-    assert found.left_out == {".heic": 2, "without suffix": 1, ".caf\\xe9": 1, DEAD_LINK: 1, "no files": 1}
+    files = find_pictures(tmp_path)
+    assert files.names == ["a.JFIF"]
+    assert files.left_out == {".heic": 2, "without suffix": 1, ".caf\\xe9": 1, DEAD_LINK: 1, "no files": 1}
 
 
 def test_names_that_are_not_utf8_are_taken_and_can_be_told(tmp_path: Path) -> None:

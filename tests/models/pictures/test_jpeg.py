@@ -1,4 +1,4 @@
-"""JPEG headers: scans counted, metadata left out, variants told apart."""
+"""JPEG headers: number of scans, metadata that is left out, variants."""
 
 from __future__ import annotations
 
@@ -125,7 +125,7 @@ def test_pictures_of_several_passes_are_told() -> None:
 
 
 @pytest.mark.parametrize(
-    ("marker", "bits", "channels", "told"),
+    ("marker", "bits", "channels", "variant"),
     [
         (0xC1, 12, 3, "12 bits a channel"),
         (0xC0, 8, 2, "2 channels"),
@@ -133,9 +133,9 @@ def test_pictures_of_several_passes_are_told() -> None:
         (0xC0, 8, 3, ""),
     ],
 )
-def test_variants_that_cannot_be_decoded_are_told(marker: int, bits: int, channels: int, told: str) -> None:
+def test_variants_that_cannot_be_decoded_are_named(marker: int, bits: int, channels: int, variant: str) -> None:
     frame = segment(marker, struct.pack(">BHHB", bits, 8, 8, channels) + bytes(3 * channels))
-    assert read_jpeg_header(b"\xff\xd8" + frame).unsupported == told
+    assert read_jpeg_header(b"\xff\xd8" + frame).unsupported == variant
 
 
 def test_segments_without_end_are_refused() -> None:

@@ -27,7 +27,7 @@ TURNED = np.asarray(Image.fromarray(PIXELS).transpose(Image.Transpose.ROTATE_270
 SIDEWAYS = field(0x0112, 3, 6)
 XMP_KEYWORD = b"XML:com.adobe.xmp"
 
-# EXIF that Pillow cannot write anew, or not read: each with a field that tells orientation 6.
+# EXIF that Pillow cannot write anew, or not read: each with orientation 6.
 ODD_EXIF = {
     "rational by zero": exif(field(0x011A, 5, 8), SIDEWAYS)[:34] + struct.pack("<iI", -1, 0),
     "float that is no number": exif(field(0x9999, 11, 0x7FC00000), SIDEWAYS),
@@ -117,7 +117,7 @@ def test_orientation_in_texts_of_a_png_is_honoured() -> None:
 
 
 def test_warnings_on_metadata_refuse_nothing_where_they_are_errors() -> None:
-    # A TIFF whose second field tells of more values than it holds.
+    # A TIFF whose second field claims more values than it holds.
     whole = encoded(Image.fromarray(PIXELS), "TIFF", tiffinfo={270: "x" * 40, 305: "y"})
     at = whole.find(struct.pack("<HH", 305, 2))
     cut = whole[: at + 4] + struct.pack("<II", 99_999, len(whole) - 4) + whole[at + 12 :]
@@ -196,7 +196,7 @@ def bmp(bits: int, compression: int) -> bytes:
 
 
 @pytest.mark.parametrize(
-    ("content", "told"),
+    ("content", "variant"),
     [
         (bmp(24, 5), r"BMP compression \(5\)"),
         (bmp(2, 0), r"BMP pixel depth \(2\)"),
@@ -205,8 +205,8 @@ def bmp(bits: int, compression: int) -> bytes:
         (b"\xff\xd8" + segment(0xC1, b"\x0c" + bytes(4) + b"\x01" + bytes(3)), "12 bits a channel"),
     ],
 )
-def test_whole_variants_that_cannot_be_decoded_are_called_unsupported(content: bytes, told: str) -> None:
-    with pytest.raises(UnsupportedPicture, match=f"a variant that is not supported: .*{told}"):
+def test_whole_variants_that_cannot_be_decoded_are_called_unsupported(content: bytes, variant: str) -> None:
+    with pytest.raises(UnsupportedPicture, match=f"a variant that is not supported: .*{variant}"):
         open_image(content)
 
 
@@ -341,7 +341,7 @@ from offramp.models.pictures.picture import open_image
 from offramp.models.preprocess import Preprocessing, decoded_bytes
 from tests.models.pictures.test_picture import HEIGHT, KINDS, SIZE, WIDTH, picture
 
-def told(name):
+def status_bytes(name):
     with open("/proc/self/status") as status:
         return next(int(line.split()[1]) * 1024 for line in status if line.startswith(name))
 
@@ -360,9 +360,9 @@ for kind in KINDS:
     trim(0)
     with open("/proc/self/clear_refs", "w") as peak:
         peak.write("5")
-    before = told("VmRSS")
+    before = status_bytes("VmRSS")
     estimate = estimated(content)
-    print(told("VmHWM") - before, estimate, kind, sep=",")
+    print(status_bytes("VmHWM") - before, estimate, kind, sep=",")
 """
 
 
@@ -385,7 +385,7 @@ def picture(kind: str, width: int, height: int) -> bytes:
     return encoded(image, format, **chosen)
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="measures the peak of memory as Linux tells it")
+@pytest.mark.skipif(sys.platform != "linux", reason="measures the peak of memory as Linux reports it")
 def test_what_decoding_takes_is_known_from_the_header() -> None:
     # Freed memory goes back at once (here and by malloc_trim): no picture is decoded in what another left.
     environment = os.environ | {"MALLOC_MMAP_THRESHOLD_": "131072"}
@@ -394,7 +394,9 @@ def test_what_decoding_takes_is_known_from_the_header() -> None:
     lines = [line.split(",") for line in run.stdout.splitlines()]
     assert len(lines) == len(KINDS)
     for peak, estimate, kind in lines:
-        a_pixel = f"{kind}: {int(peak) / WIDTH / HEIGHT:.2f} bytes a pixel, told {int(estimate) / WIDTH / HEIGHT:.2f}"
+        a_pixel = (
+            f"{kind}: {int(peak) / WIDTH / HEIGHT:.2f} bytes a pixel, estimated {int(estimate) / WIDTH / HEIGHT:.2f}"
+        )
         assert int(peak) <= int(estimate) + interpreter, a_pixel
         assert int(estimate) <= 2.5 * int(peak) + slack, a_pixel
 
