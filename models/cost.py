@@ -19,6 +19,8 @@ from offramp.models.multi_exit import MultiExitNet
 # second of two CPU cores. Values of one layer's output: a quarter of a gigabyte.
 MOST_MULTIPLY_ADDS = 64 * 10**9
 MOST_VALUES = 1 << 26
+# Side of an input in pixels, up to which a bounded count may compute.
+LARGEST_RUN = 256
 
 
 @dataclass(frozen=True)
@@ -69,8 +71,12 @@ def network_cost(net: MultiExitNet, is_bounded: bool = False) -> NetworkCost:
     """The cost of a network in evaluation mode, counted while one picture runs through it.
 
     It is quicker than `count_cost`, since torch takes a second to import its meta device. is_bounded: raise ValueError
-    before an operation brings the sum above 64 billion multiply-adds, or gives more than 67 million values.
+    before an operation brings the sum above 64 billion multiply-adds, or gives more than 67 million values. It runs
+    inputs above 256 pixels on the meta device: until the limit, a CPU computes for many seconds.
     """
+    if is_bounded and net.config.input_size > LARGEST_RUN:
+        with torch.device("meta"):
+            net = MultiExitNet(net.config).eval()
     device, size = next(net.parameters()).device, net.config.input_size
     sums = [0]
     # In a device's mode nn.MultiheadAttention calls its matrix products one by one, which the counter sees.
@@ -96,6 +102,9 @@ class _Counter(TorchDispatchMode):
     CPU, and imports torch's compiler, which takes seconds.
     """
 
+    # Such as flex attention: it runs, and is not counted.
+    supports_higher_order_operators = True
+
     def __init__(self, is_bounded: bool) -> None:
         super().__init__()
         self.is_bounded = is_bounded
@@ -107,7 +116,7 @@ class _Counter(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if work := _WORK.get(func.overloadpacket):
+        if work := _WORK.get(getattr(func, "overloadpacket", None)):
             multiply_adds, values = work(*args)
             self.multiply_adds += multiply_adds
             if self.is_bounded and (self.multiply_adds > MOST_MULTIPLY_ADDS or values > MOST_VALUES):
@@ -151,8 +160,12 @@ def _attention(query: Tensor, key: Tensor, value: Tensor, *options: object) -> t
 
 
 # An operation's multiply-adds and its output's values, from its arguments.
+_ATEN = torch.ops.aten
 _WORK: dict[Any, Callable[..., tuple[int, int]]] = {
-    torch.ops.aten.convolution: _convolution,
-    **dict.fromkeys((torch.ops.aten.mm, torch.ops.aten.addmm, torch.ops.aten.bmm, torch.ops.aten.baddbmm), _product),
-    torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN.convolution: _convolution,
+    **dict.fromkeys((_ATEN.mm, _ATEN.addmm, _ATEN.bmm, _ATEN.baddbmm), _product),
+    _ATEN._scaled_dot_product_flash_attention_for_cpu: _attention,
+    _ATEN._scaled_dot_product_flash_attention: _attention,
+    _ATEN._scaled_dot_product_efficient_attention: _attention,
+    _ATEN._scaled_dot_product_cudnn_attention: _attention,
 }

@@ -373,16 +373,18 @@ def load_bundle_or_none(path: Path) -> None:
 def test_weights_longer_than_their_header_tells_are_refused(longer: int, saved_bundle: Path) -> None:
     size = (saved_bundle / WEIGHTS).stat().st_size
     os.truncate(saved_bundle / WEIGHTS, size + longer)
-    refused(saved_bundle, WEIGHTS, f"not a whole safetensors file ({size + longer:,} bytes long, where its header")
+    refused(
+        saved_bundle, WEIGHTS, "not a whole safetensors file (Error while deserializing header: incomplete metadata"
+    )
 
 
 @pytest.mark.parametrize(
     ("header", "cause"),
     [
-        (b"[]", "a malformed header (AttributeError"),
-        (b"[" * 99_999, "a malformed header (RecursionError"),
-        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}', "a malformed header (OverflowError"),
-        (b'{"a": {"dtype": "F32"}}', "a malformed header (KeyError"),
+        (b"[]", "invalid type: sequence"),
+        (b"[" * 99_999, "invalid type: sequence"),
+        (b'{"a": {"dtype": "F32", "shape": [1e999], "data_offsets": [0, 4]}}', "number out of range"),
+        (b'{"a": {"dtype": "F32"}}', "missing field `shape`"),
     ],
 )
 def test_a_malformed_header_is_refused(header: bytes, cause: str, saved_bundle: Path) -> None:
@@ -392,7 +394,7 @@ def test_a_malformed_header_is_refused(header: bytes, cause: str, saved_bundle: 
 
 def test_a_header_without_end_is_not_read(saved_bundle: Path) -> None:
     (saved_bundle / WEIGHTS).write_bytes((1 << 40).to_bytes(8, "little") + b"{}")
-    refused(saved_bundle, WEIGHTS, "a header of 1,099,511,627,776 bytes, above the limit of 16,777,216")
+    refused(saved_bundle, WEIGHTS, "header too large")
 
 
 def test_an_input_that_takes_for_ever_is_refused_before_it_is_run(saved_bundle: Path, tiny_bundle: Bundle) -> None:
