@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Protocol
+from collections.abc import Callable, Sequence
 
 from torch import nn
 
 from offramp.models.backbones.backbone import Backbone
 
-
-class MakeBlock(Protocol):
-    """Builds one residual block: (B, in, H, W) -> (B, out, H/stride, W/stride)."""
-
-    def __call__(self, in_channels: int, out_channels: int, stride: int) -> nn.Module: ...
+# Builds a block (B, in, H, W) -> (B, out, H/stride, W/stride) from in, out and stride.
+MakeBlock = Callable[[int, int, int], nn.Module]
 
 
 def residual_backbone(
@@ -32,7 +28,7 @@ def residual_backbone(
     for index, (width, count) in enumerate(zip(out_channels, blocks, strict=True)):
         parts: list[nn.Module] = [] if index else [first]
         for block in range(count):
-            parts.append(make_block(in_channels, width, stride=2 if index and not block else 1))
+            parts.append(make_block(in_channels, width, 2 if index and not block else 1))
             in_channels = width
         stages.append(parts)
     stages[-1].extend(last)
