@@ -106,7 +106,7 @@ class _Counter(TorchDispatchMode):
     supports_higher_order_operators = True
 
     def __init__(self, is_bounded: bool) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.is_bounded = is_bounded
         self.multiply_adds = 0
 

@@ -249,7 +249,7 @@ def calls_of(name: str, function: Callable[[], object]) -> int:
 
 
 def test_texts_do_not_reach_the_decoder() -> None:
-    texts = chunk(b"tEXt", b"Comment\0x") * 50_000 + chunk(b"eXIf", exif(SIDEWAYS)) * 2
+    texts = chunk(b"tEXt", b"Comment\0x") * 20_000 + chunk(b"eXIf", exif(SIDEWAYS)) * 2
     data = rgb_png(PIXELS, texts)
     assert read_png_chunks(data).picture == rgb_png(PIXELS)
     assert np.array_equal(read(data), TURNED)
