@@ -1,1 +1,1 @@
-"""What a multi-exit network is: architecture, exits, preprocessing, cost, bundle. Knows neither training nor HTTP."""
+"""The multi-exit network: architecture, exits, preprocessing, cost, bundle. It imports no training and no HTTP."""

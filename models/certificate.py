@@ -25,8 +25,8 @@ class CertifiedPoint:
 
     max_disagreement: the promise. thresholds: K - 1, one per early exit; at 1 no picture leaves.
     observed: disagreement on the certifying pictures.
-    bound: the upper confidence bound of disagreement for these thresholds alone, at most the promise. The thresholds
-    were selected with these pictures, so that only the promise is proven.
+    bound: the upper confidence bound of disagreement for these thresholds alone, at most the promise. They are the last
+    of several that were tested on these pictures and passed, so that only the promise is proven.
     accuracy_drop, accuracy_drop_bound: accuracy of full depth minus accuracy of the early answers, as observed and its
     upper confidence bound; negative where early answers are better.
     compute: mean multiply-adds relative to full depth. exit_mix: the share of certifying pictures at each exit.

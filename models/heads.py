@@ -59,7 +59,7 @@ class Head(nn.Module, ABC):
 
     @abstractmethod
     def embed(self, features_BCHW: Tensor) -> Tensor:
-        """The pooled embedding (B, D) in front of the classifier."""
+        """The input of the classifier (B, D), pooled from the features."""
 
     def forward(self, features_BCHW: Tensor) -> tuple[Tensor, Tensor]:
         """(B, C, H, W) -> (embedding (B, D), logits (B, classes))."""

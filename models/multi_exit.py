@@ -55,7 +55,7 @@ class MultiExitNet(nn.Module):
 
     @property
     def embedding_sizes(self) -> tuple[int, ...]:
-        """D of every exit: the width of its embedding, the input of its linear classifier."""
+        """D of every exit: the width of its embedding."""
         return tuple(head.embedding_size for head in self.heads)  # type: ignore[misc]
 
     def run_stage(self, stage: int, x: Tensor) -> tuple[Tensor, Tensor]:

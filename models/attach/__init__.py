@@ -1,6 +1,6 @@
 """Exits for any network: `attach_exits` cuts an nn.Module behind named modules, so that later parts need not run.
 
-A cut is possible behind a named module whose one feature map is all that later parts need.
+A cut is possible behind a module if later parts need only its output, one feature map.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ def attach_exits(network: nn.Module, at: Sequence[str], input_size: int) -> Back
 
 @dataclass(frozen=True)
 class _TracedNetwork:
-    """A network and its graph. outputs: of each module that was called in it, by name. classifier: the last Linear."""
+    """A network and its graph. outputs: what each module in it returned, by name. classifier: the last Linear."""
 
     network: nn.Module
     graph: fx.Graph
@@ -96,7 +96,7 @@ class _TracedNetwork:
         return (wide or maps)[-1]
 
     def is_cuttable(self, node: fx.Node) -> bool:
-        """Whether the node gives a feature map, or is the picture, and later nodes need nothing else from before it."""
+        """Whether the node is the picture or gives a feature map, and later nodes need nothing else from before it."""
         is_map = node in self.shapes and is_feature_map(self.shapes[node])
         return is_map and self.position[node] < self.position[self.classifier] and not find_leak(self.graph, node)
 

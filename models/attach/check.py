@@ -47,7 +47,7 @@ class NetworkCopy:
 
 
 def copy_network(network: nn.Module, input_size: int) -> NetworkCopy:
-    """Raises AttachError when the network cannot be copied."""
+    """A copy to run checks on. Raises AttachError when the network cannot be copied."""
     try:
         copy = NetworkCopy(deepcopy(network), input_size)
     except FAILURES as error:

@@ -167,7 +167,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def find_leak(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """A node before the cut and a user of it behind the cut, where something else than the cut's output passes it."""
+    """A node before the cut that is needed behind it, and the node that needs it; None if only `cut` is needed."""
     nodes = list(graph.nodes)
     position = nodes.index(cut)
     before = {node for node in nodes[:position] if not _can_be_made_anywhere(node)}

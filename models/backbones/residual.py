@@ -22,7 +22,7 @@ def residual_backbone(
 ) -> Backbone:
     """A stage for each entry of `out_channels`, with as many blocks as `blocks` says. Later stages halve the size.
 
-    first: the stem, the begin of stage 1; it gives `in_channels`. last: the end of the last stage.
+    first: the stem; it begins stage 1 and gives `in_channels`. last: layers that end the last stage.
     """
     stages = []
     for index, (width, count) in enumerate(zip(out_channels, blocks, strict=True)):
