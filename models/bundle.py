@@ -85,7 +85,7 @@ class Bundle:
         if not 0.0 <= self.threshold <= 1.0:
             raise ValueError(f"threshold {self.threshold} is out of range: give a number in [0, 1]")
         if len(self.exits) not in (0, self.net.num_exits):
-            raise ValueError(f"exits tells of {len(self.exits)} exits, the network has {self.net.num_exits}")
+            raise ValueError(f"exits describes {len(self.exits)} exits, the network has {self.net.num_exits}")
         if not all(isinstance(facts, dict) for facts in (*self.exits, *self.operating_points)):
             raise ValueError("exits and operating_points must be lists of objects")
         if self.certificate and any(len(p.exit_mix) != self.net.num_exits for p in self.certificate.points):

@@ -45,7 +45,7 @@ class CertifiedPoint:
         ExitRule(self.thresholds)
         if len(self.exit_mix) != len(self.thresholds) + 1:
             raise ValueError(
-                f"exit_mix tells of {len(self.exit_mix)} exits, thresholds of {len(self.thresholds) + 1}: "
+                f"exit_mix has {len(self.exit_mix)} exits, thresholds have {len(self.thresholds) + 1}: "
                 "give one more share than thresholds"
             )
         if not 0.0 <= self.observed <= self.bound <= self.max_disagreement <= 1.0:

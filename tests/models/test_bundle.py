@@ -226,7 +226,7 @@ def test_every_field_is_needed(saved_bundle: Path) -> None:
         ),
         ("config", [], "must be a mapping"),
         ("exits", None, "not iterable"),
-        ("exits", [{"exit": 1}], "exits tells of 1 exits, the network has 4"),
+        ("exits", [{"exit": 1}], "exits describes 1 exits, the network has 4"),
         ("operating_points", ["0.5"], "must be lists of objects"),
         ("training", 3, "not iterable"),
     ],
