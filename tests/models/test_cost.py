@@ -3,17 +3,20 @@
 from __future__ import annotations
 
 from itertools import pairwise
+from typing import Any
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.flop_counter import flop_registry
 
 from offramp.models.backbones import standard_width
 from offramp.models.config import HeadKind, ModelConfig
-from offramp.models.cost import NetworkCost, count_cost, network_cost
+from offramp.models.cost import _WORK, NetworkCost, count_cost, network_cost
 from offramp.models.multi_exit import MultiExitNet
 
+aten = torch.ops.aten
 PAPER = ModelConfig("resnet18", num_classes=100)
 
 
@@ -296,3 +299,30 @@ def test_a_network_too_deep_is_refused_though_each_of_its_layers_is_small() -> N
     net = MultiExitNet(ModelConfig("resnet18", 10, width=256, input_size=256, stem="cifar")).eval()
     with pytest.raises(ValueError, match="more than 64 billion"):
         network_cost(net, is_bounded=True)
+
+
+def test_a_layer_with_too_many_values_is_refused_though_the_network_computes_little() -> None:
+    net = MultiExitNet(ModelConfig("mobilenetv2", 10, width=24, input_size=1024, stem="cifar", head="light")).eval()
+    assert network_cost(net.to("meta")).sequential_multiply_adds[-1] < 64e9
+    with pytest.raises(ValueError, match="or a layer more than 67 million values"):
+        network_cost(net, is_bounded=True)
+
+
+OPERATIONS: list[tuple[Any, list[Any]]] = [
+    (
+        aten.convolution,
+        [torch.ones(2, 4, 9, 8), torch.ones(6, 2, 3, 2), None, [2, 1], [1, 0], [1, 3], False, [0, 0], 2],
+    ),
+    (aten.convolution, [torch.ones(2, 4, 9, 8), torch.ones(4, 3, 3, 2), None, [2, 3], [1, 0], [2, 1], True, [1, 2], 2]),
+    (aten.addmm, [torch.ones(5), torch.ones(2, 3), torch.ones(3, 5)]),
+    (aten.bmm, [torch.ones(4, 2, 3), torch.ones(4, 3, 5)]),
+]
+
+
+@pytest.mark.parametrize(("operation", "arguments"), OPERATIONS)
+def test_the_work_of_an_operation_is_known_before_it_runs(operation: Any, arguments: list[Any]) -> None:
+    multiply_adds, values = _WORK[operation](*arguments)
+    output = operation(*arguments)
+    assert values == output.numel()
+    # torch counts a multiply-add as two operations.
+    assert 2 * multiply_adds == flop_registry[operation](*arguments, out_val=output)
