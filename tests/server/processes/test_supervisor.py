@@ -10,7 +10,7 @@ def test_a_process_that_dies_before_it_is_ready_is_started_again_at_ever_longer_
     assert [delays.after(ready=False) for _ in range(5)] == [0.0, 1.0, 5.0, 5.0, 5.0]
 
 
-def test_a_process_that_had_become_ready_is_started_again_at_once_however_often_it_dies():
+def test_a_process_that_was_ready_is_started_again_at_once_however_often_it_dies():
     delays = RestartDelays((0.0, 1.0, 5.0))
     assert [delays.after(ready) for ready in (True, True, True, False, False, True, False)] == [0, 0, 0, 0, 1, 0, 0]
 
