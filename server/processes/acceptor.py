@@ -48,56 +48,50 @@ class Acceptor:
         os.ftruncate(memory_fd, 4 * num_processes)
         self._counts = memoryview(mmap.mmap(memory_fd, 4 * num_processes)).cast("I")
         self._own = own
-        self._loop = asyncio.get_running_loop()
         self._listener = listener
         self._make_protocol = make_protocol
         self._connections = connections
         self._courtesy_s = courtesy_s
         self._pause_s = pause_s
-        self._timer: asyncio.TimerHandle | None = None
         self._opening: set[asyncio.Task[None]] = set()
         listener.setblocking(False)
-        self._resume()
+        self._accepting = asyncio.create_task(self._keep_accepting())
 
-    def close(self) -> None:
-        """Accept nothing more."""
-        self._loop.remove_reader(self._listener)
-        if self._timer is not None:
-            self._timer.cancel()
+    async def close(self) -> None:
+        """Accept nothing more. To be called before the socket is closed."""
+        self._accepting.cancel()
+        await asyncio.wait([self._accepting])
 
     def publish_count(self) -> None:
         """Write the number of connections for the other processes. To be called often, for those that were closed."""
         self._counts[self._own] = len(self._connections) + len(self._opening)
 
-    def _resume(self) -> None:
-        self._loop.add_reader(self._listener, self._on_waiting)
+    async def _keep_accepting(self) -> None:
+        while True:
+            await _until_readable(self._listener)
+            self.publish_count()
+            if self._counts[self._own] > min(self._counts):
+                await asyncio.sleep(self._courtesy_s)
+            try:
+                connection, _ = self._listener.accept()
+            except (BlockingIOError, InterruptedError, ConnectionAbortedError):
+                # Another process was quicker, or the client is gone already.
+                continue
+            except OSError as error:
+                logger.error("no connections are accepted for %g s: %s", self._pause_s, error)
+                await asyncio.sleep(self._pause_s)
+                continue
+            opening = asyncio.create_task(open_accepted(connection, self._make_protocol))
+            self._opening.add(opening)
+            opening.add_done_callback(self._opening.discard)
+            self.publish_count()
 
-    def _pause(self, pause_s: float, then: Callable[[], None]) -> None:
-        self._loop.remove_reader(self._listener)
-        self._timer = self._loop.call_later(pause_s, then)
 
-    def _on_waiting(self) -> None:
-        self.publish_count()
-        if self._counts[self._own] > min(self._counts):
-            self._pause(self._courtesy_s, self._accept_what_is_left)
-        else:
-            self._accept()
-
-    def _accept_what_is_left(self) -> None:
-        self._resume()
-        self._accept()
-
-    def _accept(self) -> None:
-        try:
-            connection, _ = self._listener.accept()
-        except (BlockingIOError, InterruptedError, ConnectionAbortedError):
-            # Another process was quicker, or the client is gone already.
-            return
-        except OSError as error:
-            logger.error("no connections are accepted for %g s: %s", self._pause_s, error)
-            self._pause(self._pause_s, self._resume)
-            return
-        opening = self._loop.create_task(open_accepted(connection, self._make_protocol))
-        self._opening.add(opening)
-        opening.add_done_callback(self._opening.discard)
-        self.publish_count()
+async def _until_readable(listener: socket.socket) -> None:
+    loop, readable = asyncio.get_running_loop(), asyncio.Event()
+    loop.add_reader(listener, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        # While this process waits for others, the event loop must not look at the socket again and again.
+        loop.remove_reader(listener)

@@ -66,7 +66,7 @@ class FrontendServer(Server):
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
         """As uvicorn's."""
-        self._acceptor.close()
+        await self._acceptor.close()
         await super().shutdown(sockets)
         self._looking.cancel()
 

@@ -18,7 +18,7 @@ import signal
 import socket
 import sys
 import tempfile
-from asyncio.subprocess import PIPE, Process
+from asyncio.subprocess import Process
 from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import replace
@@ -65,27 +65,31 @@ class RestartDelays:
 class Child:
     """A running process, and what it has reported. announcement: not None once it is ready."""
 
-    def __init__(self, process: Process) -> None:
+    def __init__(self, process: Process, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.announcement: list[str] | None = None
         self.failure: str | None = None
         self.silent_s = 0.0
         self._process = process
+        self._reader = reader
+        # The child takes the end of this stream for the end of the supervisor.
+        self._writer = writer
 
     @classmethod
     async def start(cls, assignment: Assignment) -> Child:
         """Start a process."""
-        process = await asyncio.create_subprocess_exec(
-            # -P: modules in the folder that the server was started in are not ours.
-            *(sys.executable, "-P", "-m", assignment.module),
-            stdin=PIPE,
-            stdout=PIPE,
-            pass_fds=(assignment.listener, *assignment.segments, assignment.connections, assignment.accounts),
-            # A Ctrl-C is for the supervisor alone: it tells the others when to end.
-            process_group=0,
-        )
-        assert process.stdin is not None
-        process.stdin.write(pickle.dumps(assignment))
-        return cls(process)
+        own_end, child_end = socket.socketpair()
+        with child_end:
+            process = await asyncio.create_subprocess_exec(
+                # -P: modules in the folder that the server was started in are not ours.
+                *(sys.executable, "-P", "-m", assignment.module),
+                stdin=child_end.fileno(),
+                pass_fds=(assignment.listener, *assignment.segments, assignment.connections, assignment.accounts),
+                # A Ctrl-C is for the supervisor alone: it tells the others when to end.
+                process_group=0,
+            )
+        reader, writer = await asyncio.open_connection(sock=own_end)
+        writer.write(pickle.dumps(assignment))
+        return cls(process, reader, writer)
 
     @property
     def ready(self) -> bool:
@@ -94,14 +98,16 @@ class Child:
 
     async def reports(self) -> AsyncIterator[Report]:
         """Yield each report until the process has ended."""
-        assert self._process.stdout is not None
-        while line := await self._process.stdout.readline():
-            report = msgspec.json.decode(line, type=Report)
-            self.silent_s = 0.0
-            self.failure = report.failure or self.failure
-            if report.announcement is not None:
-                self.announcement = report.announcement
-            yield report
+        # A process that dies before it has read its assignment resets the connection.
+        with suppress(ConnectionError):
+            while line := await self._reader.readline():
+                report = msgspec.json.decode(line, type=Report)
+                self.silent_s = 0.0
+                self.failure = report.failure or self.failure
+                if report.announcement is not None:
+                    self.announcement = report.announcement
+                yield report
+        self._writer.close()
         await self._process.wait()
 
     def send_signal(self, sig: signal.Signals) -> None:

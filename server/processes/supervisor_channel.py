@@ -1,8 +1,8 @@
 """What the supervisor and a process that it started send to each other.
 
-The supervisor writes an `Assignment` to the process's standard input, pickled as multiprocessing does it: both run the
-same program, and nobody else writes there. It writes nothing more, so that the process notices by the end of file when
-the supervisor is gone. The process writes a `Report` a line to its standard output.
+They share a socket, which is the process's standard input. The supervisor writes an `Assignment`, pickled as
+multiprocessing does it: both run the same program, and no other process writes there. After that the process writes
+reports, one a line, and notices by the end of the stream when the supervisor is gone.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from offramp.server.settings import Settings
 # Time between two reports of a process that lives.
 BEAT_S = 1.0
 
-STDIN, STDOUT, STDERR = range(3)
+STDIN = 0
 
 
 @dataclass(frozen=True)
@@ -65,10 +65,7 @@ class SupervisorChannel:
 
     def __init__(self) -> None:
         self.assignment: Assignment = pickle.load(sys.stdin.buffer)
-        self._output = os.dup(STDOUT)
-        os.set_blocking(self._output, False)
-        # A library that prints must not write among the reports.
-        os.dup2(STDERR, STDOUT)
+        os.set_blocking(STDIN, False)
 
     @property
     def closed(self) -> bool:
@@ -79,4 +76,4 @@ class SupervisorChannel:
         """Send a report."""
         # The supervisor is gone, or so far behind with reading that it misses nothing.
         with suppress(OSError):
-            os.write(self._output, msgspec.json.encode(Report(announcement, failure)) + b"\n")
+            os.write(STDIN, msgspec.json.encode(Report(announcement, failure)) + b"\n")

@@ -77,8 +77,10 @@ async def test_connections_that_come_at_once_are_shared(listener, memory, until)
     await until(lambda: sum(map(len, open_here)) == 20)
     # Not exactly: a process that is held up misses some.
     assert min(map(len, open_here)) >= 5
-    for closing in (*acceptors, *listeners, *clients):
-        closing.close()
+    for one_acceptor in acceptors:
+        await one_acceptor.close()
+    for connected in (*listeners, *clients):
+        connected.close()
     await close(*open_here)
 
 
@@ -89,13 +91,13 @@ async def test_a_process_with_fewer_gets_the_next(listener, memory, until):
         first = acceptor(listener, memory, 0, first_open)
         clients = clients_of(listener, 3)
         await until(lambda: len(first_open) == 3)
-        first.close()
+        await first.close()
         patient = acceptor(listener, memory, 0, first_open, courtesy_s=3600)
         second = acceptor(other, memory, 1, second_open)
         clients += clients_of(listener, 3)
         await until(lambda: len(second_open) == 3)
-        patient.close()
-        second.close()
+        await patient.close()
+        await second.close()
     for client in clients:
         client.close()
     await close(first_open, second_open)
@@ -106,7 +108,7 @@ async def test_where_the_other_is_dead_one_takes_all(listener, memory, until):
     clients = clients_of(listener, 5)
     only = acceptor(listener, memory, 0, open_here)
     await until(lambda: len(open_here) == 5)
-    only.close()
+    await only.close()
     for client in clients:
         client.close()
     await close(open_here)
@@ -116,12 +118,12 @@ async def test_a_closed_acceptor_takes_nothing_more(listener, memory, until):
     first_open: set[OpenConnection] = set()
     second_open: set[OpenConnection] = set()
     with listener.dup() as other:
-        acceptor(listener, memory, 0, first_open).close()
+        await acceptor(listener, memory, 0, first_open).close()
         second = acceptor(other, memory, 1, second_open)
         [client] = clients_of(listener, 1)
         await until(lambda: len(second_open) == 1)
         assert not first_open
-        second.close()
+        await second.close()
     client.close()
     await close(second_open)
 
@@ -133,6 +135,6 @@ async def test_an_error_of_the_system_is_a_pause_and_not_the_end(listener, memor
         [client] = clients_of(listener, 1)
         await until(lambda: len(open_here) == 1)
         assert exhausted.failures == 0
-        only.close()
+        await only.close()
     client.close()
     await close(open_here)

@@ -134,6 +134,17 @@ async def test_counters_are_the_sum_over_all_processes(server, pictures):
     assert total(after, "offramp_requests_total") == sum(map(server.answered_by, FRONTENDS))
 
 
+async def read_log(server: Server, phrase: str) -> str:
+    """The log up to the line with a phrase."""
+    assert server.process.stderr is not None
+    log = ""
+    while phrase not in log:
+        line = await asyncio.to_thread(server.process.stderr.readline)
+        assert line, log
+        log += line
+    return log
+
+
 async def in_flight(server: Server, asked: Sequence[asyncio.Task[httpx.Response]]) -> bool:
     """Whether a frontend says so, or has given up already: it does 5 s after an engine has been stopped."""
     seen = await asyncio.gather(*(server.samples() for _ in range(2 * len(FRONTENDS))))
@@ -205,12 +216,7 @@ async def test_without_any_frontend_requests_are_refused_at_once_until_one_has_s
     with serving(tiny, tmp_path) as own:
         for frontend in own.children("frontend"):
             os.kill(frontend, signal.SIGKILL)
-        assert own.process.stderr is not None
-        log = ""
-        while "no frontend runs" not in log:
-            line = await asyncio.to_thread(own.process.stderr.readline)
-            assert line, log
-            log += line
+        log = await read_log(own, "no frontend runs")
         async with httpx.AsyncClient(base_url=own.address, timeout=None) as client:
             refused = await client.post("/v1/predict?threshold=0.5", content=bytes(2**20))
             assert (refused.status_code, refused.headers["connection"], refused.headers["retry-after"]) == (
@@ -222,11 +228,13 @@ async def test_without_any_frontend_requests_are_refused_at_once_until_one_has_s
             assert refused.json()["instance"] == "/v1/predict"
             assert [(await client.get(path)).status_code for path in ("/livez", "/readyz")] == [200, 503]
             assert (await client.head("/livez")).content == b""
+        for _ in FRONTENDS:
+            log += await read_log(own, "is ready again")
         await until(lambda: own.every_frontend_answers(pictures))
         own.process.send_signal(signal.SIGINT)
-        rest = await asyncio.to_thread(own.process.stderr.read)
-    assert (log + rest).count("has died: killed by SIGKILL; the next starts at once\n") == 2
-    assert {f"frontend-{number} is ready again\n" in rest for number in range(2)} == {True}
+        await asyncio.to_thread(own.process.communicate)
+    assert log.count("has died: killed by SIGKILL; the next starts at once\n") == 2
+    assert all(f"{frontend} is ready again\n" in log for frontend in FRONTENDS)
 
 
 async def test_sigterm_answers_what_is_in_flight_and_leaves_nothing_behind(tiny, tmp_path, pictures):
@@ -287,10 +295,8 @@ async def test_a_process_that_waits_to_be_started_again_holds_up_no_end(tiny, tm
     with serving(tiny, tmp_path, restart_delays_s=[3600]) as own:
         killed = min(own.children("frontend"))
         os.kill(killed, signal.SIGKILL)
-        assert own.process.stderr is not None
-        while "has died" not in (said := await asyncio.to_thread(own.process.stderr.readline)):
-            assert said
-        assert said.endswith("has died: killed by SIGKILL; the next starts in 3600 s\n")
+        log = await read_log(own, "has died")
+        assert log.endswith("has died: killed by SIGKILL; the next starts in 3600 s\n")
         assert killed not in own.children()
         own.process.send_signal(signal.SIGTERM)
         await asyncio.to_thread(own.process.communicate)
