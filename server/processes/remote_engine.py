@@ -125,7 +125,7 @@ class EngineLink(asyncio.Protocol):
         future.add_done_callback(partial(self._on_done, slot, timer))
         return future
 
-    def send(self, message: Message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Send together with the other messages of this turn of the event loop."""
         if not self._outbox:
             self._loop.call_soon(self._flush)
