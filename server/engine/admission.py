@@ -31,6 +31,14 @@ class Admission:
     max_samples: int = 1024
     max_wait_s: float = 0.5
 
+    def check_size(self, num_pictures: int) -> None:
+        """Raises ValueError for more pictures than the engine ever holds."""
+        if num_pictures > self.max_samples:
+            raise ValueError(
+                f"{num_pictures} pictures at once are out of range: this engine holds at most {self.max_samples}; "
+                "send fewer, or raise --max-queue"
+            )
+
     def refusal(self, num_pictures: int, own: int, load: Load) -> Overloaded | None:
         """The error for a client that has `own` samples in flight and sends so many more; None if they have room.
 

@@ -138,12 +138,7 @@ class Engine:
         InferenceFailed. A cancelled one drops its sample before the next stage. Raises Overloaded or EngineStopped, and
         ValueError for more pictures than max_samples or a rule for a network of another depth.
         """
-        max_samples = self._admission.max_samples
-        if len(pictures) > max_samples:
-            raise ValueError(
-                f"{len(pictures)} pictures at once are out of range: this engine holds at most {max_samples}; "
-                "send fewer, or raise --max-queue"
-            )
+        self._admission.check_size(len(pictures))
         contract.check_depth(self._num_stages)
         if self._draining or not self.alive:
             raise EngineStopped(draining=self._draining)

@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 LONGEST_TURN_S = 2.0
 
 # Pause between pipelined requests of several connections.
-TURN_S = 0.001
+PIPELINE_PAUSE_S = 0.001
 
 # Connections closed together to make room, so that it is rarely looked for: a part of an address's, and at most. Their
 # descriptors are free a moment later, and new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
@@ -57,38 +57,38 @@ class Connection(Protocol):
         """Close at once, whatever is in progress, and leave."""
 
 
-class Turns:
-    """One pipelined request at a time, with a pause before the next.
+class PipelineQueue:
+    """Starts pipelined requests of all connections one at a time, with a pause before the next.
 
-    A hundred clients that send a thousand requests each without waiting for answers are served one by one, between the
-    requests of those that wait. Without the pause the event loop would never be idle, and the engine's thread would
-    wait for the interpreter's lock: a prediction beside 64 such clients took 58 ms instead of 15.
+    So clients that send thousands of requests without waiting for answers leave room for those that wait. Without the
+    pause the event loop would never be idle, and the engine's thread would wait for the interpreter's lock: a
+    prediction beside 64 such clients took 58 ms instead of 15.
     """
 
     def __init__(self) -> None:
-        self._due: deque[Callable[[], None]] = deque()
+        self._waiting: deque[Callable[[], None]] = deque()
 
-    def wait(self, act: Callable[[], None]) -> None:
-        """Do it when it is its turn."""
-        self._due.append(act)
-        if len(self._due) == 1:
-            asyncio.get_running_loop().call_soon(self._next)
+    def put(self, start: Callable[[], None]) -> None:
+        """Call `start` after those that were put in before."""
+        self._waiting.append(start)
+        if len(self._waiting) == 1:
+            asyncio.get_running_loop().call_soon(self._start_next)
 
-    def _next(self) -> None:
-        act = self._due[0]
+    def _start_next(self) -> None:
+        start = self._waiting[0]
         try:
-            act()
+            start()
         finally:
-            self._due.popleft()
-            if self._due:
-                asyncio.get_running_loop().call_later(TURN_S, self._next)
+            self._waiting.popleft()
+            if self._waiting:
+                asyncio.get_running_loop().call_later(PIPELINE_PAUSE_S, self._start_next)
 
 
 class Connections:
     """The connections of this process, by the address of the client.
 
     accounts: connections of each address in all processes of the server. Default: this process alone.
-    turns: for requests that came before the answers to those before them. now_s: seconds that this process has been
+    pipelined: requests that came before the answers to those before them. now_s: seconds that this process has been
     serving, as of the last sweep. draining: whether each connection ends with its next answer. closed: whether the
     server accepts no more.
     """
@@ -102,7 +102,7 @@ class Connections:
     ) -> None:
         self.limits = limits or HttpLimits()
         self.proxies = proxies or TrustedProxies()
-        self.turns = Turns()
+        self.pipelined = PipelineQueue()
         self.now_s = 0.0
         self.draining = self.closed = False
         self._accounts = accounts if self.limits.client_connections else None

@@ -278,7 +278,7 @@ class HttpProtocol(asyncio.Protocol):
         if self._transport.is_closing():
             return
         if self._kept:
-            self._all.turns.wait(self._go_on)
+            self._all.pipelined.put(self._go_on)
         else:
             self._settle()
 

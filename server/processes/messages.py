@@ -1,10 +1,10 @@
 """Messages between the frontends and the engine process, on a Unix socket.
 
-A message is a msgpack map, behind its length (4 bytes, big-endian). Both ends are the same program on one machine, so
-that versions need no negotiation.
+A message is a msgpack map with its length in front (4 bytes, big-endian). Both ends run the same program, so there is
+no version to agree on.
 
     frontend -> engine process    Hello, Submission, Cancellation
-    engine process -> frontend    Refusal, State, Outcomes
+    engine process -> frontend    Refusal, Update
 """
 
 from __future__ import annotations
@@ -23,16 +23,17 @@ LENGTH_BYTES = 4
 
 
 class Hello(msgspec.Struct, tag="hello"):
-    """The first message of a frontend. digest: of its models; see `shared_pictures.Layout`."""
+    """The first message of a frontend. frontend: its number. digest: see `shared_pictures.Layout`."""
 
     frontend: int
     digest: bytes
 
 
 class Submission(msgspec.Struct, tag="submit"):
-    """The pictures of one request. model: its number in the order served. contract: encoded. slots: of the pictures.
+    """The pictures of one request, which lie in `slots`.
 
-    deadline_s: on the monotonic clock, which all processes share.
+    model: its number in the order served. contract: see `encode_contract`. deadline_s: on the monotonic clock, which
+    all processes share.
     """
 
     model: int
@@ -43,23 +44,22 @@ class Submission(msgspec.Struct, tag="submit"):
 
 
 class Cancellation(msgspec.Struct, tag="cancel"):
-    """Nothing waits for these slots any more."""
+    """Nothing waits for the sample in this slot any more."""
 
-    slots: list[int]
+    slot: int
 
 
 class Refusal(msgspec.Struct, tag="refuse"):
     """The frontend has other models than the engine process."""
 
 
-class State(msgspec.Struct, tag="state", frozen=True):
+class State(msgspec.Struct, frozen=True):
     """State of one model's engine, for one frontend.
 
-    alive: warm, and its thread runs. inflight_others: samples in flight of the other frontends. num_clients, sample_s:
-    see `admission.Load`. queue_depths: samples of all frontends in front of each stage.
+    alive: the engine is warm and takes samples. inflight_others: samples in flight of the other frontends. num_clients,
+    sample_s: see `admission.Load`. queue_depths: samples of all frontends in front of each stage.
     """
 
-    model: int
     alive: bool
     inflight_others: int
     num_clients: int
@@ -67,23 +67,26 @@ class State(msgspec.Struct, tag="state", frozen=True):
     queue_depths: tuple[int, ...]
 
 
-class Failure(msgspec.Struct, array_like=True):
-    """An EngineError. number: its `retry_after_s` or `draining`."""
+class Failure(msgspec.Struct):
+    """An EngineError: the name of its class, its message, and the facts of `Overloaded` and `EngineStopped`."""
 
     kind: str
-    message: str = ""
-    number: float = 0.0
+    message: str
+    retry_after_s: float = 0.0
+    draining: bool = False
 
 
-class Outcomes(msgspec.Struct, tag="outcomes"):
-    """Results of slots, all of one step together: one for each submitted slot. Released slots were cancelled."""
+class Update(msgspec.Struct, tag="update"):
+    """Outcomes of samples, all of one step together, and the state of every model's engine, in the order served.
 
-    answers: list[tuple[int, Answer]] = []
-    failures: list[tuple[int, Failure]] = []
-    released: list[int] = []
+    outcomes: slot, and the sample's answer or error; None if it was cancelled.
+    """
+
+    outcomes: list[tuple[int, Answer | Failure | None]]
+    states: list[State]
 
 
-Message = Hello | Submission | Cancellation | Refusal | State | Outcomes
+Message = Hello | Submission | Cancellation | Refusal | Update
 
 
 def _encode_array(array: Any) -> bytes:
@@ -113,7 +116,7 @@ class Stream:
         self._rest = bytearray()
 
     def feed(self, data: bytes) -> Iterator[Message]:
-        """Every message that is complete with `data`."""
+        """Yield the messages that `data` completes."""
         self._rest += data
         start = 0
         while len(self._rest) - start >= LENGTH_BYTES:
@@ -126,7 +129,7 @@ class Stream:
         del self._rest[:start]
 
 
-# Kept: most requests ask for one of a few contracts.
+# Most requests have one of a few contracts.
 @lru_cache(maxsize=1024)
 def encode_contract(contract: Contract) -> bytes:
     """For `Submission.contract`."""
@@ -139,27 +142,20 @@ def decode_contract(data: bytes) -> Contract:
     return _contracts.decode(data)
 
 
-_KINDS = {kind.__name__: kind for kind in (DeadlineExceeded, InferenceFailed)}
+def encode_error(error: EngineError) -> Failure:
+    """For `Update.outcomes`."""
+    facts = (getattr(error, "retry_after_s", 0.0), getattr(error, "draining", False))
+    return Failure(type(error).__name__, str(error), *facts)
 
 
-def failure(error: EngineError) -> Failure:
-    """The error as a message."""
-    match error:
-        case Overloaded():
-            return Failure("Overloaded", number=error.retry_after_s)
-        case EngineStopped():
-            return Failure("EngineStopped", number=float(error.draining))
-        case _:
-            kind = type(error).__name__
-            return Failure(kind if kind in _KINDS else "InferenceFailed", str(error))
-
-
-def error(failure: Failure) -> EngineError:
-    """Back from `failure`."""
+def decode_error(failure: Failure) -> EngineError:
+    """Back from `encode_error`. Errors that a frontend does not tell apart become InferenceFailed."""
     match failure.kind:
         case "Overloaded":
-            return Overloaded(failure.number)
+            return Overloaded(failure.retry_after_s)
         case "EngineStopped":
-            return EngineStopped(draining=bool(failure.number), restarts=True)
-        case kind:
-            return _KINDS[kind](failure.message)
+            return EngineStopped(draining=failure.draining, restarts=True)
+        case "DeadlineExceeded":
+            return DeadlineExceeded(failure.message)
+        case _:
+            return InferenceFailed(failure.message)

@@ -1,4 +1,4 @@
-"""The `process_*` metrics of a server that is several processes: of the supervisor and all its children together."""
+"""The `process_*` metrics of a server that is several processes: the supervisor and all its children together."""
 
 from __future__ import annotations
 
@@ -18,36 +18,34 @@ ENDED_USER, ENDED_SYSTEM = 13, 14
 
 
 class ServerProcessCollector(Collector):
-    """Processor time, memory and open files summed over the family; start and limits are the supervisor's.
+    """Processor time, memory and open files are sums over all processes; start and limits are the supervisor's.
 
-    Processor time of children that have ended counts on, so that it never falls. Memory that processes share is
-    counted once for each of them. supervisor: its process id.
+    Processor time includes children that have ended, so that it never falls. Memory that processes share counts in
+    each of them. supervisor: its process id.
     """
 
     def __init__(self, supervisor: int) -> None:
-        self._proc = Path("/proc") / str(supervisor)
         self._supervisor = supervisor
+        self._proc = Path("/proc") / str(supervisor)
 
     def collect(self) -> Iterable[Metric]:
-        """Nothing where the supervisor is gone, or there is no /proc."""
+        """Yield nothing if the supervisor is gone, or there is no /proc."""
+        before: set[int] | None = None
         try:
-            children = self._children()
-            while True:
-                ended_s, families = self._ended_s(), [_of_process(pid) for pid in (self._supervisor, *children)]
-                before, children = children, self._children()
-                # Else a child has ended in between, and its time might be counted twice or not at all.
-                if before == children:
-                    break
+            # Again if a child has ended in between: its time might count twice, or not at all.
+            while before != (children := self._children()):
+                ended_s, by_process = self._ended_s(), [_metrics(pid) for pid in (self._supervisor, *children)]
+                before = children
         except OSError:
             return
-        for name, own in families[0].items():
-            total = sum(family[name].samples[0].value for family in families if name in family)
+        for name, metric in by_process[0].items():
+            total = sum(metrics[name].samples[0].value for metrics in by_process if name in metrics)
             if name == CPU:
-                yield CounterMetricFamily(name, own.documentation, value=total + ended_s)
+                yield CounterMetricFamily(name, metric.documentation, value=total + ended_s)
             elif name in SUMMED:
-                yield GaugeMetricFamily(name, own.documentation, value=total)
+                yield GaugeMetricFamily(name, metric.documentation, value=total)
             else:
-                yield own
+                yield metric
 
     def _children(self) -> set[int]:
         return {int(pid) for file in self._proc.glob("task/*/children") for pid in file.read_text().split()}
@@ -57,5 +55,5 @@ class ServerProcessCollector(Collector):
         return (int(fields[ENDED_USER]) + int(fields[ENDED_SYSTEM])) / os.sysconf("SC_CLK_TCK")
 
 
-def _of_process(pid: int) -> dict[str, Metric]:
+def _metrics(pid: int) -> dict[str, Metric]:
     return {metric.name: metric for metric in ProcessCollector(pid=lambda: pid, registry=None).collect()}

@@ -1,4 +1,4 @@
-"""The engine process as a frontend sees it: one connection, and behind it an `EngineClient` for each model."""
+"""The engine process as a frontend sees it: one connection, and an `EngineClient` for each model behind it."""
 
 from __future__ import annotations
 
@@ -6,9 +6,9 @@ import asyncio
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from functools import partial
-from typing import cast
+from typing import NamedTuple, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -18,87 +18,89 @@ from offramp.server.engine.admission import Admission, Load
 from offramp.server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
 from offramp.server.engine.request import Answer, Contract
 from offramp.server.processes import messages
-from offramp.server.processes.messages import Cancellation, Hello, Message, Outcomes, Refusal, State, Stream, Submission
-from offramp.server.processes.shared_pictures import FreeSlots, Layout, Segment
+from offramp.server.processes.messages import Cancellation, Failure, Hello, Message, Refusal, State, Submission, Update
+from offramp.server.processes.shared_pictures import Layout
 
 logger = logging.getLogger(__name__)
 
-# The supervisor keeps the engine's socket open while there is no engine, so this is for rare errors of the system.
+# The supervisor keeps the engine's socket open while no engine runs, so only rare errors of the system need this pause.
 RECONNECT_S = 0.1
 
-# What a refusal says where the engine has told nothing better.
-RETRY_AFTER_S = 1.0
-
-# The engine process keeps deadlines. Where it does not, a frontend answers this long after the deadline.
+# The engine process answers at the deadline. If it does not, the frontend answers this much later.
 GRACE_S = 0.05
 
-# Calls of `EngineLink.look` without a message from the engine process: after SILENT calls new requests are refused,
-# after LOST calls waiting requests are given up. Calls are counted, not seconds: a machine that was suspended has
-# missed no message.
+# Looks at the connection, one every LOOK_S, without a message from the engine process: after SILENT looks the frontend
+# refuses new requests, after LOST looks it gives up those that wait. It counts looks, not seconds: a machine that was
+# suspended has missed no message.
 LOOK_S = 0.1
 SILENT, LOST = 20, 50
 
-Picture = npt.NDArray[np.uint8]
+
+class Waiting(NamedTuple):
+    """A sample in the engine process."""
+
+    engine: RemoteEngine
+    client: str
+    future: asyncio.Future[Answer]
 
 
-class EngineLink:
-    """One frontend's connection to the engine process: kept up, and shared by all its models.
+class EngineLink(asyncio.Protocol):
+    """One frontend's connection to the engine process, shared by all its models. It connects again when it is lost.
 
-    When it is lost, everybody who waits gets EngineStopped at once. All members belong to the event loop's thread.
-    address: path of the engine process's socket. memory_fd: this frontend's segment.
+    When it is lost, all waiting samples get EngineStopped at once. All members belong to the event loop's thread.
+    address: path of the engine process's socket. frontend: number of this one. memory_fd: its segment. refused: the
+    engine process serves other models.
     """
 
     def __init__(
         self, address: str, frontend: int, memory_fd: int, bundles: Sequence[Bundle], admission: Admission
     ) -> None:
         layout = Layout.of(bundles, admission.max_samples)
-        segment = Segment(memory_fd, layout)
+        pictures = layout.map(memory_fd)
         self.refused = False
         self.engines = [
-            RemoteEngine(
-                self,
-                number,
-                num_stages=len(one.calibration.temperatures),
-                pictures_NHWC=segment.pictures(one.config.input_size),
-                admission=admission,
-            )
-            for number, one in enumerate(bundles)
+            RemoteEngine(self, model, len(bundle.calibration.temperatures), pictures[model], admission)
+            for model, bundle in enumerate(bundles)
         ]
         self._address = address
         self._hello = messages.encode(Hello(frontend, layout.digest))
-        self._free = FreeSlots(layout.num_slots)
-        self._waiting: dict[int, tuple[RemoteEngine, asyncio.Future[Answer], str]] = {}
+        # The slot used last is the next to be used, so that few pages of the segment take memory.
+        self._free_slots = list(range(layout.num_slots))
+        self._waiting: dict[int, Waiting] = {}
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
-        self._closed = False
+        self._closed = self._has_state = False
         self._looks = 0
-        self._stream = Stream()
         self._outbox: list[bytes] = []
 
     def open(self, loop: asyncio.AbstractEventLoop) -> None:
-        """Connect, and again whenever the connection is lost; the first call counts."""
+        """Connect, unless it was opened before."""
         if self._connecting is None:
             self._loop = loop
             self._connecting = loop.create_task(self._connect())
 
     def close(self) -> None:
-        """Nothing more is wanted: whoever still waits gets EngineStopped, and whoever starts is let go."""
+        """Disconnect for good: waiting samples get EngineStopped, and no engine waits for its start any more."""
         self._closed = True
         if self._connecting is not None:
             self._connecting.cancel()
         if self._transport is not None:
             self._transport.abort()
+        self.stop_waiting()
+
+    def stop_waiting(self) -> None:
+        """End every engine's wait for its start, now or later."""
         for engine in self.engines:
-            engine.let_go()
+            engine.started.set()
 
     @property
     def silent(self) -> bool:
-        """Whether the engine process has said nothing for SILENT looks."""
+        """Whether the last SILENT looks found no message from the engine process."""
         return self._looks >= SILENT
 
     def look(self) -> None:
         """Notice an engine process that has stopped. To be called every LOOK_S."""
-        if self._transport is None or not any(engine.known for engine in self.engines):
+        if self._transport is None or not self._has_state:
             return
         self._looks += 1
         if self._looks == SILENT:
@@ -109,27 +111,21 @@ class EngineLink:
 
     # ---- for RemoteEngine ----------------------------------------------------------------------
 
-    def take(
-        self, engine: RemoteEngine, count: int, client: str
-    ) -> tuple[list[int], list[asyncio.Future[Answer]]] | None:
-        """So many slots, and a future for each; None where there are not enough."""
-        slots = self._free.take(count)
-        if slots is None:
-            return None
-        futures: list[asyncio.Future[Answer]] = [self._loop.create_future() for _ in slots]
-        for slot, future in zip(slots, futures, strict=True):
-            self._waiting[slot] = engine, future, client
-            future.add_done_callback(partial(self._on_done, slot))
-        return slots, futures
+    def take_slots(self, count: int) -> list[int]:
+        """Slots to write pictures to. There are enough: admission bounds the samples of each model."""
+        return [self._free_slots.pop() for _ in range(count)]
 
-    def expire(self, futures: Sequence[asyncio.Future[Answer]], deadline_s: float) -> None:
-        """Give up what is not answered soon after the deadline, whatever the engine process does."""
-        delay_s = max(0.0, deadline_s - time.monotonic()) + GRACE_S
-        for future in futures:
-            timer = self._loop.call_later(delay_s, _expire, future)
-            future.add_done_callback(partial(_cancel, timer))
+    def expect(self, slot: int, engine: RemoteEngine, client: str, deadline_s: float | None) -> asyncio.Future[Answer]:
+        """The outcome of the sample in a slot; DeadlineExceeded soon after the deadline, whatever the engine does."""
+        future: asyncio.Future[Answer] = self._loop.create_future()
+        timer = None
+        if deadline_s is not None:
+            timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()) + GRACE_S, _expire, future)
+        self._waiting[slot] = Waiting(engine, client, future)
+        future.add_done_callback(partial(self._on_done, slot, timer))
+        return future
 
-    def send(self, message: Message) -> None:
+    def send(self, message: messages.Message) -> None:
         """Send together with the other messages of this turn of the event loop."""
         if not self._outbox:
             self._loop.call_soon(self._flush)
@@ -140,75 +136,73 @@ class EngineLink:
     async def _connect(self) -> None:
         while True:
             try:
-                await self._loop.create_unix_connection(partial(_Connection, self), self._address)
+                await self._loop.create_unix_connection(lambda: self, self._address)
             except OSError as error:
                 logger.debug("the engine process cannot be reached: %s", error)
                 await asyncio.sleep(RECONNECT_S)
             else:
                 return
 
-    def connected(self, transport: asyncio.Transport) -> None:
-        """Introduce this frontend; the engine is used once its first state has come."""
-        self._transport, self._stream = transport, Stream()
-        transport.write(self._hello)
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Introduce this frontend. The engines are used once their states have come."""
+        # Not asserted: uvloop's transports are no subclass.
+        self._transport, self._stream = cast(asyncio.Transport, transport), messages.Stream()
+        self._transport.write(self._hello)
 
-    def received(self, data: bytes) -> None:
-        """From the engine process."""
+    def data_received(self, data: bytes) -> None:
+        """Messages from the engine process."""
         if self.silent:
             logger.warning("the engine process is heard again")
         self._looks = 0
         for message in self._stream.feed(data):
             match message:
-                case Outcomes():
-                    for slot, answer in message.answers:
-                        self._settle(slot, answer)
-                    for slot, failure in message.failures:
-                        self._settle(slot, messages.error(failure))
-                    for slot in message.released:
-                        self._settle(slot, None)
-                case State():
-                    self.engines[message.model].update(message)
+                case Update():
+                    for slot, outcome in message.outcomes:
+                        self._settle(slot, messages.decode_error(outcome) if isinstance(outcome, Failure) else outcome)
+                    for engine, state in zip(self.engines, message.states, strict=True):
+                        engine.update(state)
+                    self._has_state = True
                 case Refusal():
                     self.refused = True
                 case _:
                     raise AssertionError(f"the engine process sends no {type(message).__name__}")
 
-    def lost(self) -> None:
-        """The engine process is gone: end all waiting requests, and connect to its successor."""
-        self._transport = None
-        self._looks = 0
+    def connection_lost(self, exc: Exception | None) -> None:
+        """The engine process is gone: end all waiting requests, and connect to the next one."""
+        self._transport, self._has_state, self._looks = None, False, 0
         self._outbox.clear()
         for engine in self.engines:
-            engine.forget()
+            engine.update(None)
         for slot in list(self._waiting):
             self._settle(slot, EngineStopped(draining=False, restarts=True))
         if not self._closed:
             self._connecting = self._loop.create_task(self._connect())
 
     def _flush(self) -> None:
-        frames = b"".join(self._outbox)
+        data = b"".join(self._outbox)
         self._outbox.clear()
         if self._transport is not None:
-            self._transport.write(frames)
+            self._transport.write(data)
 
     def _settle(self, slot: int, outcome: Answer | EngineError | None) -> None:
-        engine, future, client = self._waiting.pop(slot)
-        self._free.give_back(slot)
-        engine.settled(client)
+        engine, client, future = self._waiting.pop(slot)
+        self._free_slots.append(slot)
+        engine.settle(client)
         if future.done():
             return
-        if isinstance(outcome, Answer):
-            future.set_result(outcome)
-        elif isinstance(outcome, EngineError):
+        if isinstance(outcome, EngineError):
             future.set_exception(outcome)
         else:
-            raise AssertionError("only what was cancelled is released")
+            assert outcome is not None, "only a cancelled sample has no outcome"
+            future.set_result(outcome)
 
-    def _on_done(self, slot: int, future: asyncio.Future[Answer]) -> None:
+    def _on_done(self, slot: int, timer: asyncio.TimerHandle | None, future: asyncio.Future[Answer]) -> None:
+        if timer is not None:
+            timer.cancel()
         waiting = self._waiting.get(slot)
-        # The slot stays taken until the engine process says that it has let go.
-        if waiting is not None and waiting[1] is future:
-            self.send(Cancellation([slot]))
+        # Cancelled here: the slot stays taken until the engine process sends the outcome.
+        if waiting is not None and waiting.future is future:
+            self.send(Cancellation(slot))
 
 
 def _expire(future: asyncio.Future[Answer]) -> None:
@@ -216,58 +210,33 @@ def _expire(future: asyncio.Future[Answer]) -> None:
         future.set_exception(DeadlineExceeded("the deadline passed before the engine process answered"))
 
 
-def _cancel(timer: asyncio.TimerHandle, future: asyncio.Future[Answer]) -> None:
-    timer.cancel()
-
-
-class _Connection(asyncio.Protocol):
-    """Hands what happens on the socket to its link."""
-
-    def __init__(self, link: EngineLink) -> None:
-        self._link = link
-
-    def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        # Not asserted: uvloop's transports are no subclass.
-        self._link.connected(cast(asyncio.Transport, transport))
-
-    def data_received(self, data: bytes) -> None:
-        self._link.received(data)
-
-    def connection_lost(self, exc: Exception | None) -> None:
-        self._link.lost()
-
-
 class RemoteEngine:
-    """One model's engine in the engine process; what `offramp.server.registry.EngineClient` asks for.
+    """One model's engine in the engine process; an `offramp.server.registry.EngineClient`.
 
-    pictures_NHWC: the segment's slots as pictures of this model. admission: the engine's, of all frontends.
+    pictures_NHWC: the segment's slots as pictures of this model. admission: limits of the engine, over all frontends.
+    started: set once the engine process is warm, or nothing shall wait for it.
     """
 
     def __init__(
         self, link: EngineLink, model: int, num_stages: int, pictures_NHWC: npt.NDArray[np.uint8], admission: Admission
     ) -> None:
+        self.started = asyncio.Event()
         self._link = link
+        self._model = model
         self._num_stages = num_stages
         self._pictures_NHWC = pictures_NHWC
         self._admission = admission
+        self._unknown = self._state = State(False, 0, 0, 0.0, (0,) * num_stages)
         self._by_client: Counter[str] = Counter()
-        self._unknown = State(model, False, 0, 0, 0.0, (0,) * num_stages)
-        self._state = self._unknown
         self._own = 0
         self._draining = False
-        self._emptied = asyncio.Event()
-        self._warm: asyncio.Future[None] | None = None
-        self._waits = True
+        self._empty = asyncio.Event()
+        self._empty.set()
 
     @property
     def alive(self) -> bool:
-        """Whether the engine process is there, warm, and its engine runs."""
+        """Whether the engine process is there and warm, and this engine runs."""
         return self._state.alive and not self._link.silent
-
-    @property
-    def known(self) -> bool:
-        """Whether the engine process has said how this engine stands."""
-        return self._state is not self._unknown
 
     @property
     def inflight_samples(self) -> int:
@@ -276,37 +245,32 @@ class RemoteEngine:
 
     @property
     def queue_depths(self) -> tuple[int, ...]:
-        """Samples waiting in front of each stage, as last told."""
+        """Samples in front of each stage, as of the last message."""
         return self._state.queue_depths
 
-    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> asyncio.Future[None]:
-        """Look for the engine process; done when it is warm. `warm_up` is its own affair, and not called here."""
-        self._warm = loop.create_future()
+    def start(self, loop: asyncio.AbstractEventLoop, warm_up: Callable[[], object]) -> Awaitable[object]:
+        """Connect to the engine process; done when it is warm. It has a `warm_up` of its own, so this one is unused."""
         self._link.open(loop)
-        # Models are started one after the other, and the first's link may have told of all.
-        if self.alive or not self._waits:
-            self._warm.set_result(None)
-        return self._warm
+        return self.started.wait()
 
     @property
     def load(self) -> Load:
-        """What the engine has in hand, as far as this frontend knows."""
+        """What the engine has to do, as far as this frontend knows."""
         return Load(self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.sample_s)
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
-        """How `submit` would refuse so many pictures of a client, as far as this frontend knows."""
+        """As `Engine.overload`, as far as this frontend knows."""
         return self._admission.refusal(num_pictures, self._by_client.get(client, 0), self.load)
 
     def submit(
-        self, pictures: Sequence[Picture], contract: Contract, client: str = "", deadline_s: float | None = None
+        self,
+        pictures: Sequence[npt.NDArray[np.uint8]],
+        contract: Contract,
+        client: str = "",
+        deadline_s: float | None = None,
     ) -> list[asyncio.Future[Answer]]:
-        """As `Engine.submit`; Overloaded may also come through the futures, since the engine has the last word."""
-        max_samples = self._admission.max_samples
-        if len(pictures) > max_samples:
-            raise ValueError(
-                f"{len(pictures)} pictures at once are out of range: this engine holds at most {max_samples}; "
-                "send fewer, or raise max_queue"
-            )
+        """As `Engine.submit`. The futures may deliver Overloaded too: the engine process decides."""
+        self._admission.check_size(len(pictures))
         contract.check_depth(self._num_stages)
         assert all(picture.shape == self._pictures_NHWC.shape[1:] for picture in pictures), (
             "preprocessing gives one size"
@@ -315,55 +279,39 @@ class RemoteEngine:
             raise EngineStopped(draining=self._draining, restarts=True)
         if overload := self.overload(len(pictures), client):
             raise overload
-        taken = self._link.take(self, len(pictures), client)
-        if taken is None:
-            raise Overloaded(RETRY_AFTER_S)
-        slots, futures = taken
-        self._own += len(slots)
-        self._by_client[client] += len(slots)
+        slots = self._link.take_slots(len(pictures))
         for slot, picture in zip(slots, pictures, strict=True):
             self._pictures_NHWC[slot] = picture
+        self._own += len(slots)
+        self._by_client[client] += len(slots)
+        self._empty.clear()
         encoded = messages.encode_contract(contract)
-        self._link.send(Submission(self._state.model, encoded, slots, client, deadline_s))
-        if deadline_s is not None:
-            self._link.expire(futures, deadline_s)
-        return futures
+        self._link.send(Submission(self._model, encoded, slots, client, deadline_s))
+        return [self._link.expect(slot, self, client, deadline_s) for slot in slots]
 
     @property
     def drained(self) -> bool:
-        """Takes in nothing more, and has answered everything."""
+        """Whether it takes in no samples any more and has none in flight."""
         return self._draining and not self._own
 
     async def drain(self) -> None:
-        """Wait for what is in flight, take in nothing new; the last model to be drained closes the link."""
+        """Take in nothing new, and wait for all samples in flight. The last engine to be drained closes the link."""
         self._draining = True
-        if self._own:
-            self._emptied.clear()
-            await self._emptied.wait()
+        await self._empty.wait()
         if all(engine.drained for engine in self._link.engines):
             self._link.close()
 
-    def update(self, state: State) -> None:
-        """The engine process has sent its state."""
-        self._state = state
-        if state.alive:
-            self.let_go()
+    def update(self, state: State | None) -> None:
+        """Use the state that the engine process has sent. None: the engine process is gone."""
+        self._state = state or self._unknown
+        if self._state.alive:
+            self.started.set()
 
-    def forget(self) -> None:
-        """The engine process is gone."""
-        self._state = self._unknown
-
-    def settled(self, client: str) -> None:
-        """One sample of a client is no longer in flight."""
+    def settle(self, client: str) -> None:
+        """Count one sample of a client less."""
         self._own -= 1
         self._by_client[client] -= 1
         if not self._by_client[client]:
             del self._by_client[client]
         if not self._own:
-            self._emptied.set()
-
-    def let_go(self) -> None:
-        """Whoever waits for the start waits no longer, now or later."""
-        self._waits = False
-        if self._warm is not None and not self._warm.done():
-            self._warm.set_result(None)
+            self._empty.set()

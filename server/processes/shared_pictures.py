@@ -1,14 +1,14 @@
-"""Pictures in memory that a frontend and the engine process both see, so that none is sent through a socket.
+"""Pictures in memory that a frontend and the engine process share, so that no picture goes through a socket.
 
-A frontend owns a segment of equal slots: it writes a picture into a free one and names the slot to the engine process,
-which reads the picture in place. The slot is free again when the engine process has told what became of it.
+A frontend owns a segment of equal slots. It writes a picture into a free slot and sends the slot's number; the engine
+process reads the picture in place. The slot is free again when the engine process has sent the outcome.
 
-The memory is an anonymous file (memfd) that the supervisor makes and both inherit. It has no name that could outlive a
-crash, and is not bounded by the size of /dev/shm, which is 64 MB in many containers. Its pages exist only once written
-to, and the slot freed last is the next to be used, so a segment weighs as much as was ever in flight at once.
+The memory is an anonymous file (memfd) that the supervisor creates and both processes inherit. It has no name that
+could outlive a crash, and the size of /dev/shm, which is 64 MB in many containers, does not limit it. A page takes
+memory once it is written to.
 
-The engine may still read a slot whose sample was given up and which has been written anew. That does no harm: the
-result of such a sample is thrown away, and batch-mates do not depend on each other.
+A frontend may write a new picture into a slot while the engine still reads it for a sample that was given up. This does
+no harm: the result of that sample is dropped, and samples of a batch do not depend on each other.
 """
 
 from __future__ import annotations
@@ -28,73 +28,41 @@ from offramp.models.bundle import Bundle
 
 @dataclass(frozen=True)
 class Layout:
-    """What both ends must agree on: how a segment is divided, and which models are meant by their numbers.
+    """How a segment is divided, the same in all processes. sizes: width of each model's pictures, in the order served.
 
-    digest: of all that is known of the models, weights included where they come from a file. A bundle that was replaced
-    on disk while the server ran must not be half old and half new.
+    digest: of all facts of the models, and of their weights where these come from a file. It differs where a bundle was
+    replaced on disk while the server ran.
     """
 
     num_slots: int
-    slot_bytes: int
-    digest: bytes
+    sizes: tuple[int, ...]
+    digest: bytes = b""
 
     @classmethod
     def of(cls, bundles: Sequence[Bundle], max_samples: int) -> Layout:
-        """For models in the order served, with at most `max_samples` pictures each in flight."""
+        """The layout for models in the order served. max_samples: pictures of each model in flight."""
         facts = [
             [
-                *(one.name, one.version, one.labels, one.threshold, one.digest),
-                *(asdict(part) for part in (one.config, one.preprocessing, one.calibration)),
+                *(bundle.name, bundle.version, bundle.labels, bundle.threshold, bundle.digest),
+                *(asdict(part) for part in (bundle.config, bundle.preprocessing, bundle.calibration)),
             ]
-            for one in bundles
+            for bundle in bundles
         ]
         digest = hashlib.sha256(json.dumps(facts).encode()).digest()
-        slot_bytes = max(picture_bytes(one.config.input_size) for one in bundles)
-        return cls(max_samples * len(bundles), slot_bytes, digest)
+        return cls(max_samples * len(bundles), tuple(bundle.config.input_size for bundle in bundles), digest)
 
+    def map(self, memory_fd: int) -> list[npt.NDArray[np.uint8]]:
+        """Map a segment into this process: for each model, all slots as (N, size, size, 3) pictures.
 
-def picture_bytes(size: int) -> int:
-    """Bytes of a uint8 (size, size, 3) picture."""
-    return size * size * 3
-
-
-class Segment:
-    """One frontend's slots, mapped into this process. memory_fd: the anonymous file, made larger where it is short."""
-
-    def __init__(self, memory_fd: int, layout: Layout) -> None:
-        size_bytes = layout.num_slots * layout.slot_bytes
+        memory_fd: the anonymous file; it grows to the size of the segment.
+        """
+        slot_bytes = max(self.sizes) ** 2 * 3
+        size_bytes = self.num_slots * slot_bytes
         if os.fstat(memory_fd).st_size < size_bytes:
             os.ftruncate(memory_fd, size_bytes)
         # Unmapped when the last array over it is gone.
         memory = mmap.mmap(memory_fd, size_bytes)
-        self._bytes_NB = np.frombuffer(memory, np.uint8).reshape(layout.num_slots, layout.slot_bytes)
-
-    def pictures(self, size: int) -> npt.NDArray[np.uint8]:
-        """All slots as (N, size, size, 3) pictures; the slots of a larger model's segment are only used in part."""
-        rows_NB = self._bytes_NB[:, : picture_bytes(size)]
-        shape, strides = (len(rows_NB), size, size, 3), (rows_NB.strides[0], size * 3, 3, 1)
-        return np.lib.stride_tricks.as_strided(rows_NB, shape, strides)
-
-
-class FreeSlots:
-    """Which slots may be written to. No slot is taken twice before it was given back."""
-
-    def __init__(self, num_slots: int) -> None:
-        self._free = list(range(num_slots - 1, -1, -1))
-        self._taken: set[int] = set()
-
-    def __len__(self) -> int:
-        return len(self._free)
-
-    def take(self, count: int) -> list[int] | None:
-        """So many slots; None, and none taken, where there are not enough."""
-        if count > len(self._free):
-            return None
-        slots = [self._free.pop() for _ in range(count)]
-        self._taken.update(slots)
-        return slots
-
-    def give_back(self, slot: int) -> None:
-        """The slot is free again. Raises KeyError for a slot that nobody has."""
-        self._taken.remove(slot)
-        self._free.append(slot)
+        return [
+            np.ndarray((self.num_slots, size, size, 3), np.uint8, memory, strides=(slot_bytes, 3 * size, 3, 1))
+            for size in self.sizes
+        ]

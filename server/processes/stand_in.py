@@ -1,4 +1,4 @@
-"""Answers in place of the frontends while none of them runs: else requests would wait until one has started again."""
+"""Answers requests while no frontend runs. Without it they would wait until one has started again."""
 
 from __future__ import annotations
 
@@ -14,14 +14,14 @@ logger = logging.getLogger(__name__)
 # A client that asks again at once must not take the processor from the frontends that start.
 PAUSE_S = 0.1
 
-# For the head of a request, and for its client to read the answer.
+# Time for the head of a request to arrive, and for the client to read the answer.
 TIMEOUT_S = 2.0
 
 MAX_CONNECTIONS = 1000
 
 
 class StandIn:
-    """Accepts from the frontends' listening socket while it is active. Every answer is the last on its connection."""
+    """Accepts from the frontends' listening socket while it is active, and answers one request a connection."""
 
     def __init__(self, listener: socket.socket) -> None:
         self._listener = listener
@@ -46,6 +46,7 @@ class StandIn:
             connection, _ = self._listener.accept()
         except OSError:
             return
+        # The supervisor needs descriptors to start processes.
         if len(self._answering) >= MAX_CONNECTIONS:
             connection.close()
             return
@@ -63,16 +64,16 @@ async def answer(connection: socket.socket) -> None:
             await asyncio.sleep(PAUSE_S)
             writer.write(response(head))
             writer.write_eof()
-            # A connection that is closed before its request is read loses the answer.
+            # The client loses the answer if the connection is closed before its request is read.
             while await reader.read(2**16):
                 pass
     writer.close()
 
 
 def response(head: bytes) -> bytes:
-    """A whole HTTP/1.1 response: 200 for /livez, since the supervisor lives; 503 for all else.
+    """A whole HTTP/1.1 response: 200 for /livez, since the supervisor lives; 503 for everything else.
 
-    Not made by `problems.raw_response`: it would load the web framework, which the supervisor does without.
+    `problems.raw_response` would load the web framework, which the supervisor does without.
     """
     path = head.split(b" ", 2)[1].partition(b"?")[0].decode("latin-1") if head.count(b" ") > 1 else ""
     if path == "/livez":

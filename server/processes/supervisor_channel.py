@@ -1,48 +1,50 @@
-"""What the supervisor and one process that it started say to each other.
+"""What the supervisor and a process that it started send to each other.
 
-The supervisor tells everything at once, as the process's standard input: an `Assignment`. It is pickled, as Python's
-own multiprocessing does it: both ends are the same program, and nobody else can write there. After that they share a
-socket on which the process tells, a JSON object a line, that it is ready, that it lives, or why it cannot start. Each
-end notices by the end of file when the other is gone, however it went.
+They share a socket, which is the process's standard input. The supervisor writes an `Assignment`, pickled as
+multiprocessing does it: both run the same program, and no other process writes there. After that the process writes
+reports, one a line, and notices by the end of the stream when the supervisor is gone.
 """
 
 from __future__ import annotations
 
-import json
+import os
 import pickle
-import socket
+import select
 import sys
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import msgspec
 
 from offramp.server.settings import Settings
 
-# How often a process says that it lives.
+# Time between two reports of a process that lives.
 BEAT_S = 1.0
+
+STDIN = 0
 
 
 @dataclass(frozen=True)
 class Assignment:
-    """What a process needs to know to begin.
+    """What a process has to do.
 
-    name: of the process, in logs and in the files of its counters. number: of the frontend, 0 for the engine.
-    folder: of this server's run; the counters of all processes lie there, and the engine's socket.
-    lifeline, listener: file descriptors: the socket to the supervisor, and the listening socket: HTTP's for a
-    frontend, the engine's own for the engine. segments: memory for pictures, by the number of the frontend. shares:
-    memory in which the frontends tell each other how many connections they have. accounts: memory of the clients'
-    accounts, which the frontends share.
+    name: in logs and in the file names of its counters. module: what it runs. number: of the frontend; 0 for the
+    engine. folder: of this run of the server, for the counters of all processes and the engine's socket. address: URL
+    of the server. File descriptors: listener: the listening socket, HTTP's for a frontend, the engine's own for the
+    engine. segments: memory for pictures, by number of the frontend. connections: memory for the number of connections
+    of each frontend. accounts: memory for the clients' accounts.
     """
 
     settings: Settings
     name: str
+    module: str
     number: int
     folder: Path
     address: str
-    lifeline: int
     listener: int
     segments: tuple[int, ...]
-    shares: int
+    connections: int
     accounts: int
 
     @property
@@ -51,45 +53,27 @@ class Assignment:
         return str(self.folder / "engine")
 
 
-def read_assignment() -> Assignment:
-    """From standard input, in a process that the supervisor has started."""
-    assignment = pickle.load(sys.stdin.buffer)
-    assert isinstance(assignment, Assignment)
-    return assignment
+class Report(msgspec.Struct, omit_defaults=True):
+    """A sign of life. announcement: lines for the operator, once the process is ready. failure: why it has to end."""
+
+    announcement: list[str] | None = None
+    failure: str | None = None
 
 
-class Lifeline:
-    """The process's end of the socket to the supervisor."""
+class SupervisorChannel:
+    """The process's side. assignment: what the supervisor has written."""
 
-    def __init__(self, fd: int) -> None:
-        self._socket = socket.socket(fileno=fd)
-        self._socket.setblocking(False)
+    def __init__(self) -> None:
+        self.assignment: Assignment = pickle.load(sys.stdin.buffer)
+        os.set_blocking(STDIN, False)
 
     @property
-    def cut(self) -> bool:
-        """Whether the supervisor is gone; it never says anything."""
-        try:
-            return not self._socket.recv(1)
-        except BlockingIOError:
-            return False
-        except OSError:
-            return True
+    def closed(self) -> bool:
+        """Whether the supervisor is gone."""
+        return bool(select.select([STDIN], [], [], 0)[0])
 
-    def ready(self, announcement: list[str]) -> None:
-        """The process does its work now. announcement: lines for whoever started the server."""
-        self._say({"ready": announcement})
-
-    def beat(self) -> None:
-        """The process lives, and gets on with its work."""
-        self._say({"beat": True})
-
-    def failed(self, sentence: str) -> None:
-        """The process cannot do its work, and ends."""
-        self._say({"failed": sentence})
-
-    def _say(self, message: dict[str, Any]) -> None:
-        try:
-            self._socket.send(json.dumps(message).encode() + b"\n")
-        except OSError:
-            # Gone, which `cut` tells; or so far behind with reading that one beat less makes no difference.
-            return
+    def send(self, announcement: list[str] | None = None, failure: str | None = None) -> None:
+        """Send a report."""
+        # The supervisor is gone, or so far behind with reading that it misses nothing.
+        with suppress(OSError):
+            os.write(STDIN, msgspec.json.encode(Report(announcement, failure)) + b"\n")

@@ -8,7 +8,7 @@ from functools import partial
 
 import pytest
 
-from offramp.server.http.connections import TURN_S, Connections, Turns
+from offramp.server.http.connections import PIPELINE_PAUSE_S, Connections, PipelineQueue
 from offramp.server.http.http_limits import HttpLimits, connections_of_one_process
 from offramp.server.http.proxies import TrustedProxies
 from offramp.server.request.accounts import GROUP_SIZE, Accounts
@@ -161,7 +161,7 @@ def test_where_everything_is_in_use_it_is_looked_at_again_with_the_next_sweep():
 
 
 async def test_pipelined_requests_take_turns_with_pauses_in_which_the_event_loop_is_free(until):
-    turns = Turns()
+    pipelined = PipelineQueue()
     loop = asyncio.get_running_loop()
     times_s: dict[str, float] = {}
 
@@ -169,11 +169,11 @@ async def test_pipelined_requests_take_turns_with_pauses_in_which_the_event_loop
         times_s[name] = loop.time()
 
     for name in ("a", "b", "c"):
-        turns.wait(partial(take, name))
+        pipelined.put(partial(take, name))
     await until(lambda: len(times_s) == 3)
     assert list(times_s) == ["a", "b", "c"]
-    assert times_s["b"] - times_s["a"] > TURN_S / 2
-    assert times_s["c"] - times_s["b"] > TURN_S / 2
+    assert times_s["b"] - times_s["a"] > PIPELINE_PAUSE_S / 2
+    assert times_s["c"] - times_s["b"] > PIPELINE_PAUSE_S / 2
 
 
 def test_a_refused_connection_counts_until_it_leaves():

@@ -1,4 +1,4 @@
-"""A real server of several processes, started for tests, and what is seen of it from outside."""
+"""A real server of several processes, started for tests, and seen from outside."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from typing import Any
 
 import httpx
 import numpy as np
+import psutil
 from PIL import Image
 from prometheus_client.multiprocess import MultiProcessCollector
 from prometheus_client.parser import text_string_to_metric_families
@@ -58,12 +59,10 @@ class Server:
 
     def children(self, module: str = "") -> set[int]:
         """Process ids of those that run a module: `engine` or `frontend`."""
-        found = set()
-        for file in Path(f"/proc/{self.process.pid}/task").glob("*/children"):
-            for pid in map(int, file.read_text().split()):
-                if f"offramp.server.processes.{module}" in Path(f"/proc/{pid}/cmdline").read_text():
-                    found.add(pid)
-        return found
+        children = psutil.Process(self.process.pid).children()
+        return {
+            child.pid for child in children if f"offramp.server.processes.{module}" in str(child.as_dict(["cmdline"]))
+        }
 
     async def get(self, path: str) -> httpx.Response:
         """Over a connection of its own."""
@@ -79,9 +78,9 @@ class Server:
     async def samples(self) -> dict[str, float]:
         """Every sample of every metric, by its name and labels."""
         return {
-            str((one.name, sorted(one.labels.items()))): one.value
+            str((sample.name, sorted(sample.labels.items()))): sample.value
             for family in text_string_to_metric_families((await self.get("/metrics")).text)
-            for one in family.samples
+            for sample in family.samples
         }
 
     def answered_by(self, frontend: str) -> float:
@@ -92,7 +91,7 @@ class Server:
         return sum(sample.value for sample in requests.samples)
 
     async def every_frontend_answers(self, pictures: list[bytes]) -> bool:
-        """Whether all processes are in their places."""
+        """Whether the engine and every frontend answer predictions."""
         before = [self.answered_by(frontend) for frontend in FRONTENDS]
         if await self.predict(pictures) != {200}:
             return False
@@ -100,7 +99,7 @@ class Server:
 
 
 async def until(condition: Callable[[], Awaitable[bool]]) -> None:
-    """The processes have no other way to tell."""
+    """Poll: the processes send no events."""
     while not await condition():  # noqa: ASYNC110
         await asyncio.sleep(POLL_S)
 
@@ -110,7 +109,7 @@ def serving(bundle: Path, folder: Path, options: dict[str, Any] | None = None, *
     """Two frontends and an engine. options: Settings' beside OPTIONS. times: the supervisor's. Ends with Ctrl-C."""
     environment = {**os.environ, "TMPDIR": str(folder), "OMP_NUM_THREADS": "1", "PYTHONPATH": PYTHONPATH}
     command = [sys.executable, "-P", "-c", CODE, str(bundle), repr(OPTIONS | (options or {})), repr(times)]
-    # Started where packages of the same names lie, which are not ours.
+    # Folders with the names of our packages, which must not be imported.
     for name in ("models", "server"):
         (folder / name).mkdir(exist_ok=True)
         (folder / name / "__init__.py").write_text("raise SystemExit('a stranger was imported')")

@@ -1,4 +1,4 @@
-"""Connections from a shared socket go to whoever has fewest, and to anybody where that one does not come."""
+"""Connections from a shared socket go to the process that has fewest, and to another if it does not accept them."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from functools import partial
 
 import pytest
 
-from offramp.server.processes.acceptor import Acceptor, OpenConnections
+from offramp.server.processes.acceptor import Acceptor
 
 
-class Kept(asyncio.Protocol):
+class OpenConnection(asyncio.Protocol):
     """A connection that stays in its process's set while it is open."""
 
-    def __init__(self, connections: set[Kept]) -> None:
+    def __init__(self, connections: set[OpenConnection]) -> None:
         self.connections = connections
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
@@ -52,85 +52,89 @@ def memory():
     os.close(fd)
 
 
-def acceptor(listener: socket.socket, memory: int, number: int, connections: set[Kept], **options) -> Acceptor:
-    return Acceptor(listener, partial(Kept, connections), connections, OpenConnections(memory, 2, number), **options)
+def acceptor(
+    listener: socket.socket, memory: int, number: int, connections: set[OpenConnection], **options
+) -> Acceptor:
+    return Acceptor(listener, partial(OpenConnection, connections), connections, memory, 2, number, **options)
 
 
 def clients_of(listener: socket.socket, count: int) -> list[socket.socket]:
     return [socket.create_connection(listener.getsockname()) for _ in range(count)]
 
 
-async def close(*connections: set[Kept]) -> None:
-    for one in [one for some in connections for one in some]:
-        one.transport.close()
+async def close(*connections: set[OpenConnection]) -> None:
+    for connection in [connection for of_process in connections for connection in of_process]:
+        connection.transport.close()
     while any(connections):  # noqa: ASYNC110
         await asyncio.sleep(0)
 
 
 async def test_connections_that_come_at_once_are_shared(listener, memory, until):
     clients = clients_of(listener, 20)
-    open_here: list[set[Kept]] = [set(), set()]
+    open_here: list[set[OpenConnection]] = [set(), set()]
     listeners = [listener.dup() for _ in range(2)]
     acceptors = [acceptor(listeners[number], memory, number, open_here[number]) for number in range(2)]
     await until(lambda: sum(map(len, open_here)) == 20)
-    # Not to the last: a process that is held up loses its turn.
+    # Not exactly: a process that is held up misses some.
     assert min(map(len, open_here)) >= 5
-    for one in (*acceptors, *listeners, *clients):
-        one.close()
+    for one_acceptor in acceptors:
+        await one_acceptor.close()
+    for connected in (*listeners, *clients):
+        connected.close()
     await close(*open_here)
 
 
-async def test_who_has_fewer_gets_the_next(listener, memory, until):
-    ours: set[Kept] = set()
-    theirs: set[Kept] = set()
+async def test_a_process_with_fewer_gets_the_next(listener, memory, until):
+    first_open: set[OpenConnection] = set()
+    second_open: set[OpenConnection] = set()
     with listener.dup() as other:
-        first = acceptor(listener, memory, 0, ours)
+        first = acceptor(listener, memory, 0, first_open)
         clients = clients_of(listener, 3)
-        await until(lambda: len(ours) == 3)
-        first.close()
-        patient = acceptor(listener, memory, 0, ours, courtesy_s=3600)
-        second = acceptor(other, memory, 1, theirs)
+        await until(lambda: len(first_open) == 3)
+        await first.close()
+        patient = acceptor(listener, memory, 0, first_open, courtesy_s=3600)
+        second = acceptor(other, memory, 1, second_open)
         clients += clients_of(listener, 3)
-        await until(lambda: len(theirs) == 3)
-        patient.close()
-        second.close()
+        await until(lambda: len(second_open) == 3)
+        await patient.close()
+        await second.close()
     for client in clients:
         client.close()
-    await close(ours, theirs)
+    await close(first_open, second_open)
 
 
 async def test_where_the_other_is_dead_one_takes_all(listener, memory, until):
-    open_here: set[Kept] = set()
+    open_here: set[OpenConnection] = set()
     clients = clients_of(listener, 5)
     only = acceptor(listener, memory, 0, open_here)
     await until(lambda: len(open_here) == 5)
-    only.close()
+    await only.close()
     for client in clients:
         client.close()
     await close(open_here)
 
 
 async def test_a_closed_acceptor_takes_nothing_more(listener, memory, until):
-    ours: set[Kept] = set()
-    theirs: set[Kept] = set()
+    first_open: set[OpenConnection] = set()
+    second_open: set[OpenConnection] = set()
     with listener.dup() as other:
-        acceptor(listener, memory, 0, ours).close()
-        second = acceptor(other, memory, 1, theirs)
+        await acceptor(listener, memory, 0, first_open).close()
+        second = acceptor(other, memory, 1, second_open)
         [client] = clients_of(listener, 1)
-        await until(lambda: len(theirs) == 1)
-        assert not ours
-        second.close()
+        await until(lambda: len(second_open) == 1)
+        assert not first_open
+        await second.close()
     client.close()
-    await close(theirs)
+    await close(second_open)
 
 
 async def test_an_error_of_the_system_is_a_pause_and_not_the_end(listener, memory, until):
     with Exhausted(fileno=os.dup(listener.fileno())) as exhausted:
-        open_here: set[Kept] = set()
+        open_here: set[OpenConnection] = set()
         only = acceptor(exhausted, memory, 0, open_here, pause_s=0.0)
         [client] = clients_of(listener, 1)
         await until(lambda: len(open_here) == 1)
         assert exhausted.failures == 0
-        only.close()
+        await only.close()
     client.close()
     await close(open_here)

@@ -20,7 +20,17 @@ from offramp.server.engine.errors import (
 )
 from offramp.server.engine.request import Answer, Contract, ExitPlan, Promise, Visit
 from offramp.server.processes import messages
-from offramp.server.processes.messages import Cancellation, Hello, Message, Outcomes, Refusal, State, Stream, Submission
+from offramp.server.processes.messages import (
+    Cancellation,
+    Failure,
+    Hello,
+    Message,
+    Refusal,
+    State,
+    Stream,
+    Submission,
+    Update,
+)
 
 numbers = st.integers(0, 2**32 - 1)
 seconds = st.floats(0, 1e9)
@@ -56,12 +66,13 @@ errors = st.one_of(
     st.builds(DeadlineExceeded, st.text()),
     st.builds(InferenceFailed, st.text()),
 )
+states = st.builds(State, st.booleans(), numbers, numbers, seconds, st.lists(numbers).map(tuple))
 simple_messages = st.one_of(
     st.builds(Hello, numbers, st.binary(max_size=40)),
     st.builds(Submission, numbers, st.binary(max_size=40), st.lists(numbers), st.text(), st.none() | seconds),
-    st.builds(Cancellation, st.lists(numbers)),
+    st.builds(Cancellation, numbers),
     st.just(Refusal()),
-    st.builds(State, numbers, st.booleans(), numbers, numbers, seconds, st.lists(numbers).map(tuple)),
+    st.builds(Update, st.just([]), st.lists(states)),
 )
 
 
@@ -70,14 +81,13 @@ def received(message: Message) -> Any:
     return back
 
 
-def comparable(answer: Answer) -> object:
-    """An array has no single truth."""
-    return answer._replace(probabilities_C=answer.probabilities_C.tolist()), answer.probabilities_C.dtype
-
-
-def described(error: EngineError) -> object:
-    """The frontend says of a stopped engine that it starts again, so its message differs."""
-    return type(error), vars(error), None if isinstance(error, EngineStopped) else str(error)
+def comparable(outcome: Answer | EngineError | None) -> object:
+    """Arrays and errors do not compare. A frontend says of a stopped engine that it starts again."""
+    if isinstance(outcome, Answer):
+        return outcome._replace(probabilities_C=outcome.probabilities_C.tolist()), outcome.probabilities_C.dtype
+    if isinstance(outcome, EngineError):
+        return type(outcome), vars(outcome), None if isinstance(outcome, EngineStopped) else str(outcome)
+    return outcome
 
 
 @given(contracts)
@@ -87,21 +97,24 @@ def test_a_contract_arrives_to_the_bit(contract: Contract) -> None:
     assert back.asked.rule.limits.tobytes() == contract.asked.rule.limits.tobytes()
 
 
-@given(st.lists(st.tuples(numbers, answers)), st.lists(st.tuples(numbers, errors)), st.lists(numbers))
-def test_outcomes_of_all_kinds_share_a_message(answered, failed, released) -> None:
-    outcomes = Outcomes(answered, [(slot, messages.failure(error)) for slot, error in failed], released)
-    back = received(outcomes)
-    assert [(slot, comparable(answer)) for slot, answer in back.answers] == [
-        (slot, comparable(answer)) for slot, answer in answered
+@given(st.lists(st.tuples(numbers, answers | errors | st.none())))
+def test_outcomes_of_all_kinds_share_a_message(outcomes) -> None:
+    sent = [
+        (slot, messages.encode_error(outcome) if isinstance(outcome, EngineError) else outcome)
+        for slot, outcome in outcomes
     ]
-    decoded = [(slot, messages.error(failure)) for slot, failure in back.failures]
-    assert [(slot, described(error)) for slot, error in decoded] == [(slot, described(error)) for slot, error in failed]
-    assert back.released == released
+    back = [
+        (slot, messages.decode_error(outcome) if isinstance(outcome, Failure) else outcome)
+        for slot, outcome in received(Update(sent, [])).outcomes
+    ]
+    assert [(slot, comparable(outcome)) for slot, outcome in back] == [
+        (slot, comparable(outcome)) for slot, outcome in outcomes
+    ]
 
 
 @pytest.mark.parametrize("error", [DeviceLost("gone"), EngineError("other")])
 def test_any_other_error_of_the_engine_is_a_failed_inference(error: EngineError) -> None:
-    back = messages.error(messages.failure(error))
+    back = messages.decode_error(messages.encode_error(error))
     assert (type(back), str(back)) == (InferenceFailed, str(error))
 
 
@@ -117,7 +130,7 @@ def test_messages_arrive_whole_and_in_order_however_the_stream_is_cut(sent, cuts
 
 def test_probabilities_of_an_answer_do_not_keep_the_message_alive() -> None:
     answer = Answer((Visit(1, 2, 0.5),), np.full(3, 0.25, np.float32), 0.1, 0.2, ExitReason.FINAL, 0.3)
-    [(_, back)] = received(Outcomes([(7, answer)])).answers
+    [(_, back)] = received(Update([(7, answer)], [])).outcomes
     assert isinstance(back.probabilities_C.base, bytes)
     assert len(back.probabilities_C.base) == 3 * 4
 

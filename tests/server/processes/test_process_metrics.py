@@ -1,4 +1,4 @@
-"""What a family of processes uses together, its dead included."""
+"""What several processes use together, including those that have ended."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from prometheus_client import ProcessCollector
 from offramp.server.processes.process_metrics import ServerProcessCollector
 
 
-def family() -> dict[str, float]:
+def whole_server() -> dict[str, float]:
     return {metric.name: metric.samples[0].value for metric in ServerProcessCollector(os.getpid()).collect()}
 
 
@@ -28,23 +28,23 @@ def child():
 
 def test_a_child_counts_while_it_lives_and_its_time_when_it_is_dead(child):
     alone = {metric.name: metric.samples[0].value for metric in ProcessCollector(registry=None).collect()}
-    together = family()
+    together = whole_server()
     assert together.keys() == alone.keys()
     for name in ("process_resident_memory_bytes", "process_virtual_memory_bytes", "process_open_fds"):
         assert together[name] > alone[name]
     for name in ("process_start_time_seconds", "process_max_fds"):
         assert together[name] == alone[name]
     child.communicate()
-    afterwards = family()
+    afterwards = whole_server()
     assert afterwards["process_cpu_seconds"] >= together["process_cpu_seconds"]
     assert afterwards["process_open_fds"] < together["process_open_fds"]
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
     own = {metric.name: metric.samples[0].value for metric in ProcessCollector(registry=None).collect()}
     with_ended_s = own["process_cpu_seconds"] + ended.ru_utime + ended.ru_stime
-    # The kernel tells one in whole ticks of 10 ms.
+    # The kernel rounds one of the two to ticks of 10 ms.
     assert afterwards["process_cpu_seconds"] == pytest.approx(with_ended_s, abs=0.1)
 
 
-def test_a_family_that_is_gone_uses_nothing(child):
+def test_a_server_that_is_gone_uses_nothing(child):
     child.communicate()
     assert list(ServerProcessCollector(child.pid).collect()) == []

@@ -24,7 +24,7 @@ from offramp.server.engine.engine import Engine
 from offramp.server.engine.errors import DeadlineExceeded, EngineStopped, InferenceFailed, Overloaded
 from offramp.server.engine.request import Answer, Contract, ExitPlan
 from offramp.server.processes.engine_process import EngineHost, FrontendConnection
-from offramp.server.processes.messages import Outcomes, Stream
+from offramp.server.processes.messages import Stream, Update
 from offramp.server.processes.remote_engine import LOST, SILENT, EngineLink, RemoteEngine
 from offramp.server.registry import Registry, ServedModel
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract
@@ -40,7 +40,7 @@ def picture(name: int) -> np.ndarray:
 
 @dataclass
 class EngineProcess:
-    """What an engine process is to its frontends, in this process; `die` is what is seen of a kill."""
+    """An engine process as its frontends see it, in this process. `die` looks like a kill."""
 
     address: Path
     bundles: list[Bundle]
@@ -68,7 +68,7 @@ class EngineProcess:
 
     @property
     def given_up(self) -> int:
-        """Samples of the first engine of which it has heard that nobody waits for them any more."""
+        """Samples of the first engine whose cancellation has arrived."""
         engine = self.host.engines[0]
         assert isinstance(engine, Engine)
         return sum(sample.abandoned for sample in engine._inflight)
@@ -84,13 +84,14 @@ class EngineProcess:
 
 
 class CountingLink(EngineLink):
-    """Counts the messages from the engine process that tell of outcomes."""
+    """Counts the messages from the engine process that have outcomes."""
 
     deliveries = 0
 
-    def received(self, data: bytes) -> None:
-        self.deliveries += sum(isinstance(message, Outcomes) for message in Stream().feed(data))
-        super().received(data)
+    def data_received(self, data: bytes) -> None:
+        received = Stream().feed(data)
+        self.deliveries += sum(isinstance(message, Update) and bool(message.outcomes) for message in received)
+        super().data_received(data)
 
 
 def link_to(process: EngineProcess, frontend: int = 0) -> CountingLink:
@@ -134,10 +135,10 @@ async def test_answers_are_the_engines_own(process):
         through = await asyncio.gather(*remote.submit([picture(n) for n in range(5)], contract(0.9)))
         local = process.host.engines[0]
         direct = await asyncio.gather(*local.submit([picture(n) for n in range(5)], contract(0.9)))
-    for one, other in zip(through, direct, strict=True):
-        assert (one.visited, one.reason) == (other.visited, other.reason)
-        assert np.array_equal(one.probabilities_C, other.probabilities_C)
-        assert one.latency_s == one.queue_s + one.inference_s
+    for answer, expected in zip(through, direct, strict=True):
+        assert (answer.visited, answer.reason) == (expected.visited, expected.reason)
+        assert np.array_equal(answer.probabilities_C, expected.probabilities_C)
+        assert answer.latency_s == answer.queue_s + answer.inference_s
     assert [answer.exit for answer in through] == [2] * 5
 
 
@@ -231,7 +232,7 @@ async def test_an_engine_process_that_is_silent_takes_no_requests_until_it_is_he
         assert not other.alive
         with pytest.raises(EngineStopped):
             remote.submit([picture(3)], contract(0.0))
-        gated.host.send_states(again=True)
+        gated.host.send_states()
         await until(lambda: remote.alive and other.alive)
         gated.runner.let_all()
         assert (await waiting).class_id == 3
@@ -266,14 +267,14 @@ async def test_an_engine_process_that_has_said_nothing_yet_is_not_silent(process
             self.aborted = True
 
     link, transport = link_to(process), Transport()
-    link.connected(transport)
+    link.connection_made(transport)
     for _ in range(2 * LOST):
         link.look()
     assert not link.silent
     assert not transport.aborted
 
 
-async def test_what_a_client_gives_up_is_dropped_and_its_slot_is_kept_until_the_engine_lets_go(gated, until):
+async def test_a_cancelled_sample_is_dropped_and_keeps_its_slot_until_the_engine_has_dropped_it(gated, until):
     async with connected(gated) as [remote, _]:
         [running] = remote.submit([picture(0)], contract(0.0))
         await gated.runner.entered()
@@ -304,11 +305,10 @@ async def test_more_than_the_engine_holds_is_refused_at_once(gated):
 
 
 async def test_the_engine_has_the_last_word_where_two_frontends_want_the_last_room(gated):
-    async with connected(gated, 0) as [one, _], connected(gated, 1) as [other, _]:
-        first = one.submit([picture(0)] * 6, contract(0.0))
-        second = other.submit([picture(1)] * 6, contract(0.0))
-        await asyncio.wait([*first, *second], return_when=asyncio.FIRST_COMPLETED)
-        refused = [futures for futures in (first, second) if all(future.done() for future in futures)]
+    async with connected(gated, 0) as [first, _], connected(gated, 1) as [other, _]:
+        submitted = [first.submit([picture(0)] * 6, contract(0.0)), other.submit([picture(1)] * 6, contract(0.0))]
+        await asyncio.wait([*submitted[0], *submitted[1]], return_when=asyncio.FIRST_COMPLETED)
+        refused = [futures for futures in submitted if all(future.done() for future in futures)]
         assert len(refused) == 1
         for future in refused[0]:
             with pytest.raises(Overloaded):
@@ -317,17 +317,17 @@ async def test_the_engine_has_the_last_word_where_two_frontends_want_the_last_ro
 
 
 async def test_a_frontend_learns_what_the_others_have_in_flight(gated, until):
-    async with connected(gated, 0) as [one, _], connected(gated, 1) as [other, _]:
-        one.submit([picture(0)] * 6, contract(0.0))
+    async with connected(gated, 0) as [first, _], connected(gated, 1) as [other, _]:
+        first.submit([picture(0)] * 6, contract(0.0))
         await gated.runner.entered()
         gated.host.send_states()
         await until(lambda: other.inflight_samples == 6)
-        assert one.inflight_samples == 6
+        assert first.inflight_samples == 6
         assert other.overload(3) is not None
         gated.runner.let_all()
         await until(lambda: gated.host.engines[0].inflight_samples == 0)
         gated.host.send_states()
-        await until(lambda: other.inflight_samples == 0 and one.inflight_samples == 0)
+        await until(lambda: other.inflight_samples == 0 and first.inflight_samples == 0)
 
 
 async def test_queue_depths_are_the_engines(gated, until):
@@ -342,7 +342,7 @@ async def test_queue_depths_are_the_engines(gated, until):
         gated.runner.let_all()
 
 
-async def test_when_the_engine_process_dies_everybody_is_told_at_once_and_its_successor_is_found(gated, until):
+async def test_when_the_engine_process_dies_all_samples_end_at_once_and_the_next_process_is_found(gated, until):
     async with connected(gated) as [remote, other]:
         futures = remote.submit([picture(0)] * 8, contract(0.0))
         await gated.runner.entered()
@@ -362,15 +362,15 @@ async def test_when_the_engine_process_dies_everybody_is_told_at_once_and_its_su
 
 async def test_when_a_frontend_dies_its_pictures_are_dropped_and_the_others_go_on(gated, until):
     async with connected(gated, 1) as [other, _]:
-        async with connected(gated, 0) as [one, _]:
-            [kept] = other.submit([picture(9)], contract(0.0))
+        async with connected(gated, 0) as [first, _]:
+            [running] = other.submit([picture(9)], contract(0.0))
             await gated.runner.entered()
-            one.submit([picture(n) for n in range(7)], contract(0.0))
+            first.submit([picture(n) for n in range(7)], contract(0.0))
             await until(lambda: gated.host.engines[0].inflight_samples == 8)
-            one._link.close()
+            first._link.close()
             await until(lambda: len(gated.host.connections) == 1)
             gated.runner.let_all()
-            assert (await kept).class_id == 9
+            assert (await running).class_id == 9
             await gated.observers[0].until_cancelled(7)
         assert [name for _, names in gated.runner.steps for name in names] == [9]
 
@@ -400,17 +400,16 @@ async def test_a_frontend_with_another_bundle_is_refused(process, until):
     await asyncio.gather(*starting)
 
 
-async def test_whoever_waits_for_an_engine_that_never_comes_can_be_let_go(process, until):
+async def test_the_wait_for_an_engine_that_never_comes_can_be_ended(process, until):
     await process.die()
     link = link_to(process)
     starting = [engine.start(asyncio.get_running_loop(), lambda: None) for engine in link.engines]
-    for engine in link.engines:
-        engine.let_go()
+    link.stop_waiting()
     await asyncio.gather(*starting)
     await asyncio.gather(*(engine.drain() for engine in link.engines))
 
 
-async def test_what_could_never_be_taken_in_is_a_mistake_of_the_caller(process):
+async def test_a_request_that_the_engine_can_never_take_raises_a_value_error(process):
     async with connected(process) as [remote, _]:
         with pytest.raises(ValueError, match="9 pictures at once are out of range"):
             remote.submit([picture(0)] * 9, contract(0.0))
@@ -443,10 +442,9 @@ async def test_a_frontend_of_several_models_becomes_ready_though_they_are_starte
     await registry.drain()
 
 
-async def test_whoever_was_let_go_before_it_was_started_does_not_wait(process):
+async def test_an_engine_whose_wait_was_ended_before_its_start_does_not_wait(process):
     link = link_to(process)
-    for engine in link.engines:
-        engine.let_go()
+    link.stop_waiting()
     loop = asyncio.get_running_loop()
     for engine in link.engines:
         await asyncio.wait_for(engine.start(loop, lambda: None), 10)

@@ -1,4 +1,4 @@
-"""Slots for pictures: seen by two processes, never given to two pictures at once."""
+"""Slots for pictures, which two processes see."""
 
 from __future__ import annotations
 
@@ -9,53 +9,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from hypothesis import strategies as st
-from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
 from offramp.models.exit_policy import Calibration
 from offramp.models.preprocess import Preprocessing
-from offramp.server.processes.shared_pictures import FreeSlots, Layout, Segment, picture_bytes
-
-NUM_SLOTS = 6
-
-
-class SlotsInUse(RuleBasedStateMachine):
-    """Takes and gives back in any order, and knows who must have what."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.slots = FreeSlots(NUM_SLOTS)
-        self.taken: list[int] = []
-
-    @rule(count=st.integers(1, 4))
-    def take(self, count: int) -> None:
-        slots = self.slots.take(count)
-        if count > NUM_SLOTS - len(self.taken):
-            assert slots is None
-            return
-        assert slots is not None
-        assert len(slots) == count
-        assert not set(slots) & set(self.taken)
-        self.taken += slots
-
-    @rule(index=st.integers(0, NUM_SLOTS))
-    def give_back(self, index: int) -> None:
-        if self.taken:
-            self.slots.give_back(self.taken.pop(index % len(self.taken)))
-
-    @rule(slot=st.integers(0, NUM_SLOTS - 1))
-    def give_back_what_nobody_has(self, slot: int) -> None:
-        if slot not in self.taken:
-            with pytest.raises(KeyError):
-                self.slots.give_back(slot)
-
-    @invariant()
-    def the_rest_is_free(self) -> None:
-        assert len(self.slots) == NUM_SLOTS - len(self.taken)
-        assert all(0 <= slot < NUM_SLOTS for slot in self.taken)
-
-
-TestSlotsInUse = SlotsInUse.TestCase
+from offramp.server.processes.shared_pictures import Layout
 
 
 @pytest.fixture
@@ -65,22 +22,19 @@ def memory():
     os.close(fd)
 
 
-def layout_of(size: int, num_slots: int = 3) -> Layout:
-    return Layout(num_slots, picture_bytes(size), b"")
-
-
 def test_what_one_end_writes_the_other_sees(memory):
-    ours, theirs = (Segment(memory, layout_of(4)).pictures(4) for _ in range(2))
-    pictures = np.random.default_rng(0).integers(0, 256, ours.shape, dtype=np.uint8)
-    ours[...] = pictures
-    assert np.array_equal(theirs, pictures)
+    [written], [read] = (Layout(3, (4,)).map(memory) for _ in range(2))
+    pictures = np.random.default_rng(0).integers(0, 256, written.shape, dtype=np.uint8)
+    written[...] = pictures
+    assert np.array_equal(read, pictures)
 
 
 def test_another_process_sees_it_too(memory):
-    Segment(memory, layout_of(2)).pictures(2)[1] = 7
+    [pictures] = Layout(3, (2,)).map(memory)
+    pictures[1] = 7
     code = (
-        "import sys; from offramp.server.processes.shared_pictures import *; "
-        "print(*Segment(int(sys.argv[1]), Layout(3, picture_bytes(2), b'')).pictures(2).sum(axis=(1, 2, 3)))"
+        "import sys; from offramp.server.processes.shared_pictures import Layout; "
+        "print(*Layout(3, (2,)).map(int(sys.argv[1]))[0].sum(axis=(1, 2, 3)))"
     )
     command = [sys.executable, "-c", code, str(memory)]
     result = subprocess.run(command, pass_fds=[memory], capture_output=True, text=True, check=True)
@@ -88,26 +42,27 @@ def test_another_process_sees_it_too(memory):
 
 
 def test_a_smaller_model_uses_a_part_of_each_slot(memory):
-    segment = Segment(memory, layout_of(4))
-    small, large = segment.pictures(2), segment.pictures(4)
+    small, large = Layout(3, (2, 4)).map(memory)
     large[...] = 0
     small[1] = 5
     assert large[0].sum() == large[2].sum() == 0
-    assert large[1].sum() == 5 * picture_bytes(2)
+    assert large[1].sum() == 5 * small[1].size
     assert small.flags.writeable
 
 
-def test_the_memory_lives_as_long_as_a_picture_is_looked_at():
+def test_the_memory_lives_as_long_as_a_picture_is_used():
     fd = os.memfd_create("test")
-    picture = Segment(fd, layout_of(4)).pictures(4)[1]
+    picture = Layout(3, (4,)).map(fd)[0][1]
     os.close(fd)
     picture[...] = 9
     assert picture.min() == 9
 
 
-def test_a_layout_fits_the_largest_model_and_every_models_pictures(bundle):
+def test_a_layout_has_a_slot_for_each_picture_in_flight(bundle, memory):
     layout = Layout.of([bundle, replace(bundle, version="2")], max_samples=10)
-    assert (layout.num_slots, layout.slot_bytes) == (20, 32 * 32 * 3)
+    assert (layout.num_slots, layout.sizes) == (20, (32, 32))
+    layout.map(memory)
+    assert os.fstat(memory).st_size == 20 * 32 * 32 * 3
 
 
 @pytest.mark.parametrize(

@@ -124,7 +124,7 @@ class CudaGraphRunner:
             self._replays[stage, bucket]()
             self._capture.wait()
         probabilities_BC = self._buffers.host_probabilities_BC.numpy()[:count].copy()
-        return StepOutput(probabilities_BC, _keeper(slots) if slots else _nothing_follows)
+        return StepOutput(probabilities_BC, _hand_out_once(slots) if slots else _nothing_follows)
 
     def warm_up(self, max_batch_size: int) -> None:
         """Allocate all static memory and capture every graph, for batches up to max_batch_size.
@@ -271,8 +271,8 @@ def scale_and_shift(preprocessing: Preprocessing, device: torch.device) -> tuple
     return (white_C - black_C) / 255.0, black_C
 
 
-def _keeper(slots: list[Slot]) -> Callable[[Sequence[int]], Sequence[Slot]]:
-    """Hands out the slots of those that go on, once; the others' are free from then on."""
+def _hand_out_once(slots: list[Slot]) -> Callable[[Sequence[int]], Sequence[Slot]]:
+    """A function that returns the slots of the rows that go on, and frees the others. Called once."""
 
     def keep(rows: Sequence[int]) -> Sequence[Slot]:
         kept = [slots[row] for row in rows]
