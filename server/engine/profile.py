@@ -1,4 +1,4 @@
-"""Cost profile: what a step takes, by stage and batch size, as measured on this machine with this network."""
+"""Cost profile: seconds of a step by stage and batch size, measured on this machine with this network."""
 
 from __future__ import annotations
 
@@ -10,21 +10,20 @@ from typing import Any
 
 import numpy as np
 
-from offramp.server.engine.runners.all_stages import blank, stage_seconds
+from offramp.server.engine.runners.all_stages import black_pictures, stage_seconds
 from offramp.server.engine.runners.runner import Runner
 
 MEASURED_ROUNDS = 5
-# Start-up waits for the measurement. What is not measured by then is extrapolated.
+# The start waits for the measurement. Larger batch sizes are extrapolated after this time.
 BUDGET_S = 0.5
 
 
 @dataclass(frozen=True)
 class CostProfile:
-    """Seconds of every stage at some batch sizes, and between them by linear interpolation.
+    """Seconds of every stage at some batch sizes, with linear interpolation between them.
 
-    batch_sizes: rising, from 1. measured_s: one row a stage, one time a batch size. max_batch_size: the largest that
-    will be asked for; beyond the largest measured, every sample costs what it costs there. Raises ValueError for
-    anything that is no such table.
+    batch_sizes: rising, from 1. measured_s: one row a stage, one time a batch size. max_batch_size: beyond the largest
+    measured size, a sample costs what it costs there. Raises ValueError for any other table.
     """
 
     max_batch_size: int
@@ -70,7 +69,7 @@ class CostProfile:
         return min(time_s / size for size, time_s in enumerate(row) if size)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what was measured, nothing derived."""
+        """For JSON: the measured values only."""
         return {
             "max_batch_size": self.max_batch_size,
             "batch_sizes": list(self.batch_sizes),
@@ -79,7 +78,7 @@ class CostProfile:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CostProfile:
-        """The profile that `to_dict` described; other entries are passed over. Raises ValueError for what is none."""
+        """Back from `to_dict`; other entries are ignored. Raises ValueError if a value is missing or invalid."""
         try:
             return cls(
                 int(values["max_batch_size"]),
@@ -93,7 +92,7 @@ class CostProfile:
 
 
 def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int) -> tuple[float, ...]:
-    # Interruptions only ever lengthen a measured time: what a larger batch takes, a smaller one takes at most.
+    # Interruptions only lengthen a measured time, so a smaller batch takes at most the time of a larger one.
     least = np.minimum.accumulate(np.asarray(row)[::-1])[::-1]
     wanted = np.arange(max_batch_size + 1)
     table = np.interp(wanted, (0, *sizes), (0.0, *least))
@@ -103,7 +102,7 @@ def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int)
 
 
 def grid(max_batch_size: int) -> tuple[int, ...]:
-    """Batch sizes worth measuring: 1, 2, 4, 8, …, and max_batch_size itself."""
+    """Batch sizes to measure: 1, 2, 4, 8, …, and max_batch_size."""
     sizes = [1]
     while 2 * sizes[-1] < max_batch_size:
         sizes.append(2 * sizes[-1])
@@ -119,22 +118,21 @@ def measure_profile(
     rounds: int = MEASURED_ROUNDS,
     budget_s: float = BUDGET_S,
 ) -> CostProfile:
-    """Time every stage at every size of the grid: medians over `rounds`, all sizes and stages in turn in each.
+    """Time every stage at every size of the grid: medians over `rounds`, each over all sizes and stages.
 
-    For a runner that is warm, on the thread that is to use it. picture_size: side of its input in pixels. clock:
-    monotonic seconds. A time includes what it takes to keep the states of the whole batch, as if all went on.
-    budget_s: once so much has passed, no further round is begun, and the first goes no further up the grid.
+    runner: warm; called on its own thread. picture_size: side of its input in pixels. clock: monotonic seconds. A time
+    includes keeping the states of the whole batch. budget_s: after it no round begins, and the first round stops.
     """
     start_s = clock()
-    walks: dict[int, list[list[float]]] = {}
+    times_s: dict[int, list[list[float]]] = {}
     for size in grid(max_batch_size):
-        walks[size] = [stage_seconds(runner, blank(picture_size, size), clock)]
+        times_s[size] = [stage_seconds(runner, black_pictures(picture_size, size), clock)]
         if clock() - start_s >= budget_s:
             break
     for _ in range(rounds - 1):
         if clock() - start_s >= budget_s:
             break
-        for size, times in walks.items():
-            times.append(stage_seconds(runner, blank(picture_size, size), clock))
-    medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in walks.values()]
-    return CostProfile(max_batch_size, tuple(walks), tuple(zip(*medians, strict=True)))
+        for size, rows in times_s.items():
+            rows.append(stage_seconds(runner, black_pictures(picture_size, size), clock))
+    medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in times_s.values()]
+    return CostProfile(max_batch_size, tuple(times_s), tuple(zip(*medians, strict=True)))

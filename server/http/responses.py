@@ -117,8 +117,8 @@ def _prediction(resolved: ResolvedRequest, answer: Answer) -> dict[str, Any]:
         "class_id": answer.class_id,
         "confidence": round(answer.confidence, DIGITS),
     }
-    if answer.in_force is not None:
-        prediction["in_force"] = {"max_disagreement": answer.in_force.max_disagreement}
+    if answer.replacement is not None:
+        prediction["in_force"] = {"max_disagreement": answer.replacement.max_disagreement}
     prediction |= {
         "exit": answer.exit,
         "exits": served.num_exits,

@@ -56,8 +56,8 @@ Flag = Annotated[bool, Allowed("true or false")]
 Version = Annotated[str, Allowed("the name of a version")]
 
 
-class Parameters(BaseModel):
-    """The parameters of a prediction request. None: not given."""
+class ContractParameters(BaseModel):
+    """The parameters that the engine must keep. None: not given. The answer shows those that were given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -86,6 +86,11 @@ class Parameters(BaseModel):
         default=None,
         description="Answer within this time, with the deepest exit computed. Default: the server's setting.",
     )
+
+
+class Parameters(ContractParameters):
+    """All parameters of a prediction request."""
+
     top_k: Ordinal = Field(default=1, description="Number of classes to return. Default 1.")
     detail: Flag = Field(default=False, description="Add the answer of each exit passed, as `visited`. Default false.")
     version: Version | None = Field(default=None, description="Version of the model. Default: the first one served.")

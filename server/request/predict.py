@@ -147,7 +147,7 @@ class Predictor:
         try:
             body = await read_body(request.headers, request.receive, self._settings.max_body_bytes, upload)
         except ClientDisconnect:
-            self._metrics.cancelled.labels(UPLOADING).inc()
+            self._metrics.series("cancelled_total", UPLOADING).inc()
             raise
         content_type, max_images = request.headers.get("content-type", ""), self._settings.max_images
         if len(body) <= INLINE_BODY_BYTES:
@@ -186,7 +186,7 @@ class Predictor:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the pictures were decoded") from None
         decode_s = time.monotonic() - start_s
-        self._metrics.decode_duration_of(served.bundle.name).observe(decode_s)
+        self._metrics.series("decode_duration_seconds", served.bundle.name).observe(decode_s)
         return pictures, decode_s
 
     @contextmanager

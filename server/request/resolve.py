@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from offramp.models.certificate import Certificate, CertifiedPoint
@@ -12,12 +12,14 @@ from offramp.server.engine.request import Contract, ExitPlan, Promise
 from offramp.server.http.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
 from offramp.server.registry import ServedModel
 from offramp.server.request.client_limits import Cost
-from offramp.server.request.parameters import Parameters, quoted
+from offramp.server.request.parameters import ContractParameters, Parameters, quoted
+
+CONTRACT = set(ContractParameters.model_fields)
 
 
 @dataclass(frozen=True)
 class Defaults:
-    """Values for requests that do not name their own. deadline_ms: 0 for none. brownout_to: see `degrade_to`."""
+    """Values of parameters that a request does not give. deadline_ms: 0 for none. brownout_to: for `degrade_to`."""
 
     deadline_ms: float = 0.0
     brownout_to: float = 0.0
@@ -57,15 +59,17 @@ def resolve(parameters: Parameters, served: ServedModel, defaults: Defaults) -> 
         stricter = ()
     looser = _looser(parameters, served, asked.promise, defaults)
     deadline_ms = parameters.deadline_ms or defaults.deadline_ms or None
-    given = {
-        "degrade_to": parameters.degrade_to,
-        "min_exit": parameters.min_exit,
-        "max_exit": parameters.max_exit,
-        "deadline_ms": deadline_ms,
-    }
-    echo |= {name: value for name, value in given.items() if value is not None}
-    contract = Contract(asked, stricter, looser)
+    echo |= parameters.model_dump(include=CONTRACT, exclude_none=True)
+    if deadline_ms is not None:
+        echo["deadline_ms"] = deadline_ms
+    contract = Contract(asked, stricter, looser, **shared_fields(parameters, Contract))
     return ResolvedRequest(served, contract, deadline_ms, parameters.top_k, parameters.detail, echo)
+
+
+def shared_fields(parameters: Parameters, contract: type) -> dict[str, Any]:
+    """The parameters that a contract class has under the same name: the engine gets them unchanged."""
+    names = {field.name for field in fields(contract)}
+    return {name: value for name, value in parameters if name in names}
 
 
 def _certified(max_disagreement: float, served: ServedModel) -> tuple[ExitPlan, tuple[ExitPlan, ...], dict[str, Any]]:

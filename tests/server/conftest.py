@@ -40,13 +40,13 @@ EXITS = 4
 class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
-    holds: keep every answer back. in_force: of its answers. stopped: raised by submit. overloaded: told to whoever
+    holds: keep every answer back. replacement: of its answers. stopped: raised by submit. overloaded: told to whoever
     asks for room, `asks` times so far. failures: by red value, what its future delivers.
     """
 
     observer: Observer
     holds: bool = False
-    in_force: Promise | None = None
+    replacement: Promise | None = None
     stopped: EngineStopped | None = None
     overloaded: Overloaded | None = None
     max_samples: int = 1024
@@ -124,7 +124,7 @@ class BrightnessEngine:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
         probabilities[red % CLASSES] = confidence
-        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.in_force)
+        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.replacement)
         future.set_result(answer)
         self.observer(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
 

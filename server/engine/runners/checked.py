@@ -1,4 +1,4 @@
-"""A fast runner that has to be right, and what takes its place where it is not."""
+"""A fast runner whose answers are compared with the reference, and its replacement if they differ."""
 
 from __future__ import annotations
 
@@ -10,15 +10,15 @@ import torch
 
 from offramp.models.bundle import Bundle
 from offramp.server.engine.errors import DeviceLost, EngineError
-from offramp.server.engine.runners.agreement import NUM_TRIALS, largest_difference
+from offramp.server.engine.runners.agreement import NUM_PICTURES, largest_difference
 from offramp.server.engine.runners.failures import as_sentence
 from offramp.server.engine.runners.runner import Runner, StepOutput
 from offramp.server.engine.runners.torch_runner import TorchRunner
 
 logger = logging.getLogger(__name__)
 
-# Where a probability differs by more than this from the reference's, a lower precision is not this network's. In the
-# same precision only sums in another order may differ; more is another network than the one that was converted.
+# Largest difference of a probability from the reference, by precision. In float32 only the order of sums may differ: a
+# larger difference means that another network was converted.
 LARGEST_DIFFERENCES = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 
 TAKE_TORCH = "serve it with --runner torch"
@@ -35,12 +35,12 @@ class FastRunner(Runner, Protocol):
 
 
 class CheckedRunner:
-    """A fast runner; where it cannot run the network, the reference, in eager torch.
+    """A fast runner, or the reference in eager torch if the fast runner cannot run the network.
 
-    name: of the fast one, for messages. make: gives it in a precision, "auto" for the fastest. precisions: which there
-    are, wider and wider; with them its answers are compared with the reference's once it is warm, and where they differ
-    the next wider one takes its place. Without them it serves unchecked. falls_back: whether the reference may take its
-    place in the end; where not, ValueError or EngineError says why.
+    name: of the fast runner, for messages. make: makes it for a precision; "auto" is the fastest. precisions: from
+    narrow to wide. The warm-up compares the answers with the reference, and takes the next wider precision if they
+    differ; without precisions it compares nothing. falls_back: whether the reference may replace the fast runner;
+    otherwise ValueError or EngineError says why it fails.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class CheckedRunner:
 
     @property
     def chosen(self) -> Runner:
-        """The runner that computes, known for good once it is warm."""
+        """The runner that computes; after the warm-up it does not change."""
         return self._fast or self._torch()
 
     @property
@@ -73,7 +73,7 @@ class CheckedRunner:
         return self.chosen.run(stage, states)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Warm the fast runner up and check its answers; raises DeviceLost, and what the class says."""
+        """Warm the fast runner up and check its answers. Raises DeviceLost, and the errors of the class."""
         self._try(lambda: self._check(max_batch_size))
         if self._fast is None:
             with as_sentence("torch", "give another --device, or a smaller --max-batch-size"):
@@ -94,7 +94,7 @@ class CheckedRunner:
             logger.warning("%s runs in plain torch: %s", self._bundle.name, cause)
 
     def _load(self, precision: str) -> None:
-        # The one before gives its memory back first.
+        # Free the memory of the runner before first.
         self._fast = None
         with as_sentence(self._name, TAKE_TORCH):
             self._fast = self._make(precision)
@@ -105,9 +105,9 @@ class CheckedRunner:
                 fast.warm_up(max_batch_size)
                 if not self._precisions:
                     return
-                batch_size = min(NUM_TRIALS, max_batch_size)
+                batch_size = min(NUM_PICTURES, max_batch_size)
                 difference = largest_difference(fast, self._torch(), self._bundle.preprocessing.size, batch_size)
-            # Not "more than": it may be no number.
+            # NaN must count as a difference.
             if difference <= LARGEST_DIFFERENCES[fast.precision]:
                 return
             self._widen(fast.precision, difference)

@@ -1,4 +1,4 @@
-"""Which runner a bundle gets on a device."""
+"""Choose the runner of a bundle on a device."""
 
 from __future__ import annotations
 
@@ -30,16 +30,15 @@ def choose_runner(
     max_samples: int = 1024,
     pictures: Sequence[Picture] = (),
 ) -> Runner:
-    """The runner of that name; auto is the fastest that is right: OpenVINO on the CPU, CUDA graphs on a GPU.
+    """The runner of that name; auto is OpenVINO on the CPU, CUDA graphs on a GPU.
 
-    Where auto finds that a network does not fit its first choice, it takes torch and logs why; some of that shows while
-    it warms up. precision: auto is the fastest that the device computes in natively and that agrees with float32 on
-    trial pictures. threads: of one step on the CPU, 0 for all cores. max_samples: most in flight. pictures: uint8
-    (H, W, 3), for int8 alone. Raises ValueError for a runner or precision that the device, the network or what is
-    installed does not allow.
+    If a network does not run there, auto takes torch and logs why, at the latest during the warm-up. precision: auto is
+    the fastest one that the device computes natively and that agrees with float32 on example pictures. threads: of one
+    step on the CPU; 0 for all cores. max_samples: most in flight. pictures: uint8 (H, W, 3), only for int8. Raises
+    ValueError if the device, the network or the installed packages do not allow the runner or the precision.
     """
     if precision == "int8" and device.type != "cpu":
-        raise ValueError(f"precision 'int8' is for the CPU alone, not for {device}: give --device cpu")
+        raise ValueError(f"precision 'int8' is only for the CPU, not for {device}: give --device cpu")
     if name != "auto" and name not in DEVICES:
         raise ValueError(f"runner {name!r} is unknown: choose one of auto, {', '.join(DEVICES)}")
     if name != "auto" and device.type not in DEVICES[name]:
@@ -48,10 +47,10 @@ def choose_runner(
         )
     if name == "torch":
         if precision not in ("auto", "float32"):
-            raise ValueError(f"precision {precision!r} is not the torch runner's: it computes in float32 alone")
+            raise ValueError(f"precision {precision!r} is unknown to the torch runner: it computes only in float32")
         with as_sentence("torch", "give --device cpu"):
             return TorchRunner(bundle, device)
-    # In another precision the reference would be something else than what was asked for.
+    # The reference computes only in float32.
     falls_back = name == "auto" and precision in ("auto", "float32")
     kind = "cuda-graphs" if device.type == "cuda" else "openvino"
     make: Callable[[str], FastRunner] = (

@@ -143,7 +143,7 @@ def test_looks_are_counted_at_one_step_alone():
     assert not any(looks(watch, 2 * LOOKS))
     watch.begin()
     assert not any(looks(watch, LOOKS))
-    watch.succeeded()
+    watch.succeed()
     watch.end()
     watch.begin()
     assert not any(looks(watch, LOOKS))

@@ -11,7 +11,7 @@ import torch
 
 from offramp.models.bundle import Bundle
 from offramp.server.engine.errors import DeviceLost
-from offramp.server.engine.runners.agreement import probabilities, trial_pictures
+from offramp.server.engine.runners.agreement import probabilities, example_pictures
 from offramp.server.engine.runners.checked import CheckedRunner, FastRunner
 from offramp.server.engine.runners.cuda.capture import Eager, Work
 from offramp.server.engine.runners.cuda.cuda_graphs import CaptureFailed, CudaGraphRunner
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float16", "bfloat16", "float32")
-PICTURES = trial_pictures(SIZE, 6)
+PICTURES = example_pictures(SIZE, 6)
 
 
 @pytest.fixture(scope="module")
