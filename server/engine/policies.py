@@ -197,7 +197,7 @@ def _largest_that_pays(row: tuple[float, ...], sizes: Set[int]) -> int:
     """The largest batch size whose samples cost little more than in the best batch: large batches may lack memory.
 
     sizes: the measured ones. Others are interpolated, and a runner that fills batches up to the next size makes them
-    dearer: 25 samples cost as much as 32.
+    cost more: 25 samples cost as much as 32.
     """
     best_s = min(row[size] / size for size in sizes)
     return max(size for size in sizes if row[size] / size <= TOLERANCE * best_s)

@@ -108,7 +108,7 @@ class Predictor:
                     try:
                         answers = await all_answers(futures)
                     finally:
-                        # In private mode the account must not show the exits.
+                        # In private mode, the client's account must not show the exits.
                         account.spend(worst if self._settings.private else cost_of(futures, resolved))
                 timing = Timing(decode_s, time.monotonic() - log.started_s)
                 return prediction_response(resolved, answers, timing, private=self._settings.private)
@@ -116,7 +116,7 @@ class Predictor:
     def overload(self, model: str, client: str) -> tuple[str, Overloaded] | None:
         """The model's name and the error for one more picture of this client; None if there is room. Pure.
 
-        Asked before the upload, so that no client uploads in vain. The body may still name any version of the model.
+        Called before the upload, so that no client uploads in vain. The body may still name any version of the model.
         """
         name = model or self._registry.default_name
         if name not in self._registry or self._registry.why_not_ready() is not None:

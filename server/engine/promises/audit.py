@@ -1,6 +1,6 @@
 """Audit: do early answers still agree with full depth as often as promised? Pure: no clock, no randomness, no locks.
 
-A random share of the pictures runs to full depth after the client was answered. Two sequential methods judge the
+A random share of the pictures runs to full depth after the client was answered. Two sequential methods evaluate the
 comparisons. Both hold at all times, since there is no last comparison:
 
 - `bounds`: a confidence sequence for the disagreement rate at an exit. It contains the rate at all times at once with

@@ -2,5 +2,5 @@
 
 import sys
 
-# This module reports every start of OpenVINO to its maker, and fails without a home directory. OpenVINO runs without it.
+# This module reports every start of OpenVINO to its maker, and fails without a home directory. It is not needed.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -29,8 +29,8 @@ from offramp.server.engine.runners.runner import StepOutput
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
-# Type of features between stages, by the precision of the arithmetic, and numpy's type of the same width. Wider features
-# would hold the same numbers in twice the memory.
+# Type of features between stages, by the precision of the arithmetic, and numpy's type of the same width. Wider
+# features would hold the same numbers in twice the memory.
 FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
 WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
 

@@ -11,7 +11,7 @@ import torch
 
 from offramp.models.bundle import Bundle
 from offramp.server.engine.errors import DeviceLost
-from offramp.server.engine.runners.agreement import probabilities, example_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner, FastRunner
 from offramp.server.engine.runners.cuda.capture import Eager, Work
 from offramp.server.engine.runners.cuda.cuda_graphs import CaptureFailed, CudaGraphRunner

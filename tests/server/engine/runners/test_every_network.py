@@ -19,7 +19,7 @@ from offramp.models.exit_policy import Calibration
 from offramp.models.heads import HEADS
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing, normalize
-from offramp.server.engine.runners.agreement import probabilities, example_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
 from offramp.server.engine.runners.runner import Runner

@@ -15,7 +15,7 @@ from PIL import Image
 from offramp.models.bundle import Bundle, save_bundle
 from offramp.models.preprocess import Preprocessing
 from offramp.server.engine.engine import Engine
-from offramp.server.engine.runners.agreement import probabilities, example_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.openvino.runner import OpenVinoRunner

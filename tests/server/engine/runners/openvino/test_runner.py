@@ -18,7 +18,7 @@ from offramp.models.config import ModelConfig
 from offramp.models.exit_policy import Calibration, ExitRule, exits_taken
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
-from offramp.server.engine.runners.agreement import largest_difference, probabilities, example_pictures
+from offramp.server.engine.runners.agreement import example_pictures, largest_difference, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.openvino.runner import OpenVinoRunner, native_precision
