@@ -9,7 +9,7 @@ from __future__ import annotations
 import itertools
 import os
 import platform
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from functools import cache
 from importlib.metadata import version
 from pathlib import Path
@@ -241,62 +241,50 @@ class ModelObserver:
         self._metrics, self._own = metrics, {"model": model, "version": model_version}
         self._spent, self._promises = spent_multiply_adds, promises
         self._of = cache(self._find)
-        self._counters: dict[type, Callable[[Any], None]] = {
-            CostProfile: self._profile,
-            StepStats: self._step,
-            SampleStats: self._sample,
-            CancelStats: self._cancel,
-            AuditReport: self._audit,
-            BrownoutLevel: self._brownout,
-        }
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
-        self._counters[type(event)](event)
+        match event:
+            case StepStats():
+                self._of("stage_duration_seconds", event.stage).observe(event.duration_s)
+                self._of("stage_batch_size", event.stage).observe(event.batch_size)
+            case SampleStats():
+                exit, spent = event.exit, self._spent[event.exit - 1]
+                self._of("samples_total", exit, event.reason.value).inc()
+                self._of("sample_latency_seconds", exit).observe(event.latency_s)
+                self._of("exit_confidence", exit).observe(event.confidence)
+                self._of("queue_duration_seconds").observe(event.queue_s)
+                self._of("compute_multiply_adds_total").inc(spent)
+                self._of("compute_saved_multiply_adds_total").inc(self._spent[-1] - spent)
+            case CancelStats():
+                self._of("cancelled_total", event.phase).inc()
+            case AuditReport():
+                self._of("audited_samples_total", event.exit).inc()
+                self._of("audit_disagreements_total", event.exit).inc(event.disagreed)
+                if event.exit < len(self._spent):
+                    self._set_bounds(event.exit, event.low, event.high)
+                if event.promise is not None:
+                    self._set_alarm(event.promise, event.rings, event.evidence)
+            case BrownoutLevel():
+                self._of("brownout_level").set(event.level)
+            case CostProfile():
+                self._start_gauges()
+                for stage, times_s in enumerate(event.measured_s, start=1):
+                    for batch_size, time_s in zip(event.batch_sizes, times_s, strict=True):
+                        self._of("step_cost_seconds", stage, batch_size).set(time_s)
 
-    def _find(self, name: str, *values: object) -> Any:
-        """A series of this model version. values: of the labels behind model and version."""
-        own = [self._own[label] for label in METRICS[name].labels.split() if label in self._own]
-        return self._metrics.series(name, *own, *map(str, values))
-
-    def _profile(self, profile: CostProfile) -> None:
-        # Not when the series are created: of the values of several processes the latest counts, and only the process
-        # of the engine gets this event.
+    def _start_gauges(self) -> None:
+        # Called in the process of the engine only: of the values of several processes, the latest counts.
         for exit in range(1, len(self._spent) + 1):
             self._set_bounds(exit, 0.0, 1.0 if exit < len(self._spent) else 0.0)
         for promise in self._promises:
             self._set_alarm(promise, False, 0.0)
         self._of("brownout_level").set(0.0)
-        for stage, times_s in enumerate(profile.measured_s, start=1):
-            for batch_size, time_s in zip(profile.batch_sizes, times_s, strict=True):
-                self._of("step_cost_seconds", stage, batch_size).set(time_s)
 
-    def _step(self, stats: StepStats) -> None:
-        self._of("stage_duration_seconds", stats.stage).observe(stats.duration_s)
-        self._of("stage_batch_size", stats.stage).observe(stats.batch_size)
-
-    def _sample(self, stats: SampleStats) -> None:
-        exit, spent = stats.exit, self._spent[stats.exit - 1]
-        self._of("samples_total", exit, stats.reason.value).inc()
-        self._of("sample_latency_seconds", exit).observe(stats.latency_s)
-        self._of("exit_confidence", exit).observe(stats.confidence)
-        self._of("queue_duration_seconds").observe(stats.queue_s)
-        self._of("compute_multiply_adds_total").inc(spent)
-        self._of("compute_saved_multiply_adds_total").inc(self._spent[-1] - spent)
-
-    def _cancel(self, stats: CancelStats) -> None:
-        self._of("cancelled_total", stats.phase).inc()
-
-    def _audit(self, report: AuditReport) -> None:
-        self._of("audited_samples_total", report.exit).inc()
-        self._of("audit_disagreements_total", report.exit).inc(report.disagreed)
-        if report.exit < len(self._spent):
-            self._set_bounds(report.exit, report.low, report.high)
-        if report.promise is not None:
-            self._set_alarm(report.promise, report.rings, report.evidence)
-
-    def _brownout(self, brownout: BrownoutLevel) -> None:
-        self._of("brownout_level").set(brownout.level)
+    def _find(self, name: str, *values: object) -> Any:
+        """A series of this model version. values: of the labels behind model and version."""
+        own = [self._own[label] for label in METRICS[name].labels.split() if label in self._own]
+        return self._metrics.series(name, *own, *map(str, values))
 
     def _set_bounds(self, exit: int, low: float, high: float) -> None:
         self._of("audit_disagreement_lower_bound", exit).set(low)

@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -63,8 +64,7 @@ class EngineClient(Protocol):
 class ServedModel:
     """One version of one model, and the engine that runs it.
 
-    warm_up: runs and measures the network; the engine's thread begins with it. compute: of each exit, the share of the
-    full depth's multiply-adds.
+    warm_up: runs and measures the network; the engine's thread begins with it.
     """
 
     bundle: Bundle
@@ -72,13 +72,16 @@ class ServedModel:
     device: str
     engine: EngineClient
     warm_up: Callable[[], CostProfile | None]
-    compute: tuple[float, ...] = field(init=False)
-    _costs: tuple[Cost, ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "compute", tuple(round(share, 4) for share in self.cost.compute))
+    @cached_property
+    def compute(self) -> tuple[float, ...]:
+        """The share of the full depth's multiply-adds that each exit needs."""
+        return tuple(round(share, 4) for share in self.cost.compute)
+
+    @cached_property
+    def _costs(self) -> tuple[Cost, ...]:
         first, *_ = totals = self.cost.sequential_multiply_adds
-        object.__setattr__(self, "_costs", tuple(Cost(float(total), float(total - first)) for total in totals))
+        return tuple(Cost(float(total), float(total - first)) for total in totals)
 
     @property
     def num_exits(self) -> int:

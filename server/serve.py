@@ -37,7 +37,7 @@ TICKS_PER_SWEEP = 10
 
 
 class Server(uvicorn.Server):
-    """uvicorn's server with an orderly end: not ready first, then the port closes, then requests in flight are answered.
+    """uvicorn's server with an orderly end: it turns not ready, closes its port, and answers all requests in flight.
 
     SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not. A second signal ends the process at once. The
     server also ends if an engine has ended: nothing in this process restarts it.

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 
 from offramp.server.engine.runners.all_stages import black_pictures, stage_seconds
@@ -29,7 +31,6 @@ class CostProfile:
     max_batch_size: int
     batch_sizes: tuple[int, ...]
     measured_s: tuple[tuple[float, ...], ...]
-    _table: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         sizes = self.batch_sizes
@@ -47,8 +48,10 @@ class CostProfile:
                     f"measured_s {row} of stage {stage} are out of range: give {len(sizes)} finite times above 0, "
                     "one for each batch size"
                 )
-        table = tuple(_every_size(sizes, row, self.max_batch_size) for row in self.measured_s)
-        object.__setattr__(self, "_table", table)
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(_every_size(self.batch_sizes, row, self.max_batch_size) for row in self.measured_s)
 
     @property
     def num_stages(self) -> int:
@@ -57,38 +60,28 @@ class CostProfile:
 
     def table(self, stage: int) -> tuple[float, ...]:
         """Seconds of stage 1..K at batch sizes 0, 1, …, max_batch_size; never falling from one to the next."""
-        return self._table[stage - 1]
+        return self._tables[stage - 1]
 
     def seconds(self, stage: int, batch_size: int) -> float:
         """Seconds of stage 1..K over 0..max_batch_size samples."""
-        return self._table[stage - 1][batch_size]
+        return self._tables[stage - 1][batch_size]
 
     def best_sample_s(self, stage: int) -> float:
         """Seconds a sample of stage 1..K in its most efficient batch."""
-        row = self._table[stage - 1]
+        row = self._tables[stage - 1]
         return min(time_s / size for size, time_s in enumerate(row) if size)
 
     def to_dict(self) -> dict[str, Any]:
         """For JSON: the measured values only."""
-        return {
-            "max_batch_size": self.max_batch_size,
-            "batch_sizes": list(self.batch_sizes),
-            "measured_s": [list(row) for row in self.measured_s],
-        }
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CostProfile:
         """Back from `to_dict`; other entries are ignored. Raises ValueError if a value is missing or invalid."""
         try:
-            return cls(
-                int(values["max_batch_size"]),
-                tuple(int(size) for size in values["batch_sizes"]),
-                tuple(tuple(float(time_s) for time_s in row) for row in values["measured_s"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"a cost profile needs max_batch_size, batch_sizes and measured_s: {type(error).__name__}: {error}"
-            ) from None
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"a cost profile needs max_batch_size, batch_sizes and measured_s: {error}") from None
 
 
 def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int) -> tuple[float, ...]:

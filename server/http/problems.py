@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -171,52 +171,46 @@ def _content(problem: Problem, path: str, request_id: str) -> str:
     return json.dumps(content)
 
 
-def _from_router(request: Request, error: HTTPException) -> Problem:
-    path = request.scope["path"]
-    match error.status_code:
-        case 404:
-            return Problem(NOT_FOUND, f"there is nothing at {path}; /docs lists what there is")
-        case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return Problem(METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}", error.headers)
-        case status:
-            title = HTTPStatus(status).phrase
-            return Problem(Kind(title.lower().replace(" ", "-"), status, title), str(error.detail), error.headers)
-
-
-def _from_validation(request: Request, error: RequestValidationError) -> Problem:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return Problem(INVALID_PARAMETER, f"{where}: {first['msg']}")
-
-
-def _from_limit(request: Request, error: LimitReached) -> Problem:
-    return Problem(CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields)
-
-
-PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
-    Problem: lambda request, error: error,
-    UnknownModel: lambda request, error: Problem(UNKNOWN_MODEL, str(error)),
-    LimitReached: _from_limit,
-    EngineError: lambda request, error: from_engine(error),
-    HTTPException: _from_router,
-    RequestValidationError: _from_validation,
-}
-
 # Errors that `answer_error` turns into an answer. All others are bugs.
-EXPECTED: tuple[type[Exception], ...] = (*PROBLEMS, ClientDisconnect)
+EXPECTED = (Problem, UnknownModel, LimitReached, EngineError, HTTPException, RequestValidationError, ClientDisconnect)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
     """The answer to a request that failed. A bug is logged, and raised again later."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE_STATUS)
-    for kind, problem_from in PROBLEMS.items():
-        if isinstance(error, kind):
-            return problem_response(request.scope, problem_from(request, error))
+    if isinstance(error, EXPECTED):
+        return problem_response(request.scope, _problem_of(request, error))
     log: RequestLog = request.scope["offramp.log"]
     logger.error("request %s answered with 500: %r; the traceback follows", log.request_id, error)
     detail = "this is our fault, not yours; the server's log has the cause under this request_id"
     response = problem_response(request.scope, Problem(INTERNAL, detail))
     response.headers["X-Request-Id"] = log.request_id
     return response
+
+
+def _problem_of(request: Request, error: Exception) -> Problem:
+    path = request.scope["path"]
+    match error:
+        case Problem():
+            return error
+        case EngineError():
+            return from_engine(error)
+        case UnknownModel():
+            return Problem(UNKNOWN_MODEL, str(error))
+        case LimitReached():
+            return Problem(
+                CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields
+            )
+        case RequestValidationError():
+            first = error.errors()[0]
+            return Problem(INVALID_PARAMETER, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        case HTTPException(status_code=404):
+            return Problem(NOT_FOUND, f"there is nothing at {path}; /docs lists what there is")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return Problem(METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}", error.headers)
+        case HTTPException(status_code=status):
+            title = HTTPStatus(status).phrase
+            return Problem(Kind(title.lower().replace(" ", "-"), status, title), str(error.detail), error.headers)
+    raise AssertionError("an error of EXPECTED has a case")

@@ -149,7 +149,7 @@ class Decoder:
 
         def check() -> None:
             if future.done() or self._quick.closed:
-                raise OSError("the request is cancelled")
+                raise OSError("the request was given up")
 
         image = open_picture(data, index, self._limits.max_pixels, partial(_Source, check=check), check)
         assert isinstance(image, ImageFile), "Pillow opens files"

@@ -13,16 +13,9 @@ from offramp.server.http.problems import INVALID_PARAMETER, NOT_CERTIFIED, Probl
 from offramp.server.registry import ServedModel
 from offramp.server.request.client_limits import Cost
 from offramp.server.request.parameters import ContractParameters, Parameters, quoted
+from offramp.server.settings import Settings
 
 CONTRACT = set(ContractParameters.model_fields)
-
-
-@dataclass(frozen=True)
-class Defaults:
-    """Values of parameters that a request does not give. deadline_ms: 0 for none. brownout_to: for `degrade_to`."""
-
-    deadline_ms: float = 0.0
-    brownout_to: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -46,8 +39,8 @@ class ResolvedRequest:
         return None if self.deadline_ms is None else started_s + self.deadline_ms / 1000
 
 
-def resolve(parameters: Parameters, served: ServedModel, defaults: Defaults) -> ResolvedRequest:
-    """Resolve for a model of K exits. Raises Problem (422) if the model does not have what they ask for."""
+def resolve(parameters: Parameters, served: ServedModel, settings: Settings) -> ResolvedRequest:
+    """Resolve parameters for a model; settings has the default deadline and brownout. Raises Problem (422)."""
     num_exits, bundle = served.num_exits, served.bundle
     for name in ("min_exit", "max_exit"):
         _check_at_most(name, getattr(parameters, name), num_exits, f"{bundle.name} has exits 1 to {num_exits}")
@@ -57,8 +50,8 @@ def resolve(parameters: Parameters, served: ServedModel, defaults: Defaults) -> 
     else:
         asked, echo = _by_thresholds(parameters, served)
         stricter = ()
-    looser = _looser(parameters, served, asked.promise, defaults)
-    deadline_ms = parameters.deadline_ms or defaults.deadline_ms or None
+    looser = _looser(parameters, served, asked.promise, settings)
+    deadline_ms = parameters.deadline_ms or settings.deadline_ms or None
     echo |= parameters.model_dump(include=CONTRACT, exclude_none=True)
     if deadline_ms is not None:
         echo["deadline_ms"] = deadline_ms
@@ -118,7 +111,7 @@ def rounded_up(bound: float) -> float:
 
 
 def _looser(
-    parameters: Parameters, served: ServedModel, promise: Promise | None, defaults: Defaults
+    parameters: Parameters, served: ServedModel, promise: Promise | None, settings: Settings
 ) -> tuple[ExitPlan, ...]:
     """The certified plans beyond the promise, up to `degrade_to` or the server's default."""
     limit = parameters.degrade_to
@@ -126,9 +119,9 @@ def _looser(
         names = ("threshold", "thresholds", "max_disagreement", "min_exit", "max_exit")
         asked = any(getattr(parameters, name) is not None for name in names)
         certificate = served.bundle.certificate
-        if asked or not defaults.brownout_to or certificate is None or not certificate.points:
+        if asked or not settings.brownout_to or certificate is None or not certificate.points:
             return ()
-        limit = defaults.brownout_to
+        limit = settings.brownout_to
     else:
         _point(_certificate(served, "degrade_to"), limit, served, "degrade_to")
     promised = promise.max_disagreement if promise else 0.0

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -47,20 +46,25 @@ def choose_runner(
         )
     if name == "torch":
         if precision not in ("auto", "float32"):
-            raise ValueError(f"precision {precision!r} is unknown to the torch runner: it computes only in float32")
+            raise ValueError(f"precision {precision!r} is not the torch runner's: it computes only in float32")
         with as_sentence("torch", "give --device cpu"):
             return TorchRunner(bundle, device)
     # The reference computes only in float32.
     falls_back = name == "auto" and precision in ("auto", "float32")
-    kind = "cuda-graphs" if device.type == "cuda" else "openvino"
-    make: Callable[[str], FastRunner] = (
-        partial(_cuda_graphs, bundle, device, max_samples)
-        if device.type == "cuda"
-        else partial(_openvino, bundle, threads, pictures)
-    )
-    if precision == "auto":
-        return CheckedRunner(bundle, device, f"runner {kind!r}", make, _precisions(device), falls_back)
-    return CheckedRunner(bundle, device, f"runner {kind!r}", lambda _: make(precision), (), falls_back)
+    on_gpu = device.type == "cuda"
+
+    def make(chosen: str) -> FastRunner:
+        chosen = chosen if precision == "auto" else precision
+        if on_gpu:
+            from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
+
+            return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=chosen)
+        from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
+
+        return OpenVinoRunner(bundle, chosen, threads, pictures)
+
+    title = f"runner {'cuda-graphs' if on_gpu else 'openvino'!r}"
+    return CheckedRunner(bundle, device, title, make, _precisions(device) if precision == "auto" else (), falls_back)
 
 
 def _precisions(device: torch.device) -> tuple[str, ...]:
@@ -69,15 +73,3 @@ def _precisions(device: torch.device) -> tuple[str, ...]:
     from offramp.server.engine.runners.cuda.lowering import native_precisions
 
     return native_precisions(device)
-
-
-def _openvino(bundle: Bundle, threads: int, pictures: Sequence[Picture], precision: str) -> FastRunner:
-    from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
-
-    return OpenVinoRunner(bundle, precision, threads, pictures)
-
-
-def _cuda_graphs(bundle: Bundle, device: torch.device, max_samples: int, precision: str) -> FastRunner:
-    from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
-
-    return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=precision)
