@@ -113,9 +113,9 @@ def _prediction(resolved: ResolvedRequest, answer: Answer) -> dict[str, Any]:
     }
     prediction["top_k"] = [
         {"label": labels[class_id], "class_id": class_id, "probability": round(probability, DIGITS)}
-        for class_id, probability in _most_probable(answer, resolved.top_k)
+        for class_id, probability in _most_probable(answer, resolved.parameters.top_k)
     ]
-    if resolved.detail:
+    if resolved.parameters.detail:
         prediction["visited"] = [
             {
                 "exit": visit.exit,

@@ -129,11 +129,11 @@ class ClientLedger:
 
     def check_share(self, account: Account) -> None:
         """Raises LimitReached if the client's deep work is above its share of all recent work, and it is not alone."""
-        everybody, share = self.accounts.everybody, self.limits.deep_share
+        all_clients, share = self.accounts.all_clients, self.limits.deep_share
         self.decay(account)
-        self.decay(everybody)
-        others = everybody.total - account.total
-        if others > ALONE * everybody.total and account.deep > share * everybody.total:
+        self.decay(all_clients)
+        others = all_clients.total - account.total
+        if others > ALONE * all_clients.total and account.deep > share * all_clients.total:
             message = (
                 f"others wait, and more than {share:.0%} of the recent work was yours beyond exit 1: try again in a "
                 "moment"
@@ -153,7 +153,7 @@ class ClientLedger:
             return
         self.refill(account)
         self.decay(account)
-        remembered = self.limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.everybody.total
+        remembered = self.limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.all_clients.total
         if not account.debt and not remembered:
             account.clear()
 
@@ -186,7 +186,7 @@ class Reservation:
         ledger = self._ledger
         ledger.refill(account)
         self._hold(account, self._spent)
-        for recent in (account, ledger.accounts.everybody):
+        for recent in (account, ledger.accounts.all_clients):
             ledger.decay(recent)
             recent.total += self._spent.total
             recent.deep += self._spent.deep

@@ -20,13 +20,12 @@ CONTRACT = set(ContractParameters.model_fields)
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request for one served model. echo: the applied contract, for the answer."""
+    """A request for one served model. parameters: as given. echo: the applied contract, for the answer."""
 
     served: ServedModel
     contract: Contract
     deadline_ms: float | None
-    top_k: int
-    detail: bool
+    parameters: Parameters
     echo: dict[str, Any]
 
     @property
@@ -56,7 +55,7 @@ def resolve(parameters: Parameters, served: ServedModel, settings: Settings) -> 
     if deadline_ms is not None:
         echo["deadline_ms"] = deadline_ms
     contract = Contract(asked, stricter, looser, **shared_fields(parameters, Contract))
-    return ResolvedRequest(served, contract, deadline_ms, parameters.top_k, parameters.detail, echo)
+    return ResolvedRequest(served, contract, deadline_ms, parameters, echo)
 
 
 def shared_fields(parameters: Parameters, contract: type) -> dict[str, Any]:

@@ -106,7 +106,7 @@ def _answers(data: bytes) -> Iterator[bytes]:
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0

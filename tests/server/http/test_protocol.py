@@ -226,7 +226,7 @@ async def test_a_client_that_keeps_the_server_waiting_is_let_go(sent, allowed_s,
 @pytest.mark.parametrize(
     "sent", [b"", b"GET / HTT", POST % (b"", 9) + b"half", GET % b""], ids=["silent", "head", "body", "idle"]
 )
-async def test_an_address_that_keeps_the_server_waiting_on_all_connections_shuts_nobody_out(sent):
+async def test_an_address_that_keeps_the_server_waiting_on_all_connections_shuts_no_other_out(sent):
     site = Site(limits=HttpLimits(connections=5))
     greedy = []
     for _ in range(5):

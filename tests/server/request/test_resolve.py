@@ -107,7 +107,7 @@ async def test_thresholds_applied_are_shown_in_six_digits_rounded_up(serve, bund
     assert contract["thresholds"] == [0.928191, 0.65, 1.0]
 
 
-async def test_what_lies_between_two_points_is_kept_by_the_stricter(site, encode):
+async def test_what_lies_between_two_points_gets_the_stricter(site, encode):
     contract = await applied(site, encode, "max_disagreement=0.09")
     assert contract["certified"]["max_disagreement"] == 0.05
     assert site.engine.contracts[0].asked.rule.thresholds == MIDDLE
@@ -138,7 +138,7 @@ async def test_contracts_that_contradict_themselves_are_refused(site, encode, qu
     assert problem["parameters"] == named
 
 
-async def test_a_threshold_is_told_what_is_known_of_it(site, encode):
+async def test_a_threshold_is_answered_with_its_bound(site, encode):
     assert await applied(site, encode, "threshold=0.6") == {"threshold": 0.6, "disagreement_bound": 0.08}
     assert await applied(site, encode, "threshold=1") == {"threshold": 1.0, "disagreement_bound": 0.0}
     assert site.engine.contracts[0].asked.promise == Promise(0.08, certified=False)
@@ -182,7 +182,7 @@ async def test_an_answer_tells_what_took_the_place_of_what_was_asked(serve, cert
             assert response.json()["predictions"][0].get("in_force") == replacement
 
 
-async def test_only_who_names_no_contract_gets_the_operators(serve, certified, encode):
+async def test_only_a_request_without_a_contract_gets_the_operators(serve, certified, encode):
     settings = Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)
     async with serve(bundles=[certified], settings=settings) as site:
         assert "degrade_to" not in await applied(site, encode, "top_k=2")
@@ -202,13 +202,13 @@ async def test_a_bundle_without_a_certificate_promises_nothing(serve, bundle, en
         assert (await site.client.get("/v1/models/tiny")).json()["certificate"] is None
 
 
-async def test_the_whole_front_is_told(site):
+async def test_the_whole_front_is_shown(site):
     facts = (await site.client.get("/v1/models/tiny")).json()
     ModelFacts.model_validate(facts)
     certificate = facts["certificate"]
     assert certificate["version"] == CERTIFICATE.version
     assert certificate["version"].startswith("2026-11-26-")
-    assert [one["max_disagreement"] for one in certificate["points"]] == [0.01, 0.05, 0.1]
+    assert [each["max_disagreement"] for each in certificate["points"]] == [0.01, 0.05, 0.1]
     assert certificate["points"][1]["thresholds"] == list(MIDDLE)
     assert certificate["any_threshold"][1] == {"threshold": 0.5, "bound": 0.08}
     assert (certificate["delta"], certificate["pictures"]) == (0.05, 3000)
@@ -253,7 +253,7 @@ async def test_in_private_mode_what_would_tell_is_refused(serve, encode, query):
         assert (await site.client.post("/v1/predict", content=encode())).status_code == 200
 
 
-async def test_answers_come_in_steps_of_time_whatever_they_are(serve, encode):
+async def test_every_answer_comes_at_a_step_of_time(serve, encode):
     async with serve(settings=Settings(decode_threads=1, answer_step_ms=40.0), failures={7: FAILURE}) as site:
         for red, status in ((255, 200), (7, 500)):
             started_s = asyncio.get_running_loop().time()
@@ -300,7 +300,7 @@ async def test_a_bound_on_depth_is_a_bound_on_cost(serve, bundle, encode):
         assert shallow.status_code == 200
 
 
-async def test_who_causes_most_of_the_deep_work_waits_while_others_do(serve, bundle, encode):
+async def test_a_client_with_most_of_the_deep_work_waits_while_others_do(serve, bundle, encode):
     settings = Settings(decode_threads=1, api_keys="deep,easy", client_deep_share=0.5, max_batch_size=1)
     async with serve(settings=settings) as site:
 

@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 CLASSES, BATCH_SIZE = 5, 4
-# The narrowest that each family can be built with is among these.
+# Each architecture can be built with one of these widths.
 WIDTHS = (4, 8, 16)
 # A hundred layers in another order of sums; the confidences themselves differ by some 0.1 from picture to picture.
 TOLERANCE = 1e-3

@@ -75,7 +75,7 @@ def test_the_ranges_are_those_of_the_pictures(runner, bundle):
     dark = [picture // 32 for picture in PICTURES[:40]]
     of_dark = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=dark)
     reference = probabilities(TorchRunner(bundle, CPU), PICTURES)
-    right, wrong = (np.abs(probabilities(one, PICTURES) - reference).mean() for one in (runner, of_dark))
+    right, wrong = (np.abs(probabilities(each, PICTURES) - reference).mean() for each in (runner, of_dark))
     assert wrong > 2 * right
 
 
