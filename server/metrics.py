@@ -240,38 +240,38 @@ class ModelObserver:
     ) -> None:
         self._metrics, self._own = metrics, {"model": model, "version": model_version}
         self._spent, self._promises = spent_multiply_adds, promises
-        self._of = cache(self._find)
+        self._series = cache(self._find)
 
     def __call__(self, event: Event) -> None:
         """Count an event."""
         match event:
             case StepStats():
-                self._of("stage_duration_seconds", event.stage).observe(event.duration_s)
-                self._of("stage_batch_size", event.stage).observe(event.batch_size)
+                self._series("stage_duration_seconds", event.stage).observe(event.duration_s)
+                self._series("stage_batch_size", event.stage).observe(event.batch_size)
             case SampleStats():
                 exit, spent = event.exit, self._spent[event.exit - 1]
-                self._of("samples_total", exit, event.reason.value).inc()
-                self._of("sample_latency_seconds", exit).observe(event.latency_s)
-                self._of("exit_confidence", exit).observe(event.confidence)
-                self._of("queue_duration_seconds").observe(event.queue_s)
-                self._of("compute_multiply_adds_total").inc(spent)
-                self._of("compute_saved_multiply_adds_total").inc(self._spent[-1] - spent)
+                self._series("samples_total", exit, event.reason.value).inc()
+                self._series("sample_latency_seconds", exit).observe(event.latency_s)
+                self._series("exit_confidence", exit).observe(event.confidence)
+                self._series("queue_duration_seconds").observe(event.queue_s)
+                self._series("compute_multiply_adds_total").inc(spent)
+                self._series("compute_saved_multiply_adds_total").inc(self._spent[-1] - spent)
             case CancelStats():
-                self._of("cancelled_total", event.phase).inc()
+                self._series("cancelled_total", event.phase).inc()
             case AuditReport():
-                self._of("audited_samples_total", event.exit).inc()
-                self._of("audit_disagreements_total", event.exit).inc(event.disagreed)
+                self._series("audited_samples_total", event.exit).inc()
+                self._series("audit_disagreements_total", event.exit).inc(event.disagreed)
                 if event.exit < len(self._spent):
                     self._set_bounds(event.exit, event.low, event.high)
                 if event.promise is not None:
                     self._set_alarm(event.promise, event.rings, event.evidence)
             case BrownoutLevel():
-                self._of("brownout_level").set(event.level)
+                self._series("brownout_level").set(event.level)
             case CostProfile():
                 self._start_gauges()
                 for stage, times_s in enumerate(event.measured_s, start=1):
                     for batch_size, time_s in zip(event.batch_sizes, times_s, strict=True):
-                        self._of("step_cost_seconds", stage, batch_size).set(time_s)
+                        self._series("step_cost_seconds", stage, batch_size).set(time_s)
 
     def _start_gauges(self) -> None:
         # Called in the process of the engine only: of the values of several processes, the latest counts.
@@ -279,7 +279,7 @@ class ModelObserver:
             self._set_bounds(exit, 0.0, 1.0 if exit < len(self._spent) else 0.0)
         for promise in self._promises:
             self._set_alarm(promise, False, 0.0)
-        self._of("brownout_level").set(0.0)
+        self._series("brownout_level").set(0.0)
 
     def _find(self, name: str, *values: object) -> Any:
         """A series of this model version. values: of the labels behind model and version."""
@@ -287,12 +287,12 @@ class ModelObserver:
         return self._metrics.series(name, *own, *map(str, values))
 
     def _set_bounds(self, exit: int, low: float, high: float) -> None:
-        self._of("audit_disagreement_lower_bound", exit).set(low)
-        self._of("audit_disagreement_upper_bound", exit).set(high)
+        self._series("audit_disagreement_lower_bound", exit).set(low)
+        self._series("audit_disagreement_upper_bound", exit).set(high)
 
     def _set_alarm(self, promise: float, rings: bool, evidence: float) -> None:
-        self._of("audit_alarm", _promise_label(promise)).set(rings)
-        self._of("audit_evidence", _promise_label(promise)).set(evidence)
+        self._series("audit_alarm", _promise_label(promise)).set(rings)
+        self._series("audit_evidence", _promise_label(promise)).set(evidence)
 
 
 def _promise_label(promise: float) -> str:

@@ -39,23 +39,17 @@ class FairQueue(Generic[Item]):
 
     def append(self, client: str, item: Item) -> None:
         """Add an item behind all others of its client."""
-        queue = self._queues.get(client)
-        if queue is None:
-            queue = self._queues[client] = deque()
-        queue.append(item)
+        self._queues.setdefault(client, deque()).append(item)
         self._size += 1
 
     def appendleft(self, client: str, item: Item) -> None:
         """Put an item back: it is the next to leave."""
-        queue = self._queues.get(client)
-        if queue is None:
-            queue = self._queues[client] = deque()
-        queue.appendleft(item)
+        self._queues.setdefault(client, deque()).appendleft(item)
         self._queues.move_to_end(client, last=False)
         self._size += 1
 
     def popleft(self) -> Item:
-        """Remove the first item of the client whose turn it is. Raises KeyError where there is none."""
+        """Remove the first item of the client whose turn it is. Raises KeyError if there is none."""
         client, queue = self._queues.popitem(last=False)
         item = queue.popleft()
         if queue:

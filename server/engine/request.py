@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: contract, sample, answer."""
+"""The engine's input and output: contract, sample, answer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the parameters of a request to a contract for one served model, and its echo in the answer."""
+"""The parameters of a request become a contract for one served model, with its echo in the answer."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
 """Memory for request bodies: a budget for all requests, of which no client holds more than it leaves free. Pure.
 
-A body reserves what has arrived of it, never what it announces: a client that announces bodies and does not send them
-holds nothing.
+A body reserves the bytes that have arrived, never those that it announces: a client that announces bodies and does not
+send them holds nothing.
 """
 
 from __future__ import annotations
