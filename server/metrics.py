@@ -107,7 +107,7 @@ METRICS = {
     "rejections_total": Declared("counter", "reason", "Requests refused at once."),
     "http_rejections_total": Declared("counter", "code", "Rejected connections, and invalid or incomplete requests."),
     "cancelled_total": Declared(
-        "counter", "phase", "Uploads cut off (upload), and pictures given up by their client (queued, running)."
+        "counter", "phase", "Uploads cut off (upload), and pictures given up before their answer (queued, running)."
     ),
     "audited_samples_total": Declared("counter", OF_EXIT, "Pictures compared with full depth."),
     "audit_disagreements_total": Declared("counter", OF_EXIT, "Audited pictures whose answer differs from full depth."),

@@ -37,7 +37,7 @@ def choose_runner(
     ValueError if the device, the network or the installed packages do not allow the runner or the precision.
     """
     if precision == "int8" and device.type != "cpu":
-        raise ValueError(f"precision 'int8' is only for the CPU, not for {device}: give --device cpu")
+        raise ValueError(f"precision 'int8' is for the CPU alone, not for {device}: give --device cpu")
     if name != "auto" and name not in DEVICES:
         raise ValueError(f"runner {name!r} is unknown: choose one of auto, {', '.join(DEVICES)}")
     if name != "auto" and device.type not in DEVICES[name]:
