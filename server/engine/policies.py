@@ -66,14 +66,13 @@ class Policy(Protocol):
         ...
 
 
-@dataclass(frozen=True)
 class RunToCompletion:
     """Runs one batch through all stages before the next batch begins. Batches never merge.
 
     This is deepest stage first: stage 1 runs only when no sample waits behind it.
     """
 
-    patience: int = 0
+    patience = 0
 
     def choose(self, waiting: Waiting) -> Choice:
         """The deepest stage with waiting samples."""
@@ -81,11 +80,10 @@ class RunToCompletion:
         return Choice(stage, waiting.most(stage))
 
 
-@dataclass(frozen=True)
 class FullestFirst:
     """The largest batch, the deepest of equal ones. Good if a step takes the same time for any batch size."""
 
-    patience: int = 16
+    patience = 16
 
     def choose(self, waiting: Waiting) -> Choice:
         """The stage whose next batch is the largest."""
@@ -93,14 +91,13 @@ class FullestFirst:
         return Choice(stage, waiting.most(stage))
 
 
-@dataclass(frozen=True)
 class FullFirst:
     """The deepest stage with a full batch, else the deepest stage. Needs no profile.
 
     While full batches of shallower stages run, survivors of several batches gather and go on as one batch.
     """
 
-    patience: int = 3
+    patience = 3
 
     def choose(self, waiting: Waiting) -> Choice:
         """The deepest full batch, else the deepest batch."""
@@ -125,9 +122,10 @@ class CostModel:
     Chosen by simulation, against rules that weigh the wait of each sample: see docs/performance.md.
     """
 
-    def __init__(self, profile: CostProfile, patience: int = 6) -> None:
+    patience = 6
+
+    def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
-        self._patience = patience
         rows = [profile.table(stage) for stage in range(1, profile.num_stages + 1)]
         self._tables = rows
         self._full = tuple(_largest_that_pays(row, {*profile.batch_sizes, profile.max_batch_size}) for row in rows)
@@ -136,11 +134,6 @@ class CostModel:
             (0.0, *((row[full] * n) / (full * row[n]) for n in range(1, full + 1)))
             for row, full in zip(rows, self._full, strict=True)
         )
-
-    @property
-    def patience(self) -> int:
-        """See Policy."""
-        return self._patience
 
     def choose(self, waiting: Waiting) -> Choice:
         """The deepest step with the required efficiency, else the deepest step."""

@@ -95,7 +95,7 @@ def test_an_alarm_threshold_that_would_ring_at_once_is_refused() -> None:
 
 
 def test_the_auditor_keeps_exits_and_promises_apart() -> None:
-    auditor = Auditor(num_exits=3, alpha=0.05, false_alarm_every=1000.0)
+    auditor = Auditor(num_exits=3, false_alarm_every=1000.0)
     for _ in range(50):
         auditor.learn(Comparison(1, True, Promise(0.01, certified=True)))
         auditor.learn(Comparison(2, False, Promise(0.05, certified=True)))
@@ -113,7 +113,7 @@ def test_the_auditor_keeps_exits_and_promises_apart() -> None:
 
 
 def test_where_nothing_is_promised_no_alarm_is_kept() -> None:
-    auditor = Auditor(num_exits=2, alpha=0.05, false_alarm_every=1000.0)
+    auditor = Auditor(num_exits=2, false_alarm_every=1000.0)
     assert auditor.learn(Comparison(1, True, None)) is None
     assert auditor.learn(Comparison(1, True, Promise(1.0, certified=False))) is None
     assert auditor.alarms == {}
