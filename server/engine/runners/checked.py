@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -55,13 +56,12 @@ class CheckedRunner:
         self._bundle, self._device, self._name = bundle, device, name
         self._make, self._precisions, self._falls_back = make, precisions, falls_back
         self._fast: FastRunner | None = None
-        self._reference: TorchRunner | None = None
         self._try(lambda: self._load("auto"))
 
     @property
     def chosen(self) -> Runner:
         """The runner that computes; after the warm-up it does not change."""
-        return self._fast or self._torch()
+        return self._fast or self._reference
 
     @property
     def num_stages(self) -> int:
@@ -77,10 +77,9 @@ class CheckedRunner:
         self._try(lambda: self._check(max_batch_size))
         if self._fast is None:
             with as_sentence("torch", "give another --device, or a smaller --max-batch-size"):
-                self._torch().warm_up(max_batch_size)
+                self._reference.warm_up(max_batch_size)
 
     def _try(self, step: Callable[[], None]) -> None:
-        cause = None
         try:
             step()
         except DeviceLost:
@@ -89,9 +88,7 @@ class CheckedRunner:
             self._fast = None
             if not self._falls_back:
                 raise
-            cause = str(error)
-        if cause is not None:
-            logger.warning("%s runs in plain torch: %s", self._bundle.name, cause)
+            logger.warning("%s runs in plain torch: %s", self._bundle.name, error)
 
     def _load(self, precision: str) -> None:
         # Free the memory of the runner before first.
@@ -106,7 +103,7 @@ class CheckedRunner:
                 if not self._precisions:
                     return
                 batch_size = min(NUM_PICTURES, max_batch_size)
-                difference = largest_difference(fast, self._torch(), self._bundle.preprocessing.size, batch_size)
+                difference = largest_difference(fast, self._reference, self._bundle.preprocessing.size, batch_size)
             # NaN must count as a difference.
             if difference <= LARGEST_DIFFERENCES[fast.precision]:
                 return
@@ -124,7 +121,6 @@ class CheckedRunner:
         )
         self._load(wider[0])
 
-    def _torch(self) -> TorchRunner:
-        if self._reference is None:
-            self._reference = TorchRunner(self._bundle, self._device)
-        return self._reference
+    @cached_property
+    def _reference(self) -> TorchRunner:
+        return TorchRunner(self._bundle, self._device)
