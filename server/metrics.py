@@ -10,7 +10,7 @@ import itertools
 import os
 import platform
 from collections.abc import Iterable, Sequence
-from functools import cache
+from functools import cache, partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
@@ -67,10 +67,7 @@ def share_counters(folder: Path, process: str) -> None:
 
 
 class Declared(NamedTuple):
-    """A metric. kind: counter, histogram, or of a gauge, which of the values of several processes counts.
-
-    labels: separated by spaces.
-    """
+    """A metric. kind: counter, histogram, or a gauge's mode with several processes. labels: separated by spaces."""
 
     kind: Literal["counter", "histogram", "max", "mostrecent"]
     labels: str
@@ -78,54 +75,53 @@ class Declared(NamedTuple):
     buckets: Sequence[float] = ()
 
 
+counter, histogram = partial(Declared, "counter"), partial(Declared, "histogram")
+# Gauges: of the values of several processes, the largest or the latest counts.
+gauge, latest = partial(Declared, "max"), partial(Declared, "mostrecent")
 OF_EXIT, OF_PROMISE = "model version exit", "model version promise"
 
 # By name, without the prefix.
 METRICS = {
-    "requests_total": Declared("counter", "model code", "Prediction requests answered."),
-    "request_duration_seconds": Declared(
-        "histogram", "model", "From the first byte of a prediction request to its answer.", SECONDS
+    "requests_total": counter("model code", "Prediction requests answered."),
+    "request_duration_seconds": histogram(
+        "model", "From the first byte of a prediction request to its answer.", SECONDS
     ),
-    "samples_total": Declared("counter", "model version exit reason", "Pictures answered, by exit and reason."),
-    "sample_latency_seconds": Declared(
-        "histogram", "model exit", "From entering the engine to leaving it.", FINE_SECONDS
+    "samples_total": counter("model version exit reason", "Pictures answered, by exit and reason."),
+    "sample_latency_seconds": histogram("model exit", "From entering the engine to leaving it.", FINE_SECONDS),
+    "exit_confidence": histogram("model exit", "Calibrated confidence of answers.", SHARES),
+    "decode_duration_seconds": histogram(
+        "model", "Decoding all pictures of a request, waiting for a thread included.", SECONDS
     ),
-    "exit_confidence": Declared("histogram", "model exit", "Calibrated confidence of answers.", SHARES),
-    "decode_duration_seconds": Declared(
-        "histogram", "model", "Decoding all pictures of a request, waiting for a thread included.", SECONDS
+    "queue_duration_seconds": histogram("model", "Wait of a picture in all stage queues.", FINE_SECONDS),
+    "stage_duration_seconds": histogram("model stage", "One batch through one stage.", FINE_SECONDS),
+    "stage_batch_size": histogram("model stage", "Pictures in a step.", BATCH_SIZES),
+    "step_cost_seconds": gauge(
+        "model version stage batch_size", "One batch through one stage, as measured at the start."
     ),
-    "queue_duration_seconds": Declared("histogram", "model", "Wait of a picture in all stage queues.", FINE_SECONDS),
-    "stage_duration_seconds": Declared("histogram", "model stage", "One batch through one stage.", FINE_SECONDS),
-    "stage_batch_size": Declared("histogram", "model stage", "Pictures in a step.", BATCH_SIZES),
-    "step_cost_seconds": Declared(
-        "max", "model version stage batch_size", "One batch through one stage, as measured at the start."
+    "compute_multiply_adds_total": counter("model", "Multiply-adds spent on answered pictures."),
+    "compute_saved_multiply_adds_total": counter(
+        "model", "Multiply-adds that answering at the last exit would have added."
     ),
-    "compute_multiply_adds_total": Declared("counter", "model", "Multiply-adds spent on answered pictures."),
-    "compute_saved_multiply_adds_total": Declared(
-        "counter", "model", "Multiply-adds that answering at the last exit would have added."
+    "rejections_total": counter("reason", "Requests refused at once."),
+    "http_rejections_total": counter("code", "Rejected connections, and invalid or incomplete requests."),
+    "cancelled_total": counter(
+        "phase", "Uploads cut off (upload), and pictures given up before their answer (queued, running)."
     ),
-    "rejections_total": Declared("counter", "reason", "Requests refused at once."),
-    "http_rejections_total": Declared("counter", "code", "Rejected connections, and invalid or incomplete requests."),
-    "cancelled_total": Declared(
-        "counter", "phase", "Uploads cut off (upload), and pictures given up before their answer (queued, running)."
+    "audited_samples_total": counter(OF_EXIT, "Pictures compared with full depth."),
+    "audit_disagreements_total": counter(OF_EXIT, "Audited pictures whose answer differs from full depth."),
+    "audit_disagreement_lower_bound": latest(
+        OF_EXIT, "Lower bound of the disagreement rate, valid at all times together."
     ),
-    "audited_samples_total": Declared("counter", OF_EXIT, "Pictures compared with full depth."),
-    "audit_disagreements_total": Declared("counter", OF_EXIT, "Audited pictures whose answer differs from full depth."),
-    "audit_disagreement_lower_bound": Declared(
-        "mostrecent", OF_EXIT, "Lower bound of the disagreement rate, valid at all times together."
+    "audit_disagreement_upper_bound": latest(
+        OF_EXIT, "Upper bound of the disagreement rate, valid at all times together."
     ),
-    "audit_disagreement_upper_bound": Declared(
-        "mostrecent", OF_EXIT, "Upper bound of the disagreement rate, valid at all times together."
+    "audit_alarm": latest(OF_PROMISE, "1 once an audit has found a promise broken."),
+    "audit_evidence": latest(OF_PROMISE, "Evidence against a promise; the alarm rings at --audit-false-alarm-every."),
+    "brownout_level": latest("model version", "Level of the brownout; 0 is none."),
+    "model_info": gauge(
+        "model version architecture exits classes input_size device", "A served model version; always 1."
     ),
-    "audit_alarm": Declared("mostrecent", OF_PROMISE, "1 once an audit has found a promise broken."),
-    "audit_evidence": Declared(
-        "mostrecent", OF_PROMISE, "Evidence against a promise; the alarm rings at --audit-false-alarm-every."
-    ),
-    "brownout_level": Declared("mostrecent", "model version", "Level of the brownout; 0 is none."),
-    "model_info": Declared(
-        "max", "model version architecture exits classes input_size device", "A served model version; always 1."
-    ),
-    "build_info": Declared("max", "version python torch", "Versions of this server; always 1."),
+    "build_info": gauge("version python torch", "Versions of this server; always 1."),
 }
 
 

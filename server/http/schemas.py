@@ -7,7 +7,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from offramp.models.exit_policy import ExitReason
-from offramp.server.request.parameters import ContractParameters
+from offramp.server.request.parameters import ContractParameters, optional
 
 
 class Exact(BaseModel):
@@ -45,23 +45,19 @@ class Prediction(Exact):
     label: str = Field(examples=["rocket"])
     class_id: int = Field(examples=[69])
     confidence: float = Field(description="Calibrated probability of the label.", examples=[0.974])
-    exit: int | None = Field(
-        default=None,
-        description="Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
+    exit: int | None = optional(
+        "Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
         examples=[2],
     )
-    exits: int | None = Field(default=None, description="Exits of the model.", examples=[4])
+    exits: int | None = optional("Exits of the model.", examples=[4])
     exit_reason: ExitReason | None = None
-    compute: float | None = Field(
-        default=None, description="Share of the full depth's multiply-adds that was spent.", examples=[0.53]
-    )
-    in_force: InForce | None = Field(
-        default=None,
-        description="Only if the contract was not applied as asked: a looser point under load (degrade_to), or a "
-        "stricter one after an audit has found the promise broken.",
+    compute: float | None = optional("Share of the full depth's multiply-adds that was spent.", examples=[0.53])
+    in_force: InForce | None = optional(
+        "Only if the contract was not applied as asked: a looser point under load (degrade_to), or a "
+        "stricter one after an audit has found the promise broken."
     )
     top_k: list[ClassProbability]
-    visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")
+    visited: list[VisitedExit] | None = optional("Every exit passed; with detail=true only.")
 
 
 class CertifiedPoint(Exact):
@@ -81,10 +77,9 @@ class CertifiedPoint(Exact):
 class AppliedContract(ContractParameters):
     """What was applied: threshold, thresholds or a certified contract, and the bounds that were set."""
 
-    disagreement_bound: float | None = Field(
-        default=None,
-        description="Upper confidence bound of the disagreement with full depth at this threshold, valid for all "
-        "thresholds at once. Only if the bundle has a certificate and no bound on depth was set.",
+    disagreement_bound: float | None = optional(
+        "Upper confidence bound of the disagreement with full depth at this threshold, valid for all "
+        "thresholds at once. Only if the bundle has a certificate and no bound on depth was set."
     )
     certified: CertifiedPoint | None = None
 
@@ -105,7 +100,7 @@ class PredictionAnswer(Exact):
     version: str = Field(examples=["1"])
     predictions: list[Prediction]
     contract: AppliedContract
-    timing_ms: Timing | None = Field(default=None, description="Not in private mode.")
+    timing_ms: Timing | None = optional("Not in private mode.")
 
 
 class InputFacts(Exact):
