@@ -112,7 +112,7 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])
 def test_the_precision_and_its_pictures_go_together(values):
-    with pytest.raises(ValueError, match="--precision int8 needs --int8-pictures FOLDER"):
+    with pytest.raises(ValueError, match="--precision int8 and --int8-pictures FOLDER belong together"):
         Settings(**values)
 
 
