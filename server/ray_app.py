@@ -2,8 +2,7 @@
 
     serve run offramp.server.ray_app:app replicas=2 model=runs/photos/bundle
 
-Ray starts, checks, scales and replaces the replicas; its proxy takes the place of our HTTP server. Needs the `ray`
-extra.
+Ray starts, checks, scales and replaces the replicas. Its proxy replaces the HTTP server. Needs the `ray` extra.
 """
 
 from __future__ import annotations
@@ -31,8 +30,8 @@ from offramp.server.settings import Settings
 
 logger = logging.getLogger(__name__)
 
-# Options of our own HTTP server and its processes, which are Ray's business here.
-OF_OUR_SERVER = frozenset(
+# Options of the HTTP server and its processes, which Ray replaces.
+NOT_WITH_RAY = frozenset(
     (
         *("host", "port", "frontends", "drain_delay_s", "drain_timeout_s", "trusted_proxies", "allowed_hosts"),
         *("max_connections", "client_max_connections", "max_header_kib", "max_headers", "max_url_kib"),
@@ -40,13 +39,11 @@ OF_OUR_SERVER = frozenset(
     )
 )
 
-# Arguments that are no options of `offramp serve`.
+# Arguments that are no options of `offramp serve`, and their largest value.
 REPLICAS, CPUS, GPUS = "replicas", "cpus", "gpus"
-
-# Of replicas, cpus and gpus.
 MAX_NUMBER = 100_000
 
-# How often the metrics are copied to Ray's. Ray exports them every 10 s.
+# Pause between two copies of the metrics to Ray's, which Ray exports every 10 s.
 COPY_S = 5.0
 
 
@@ -64,7 +61,7 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
     settings = settings_of(given)
     load_backbones(settings.backbones)
     for path in settings.model or [EMBEDDED]:
-        # Now, while the old replicas still serve. BundleError is a ValueError.
+        # A wrong bundle fails here, while the old replicas still serve. BundleError is a ValueError.
         load_bundle(path)
     options: dict[str, Any] = {"ray_actor_options": actor, "max_ongoing_requests": settings.max_queue}
     if replicas:
@@ -73,13 +70,13 @@ def app(arguments: Mapping[str, Any]) -> serve.Application:
 
 
 def number_of(arguments: dict[str, Any], name: str, default: float, least: float = 0) -> float:
-    """Take a number from the arguments. Raises ValueError that names it."""
+    """Take a number out of the arguments. Raises ValueError that names it."""
     value = arguments.pop(name, default)
     try:
         number = float(value)
     except (TypeError, ValueError):
         raise ValueError(f"{name} {value!r} is not a number: give one such as 1") from None
-    # Also false for NaN.
+    # NaN fails as well.
     if not least <= number <= MAX_NUMBER:
         raise ValueError(f"{name} {value!r} is out of range: give a number from {least} to {MAX_NUMBER}")
     # Ray counts in steps of 0.0001.
@@ -87,18 +84,20 @@ def number_of(arguments: dict[str, Any], name: str, default: float, least: float
 
 
 def settings_of(arguments: Mapping[str, Any]) -> Settings:
-    """Options of `offramp serve`, as texts or values. Raises ValueError that names a wrong one."""
-    known = {option.name for option in fields(Settings)} - OF_OUR_SERVER
+    """Options of `offramp serve` as texts or values. Raises ValueError that names a wrong one."""
+    known = {option.name for option in fields(Settings)} - NOT_WITH_RAY
     if unknown := arguments.keys() - known:
         name = min(unknown)
-        why = "is Ray's business: leave it out" if name in OF_OUR_SERVER else "is no option of offramp serve"
+        why = (
+            "is an option that Ray replaces: leave it out" if name in NOT_WITH_RAY else "is no option of offramp serve"
+        )
         raise ValueError(f"{name} {why}; the arguments are replicas, cpus, gpus, {', '.join(sorted(known))}")
     model = arguments.get("model")
     given = {**arguments, "model": model.split(",")} if isinstance(model, str) else arguments
     try:
         settings = TypeAdapter(Settings).validate_python(given)
     except ValidationError as error:
-        # Not the values: the API keys may be among them.
+        # Without the values: the API keys may be among them.
         first = error.errors(include_input=False)[0]
         place, message = ".".join(map(str, first["loc"])), first["msg"].removeprefix("Value error, ")
         raise ValueError(f"{place}: {message}" if place else message) from None
@@ -109,7 +108,7 @@ def settings_of(arguments: Mapping[str, Any]) -> Settings:
 @serve.deployment(health_check_period_s=2.0, graceful_shutdown_timeout_s=40.0)
 @serve.ingress()
 class Offramp:
-    """One replica. It is ready when its models are warm, and healthy while their engines run."""
+    """One replica. It is ready once its models are warm, and healthy while their engines run."""
 
     def __init__(self, settings: Settings) -> None:
         configure_logging(log_config(settings.log_level))
@@ -124,13 +123,13 @@ class Offramp:
         return WithoutPrefix(self._app)
 
     def check_health(self) -> None:
-        """Raises RuntimeError that says why the replica cannot answer."""
+        """Raises RuntimeError with the reason if the replica cannot answer."""
         if (reason := self._registry.why_not_ready()) is not None:
             raise RuntimeError(reason)
 
 
 class WithoutPrefix:
-    """The application below a route prefix: it sees paths without the prefix."""
+    """Removes Ray's route prefix from the paths that the application sees."""
 
     def __init__(self, app: ASGIApp) -> None:
         self.app = app
@@ -142,31 +141,31 @@ class WithoutPrefix:
 
 
 async def copy_metrics(metrics: Metrics) -> None:
-    """Copy the metrics to Ray's, which adds application, deployment and replica, for as long as the replica lives."""
+    """Copy the metrics to Ray's again and again. Ray adds labels for application, deployment and replica."""
     gauges = Gauges()
     while True:
-        for family in metrics.collect():
+        for metric in metrics.collect():
             try:
-                gauges.copy(family)
+                gauges.copy(metric)
             except ValueError as error:
-                logger.warning("%s is not copied to Ray's metrics: %s", family.name, error)
-            # Others work between two families.
+                logger.warning("%s is not copied to Ray's metrics: %s", metric.name, error)
+            # Other work runs between two metrics.
             await asyncio.sleep(0)
         await asyncio.sleep(COPY_S)
 
 
 class Gauges:
-    """Ray's gauges, one for each name of a sample: buckets and counters are copied as the numbers that they are."""
+    """Ray's gauges, one for each name of a sample. Buckets and counters are copied as plain numbers."""
 
     def __init__(self) -> None:
         self._gauges: dict[str, ray_metrics.Gauge] = {}
 
-    def copy(self, family: Metric) -> None:
-        """Copy the samples of a family. Those of the process itself are left to Ray."""
-        if family.name.startswith(("process_", "python_")):
+    def copy(self, metric: Metric) -> None:
+        """Copy the samples of a metric. Ray has its own metrics of the process."""
+        if metric.name.startswith(("process_", "python_")):
             return
-        for sample in family.samples:
+        for sample in metric.samples:
             if sample.name not in self._gauges:
                 keys = tuple(sample.labels)
-                self._gauges[sample.name] = ray_metrics.Gauge(sample.name, family.documentation, tag_keys=keys)
+                self._gauges[sample.name] = ray_metrics.Gauge(sample.name, metric.documentation, tag_keys=keys)
             self._gauges[sample.name].set(sample.value, dict(sample.labels))

@@ -1,11 +1,12 @@
-"""The served models, by name and version, and whether they can answer."""
+"""The served models by name and version, and their readiness."""
 
 from __future__ import annotations
 
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from functools import cached_property
 from typing import Protocol
 
 import numpy as np
@@ -23,14 +24,14 @@ logger = logging.getLogger(__name__)
 
 
 class UnknownModel(LookupError):
-    """No such model or version; the message says which there are."""
+    """No such model or version is served; the message lists the served ones."""
 
     def __str__(self) -> str:
         return str(self.args[0])
 
 
 class EngineClient(Protocol):
-    """An engine as the frontend sees it; all on the event loop's thread."""
+    """An engine as the frontend sees it. Only the event loop's thread calls it."""
 
     @property
     def alive(self) -> bool: ...
@@ -65,8 +66,7 @@ class EngineClient(Protocol):
 class ServedModel:
     """One version of one model, and the engine that runs it.
 
-    warm_up: runs the network, and measures it; the engine's thread begins with it. compute: per exit, its share of
-    the full depth's multiply-adds.
+    warm_up: runs and measures the network; the engine's thread begins with it.
     """
 
     bundle: Bundle
@@ -74,13 +74,16 @@ class ServedModel:
     device: str
     engine: EngineClient
     warm_up: Callable[[], CostProfile | None]
-    compute: tuple[float, ...] = field(init=False)
-    _costs: tuple[Cost, ...] = field(init=False, repr=False)
 
-    def __post_init__(self) -> None:
-        object.__setattr__(self, "compute", tuple(round(share, 4) for share in self.cost.compute))
+    @cached_property
+    def compute(self) -> tuple[float, ...]:
+        """The share of the full depth's multiply-adds that each exit needs."""
+        return tuple(round(share, 4) for share in self.cost.compute)
+
+    @cached_property
+    def _costs(self) -> tuple[Cost, ...]:
         first, *_ = totals = self.cost.sequential_multiply_adds
-        object.__setattr__(self, "_costs", tuple(Cost(float(total), float(total - first)) for total in totals))
+        return tuple(Cost(float(total), float(total - first)) for total in totals)
 
     @property
     def num_exits(self) -> int:
@@ -93,25 +96,23 @@ class ServedModel:
 
 
 class Registry:
-    """Served models in the order given; the first is the default, and of a model the first version is.
+    """Served models in the order given. The first model, and the first version of a model, is the default.
 
-    served: every version of every model. engines_restart: whether another process starts an engine that has died.
-    Raises ValueError when there is none, or one name and version come twice.
+    served: every version of every model. engines_restart: whether another process restarts an engine that has died.
+    Raises ValueError without a model, or if a name and version come twice.
     """
 
     def __init__(self, served: Sequence[ServedModel], engines_restart: bool = False) -> None:
         if not served:
             raise ValueError("no model to serve: give at least one bundle")
         self._models: dict[str, dict[str, ServedModel]] = {}
-        for one in served:
-            versions = self._models.setdefault(one.bundle.name, {})
-            if one.bundle.version in versions:
+        for model in served:
+            name, version = model.bundle.name, model.bundle.version
+            if self._models.setdefault(name, {}).setdefault(version, model) is not model:
                 raise ValueError(
-                    f"model {one.bundle.name!r} version {one.bundle.version!r} is given twice: "
-                    "leave one out, or give it another version"
+                    f"model {name!r} version {version!r} is given twice: leave one out, or give it another version"
                 )
-            versions[one.bundle.version] = one
-        self.served = [one for versions in self._models.values() for one in versions.values()]
+        self.served = [model for versions in self._models.values() for model in versions.values()]
         self.engines_restart = engines_restart
         self.draining = False
         self.failure: str | None = None
@@ -122,18 +123,13 @@ class Registry:
 
     @property
     def default_name(self) -> str:
-        """The model of requests that name none."""
+        """The model of requests without a name."""
         return next(iter(self._models))
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """All models, the default first."""
-        return tuple(self._models)
 
     def versions(self, name: str) -> dict[str, ServedModel]:
         """All versions of a model, its default first. Raises UnknownModel."""
         if name not in self._models:
-            raise UnknownModel(f"no model {name[:64]!r} is served; there is {', '.join(self.names)}")
+            raise UnknownModel(f"no model {name[:64]!r} is served; there is {', '.join(self._models)}")
         return self._models[name]
 
     def find(self, name: str, version: str | None = None) -> ServedModel:
@@ -146,36 +142,33 @@ class Registry:
         return versions[version]
 
     def why_not_ready(self) -> str | None:
-        """None when every model can answer, else the reason."""
+        """The reason why the models cannot answer; None if they can."""
         if self.draining:
             return "the server is shutting down"
         if self.failure is not None:
             return self.failure
         if not self._warmed_up:
             return "the models are warming up"
-        for one in self.served:
-            if not one.engine.alive:
-                return (
-                    RESTARTING
-                    if self.engines_restart
-                    else f"the engine of {one.bundle.name} version {one.bundle.version} is not running"
-                )
+        for model in self.served:
+            if not model.engine.alive:
+                died = f"the engine of {model.bundle.name} version {model.bundle.version} is not running"
+                return RESTARTING if self.engines_restart else died
         return None
 
     async def start(self) -> None:
-        """Warm up and start every engine; a failure is kept as the reason why the server is not ready."""
-        for one in self.served:
+        """Start and warm up every engine. An error is the reason why the server does not become ready."""
+        for model in self.served:
             try:
-                await one.engine.start(asyncio.get_running_loop(), one.warm_up)
+                await model.engine.start(asyncio.get_running_loop(), model.warm_up)
             except Exception as error:
-                # Whatever it is: unnoticed, it would leave the server warming up for ever.
-                self.failure = f"warming up {one.bundle.name} version {one.bundle.version} failed: {error}"
+                # Any error: the server would seem to warm up for ever.
+                self.failure = f"warming up {model.bundle.name} version {model.bundle.version} failed: {error}"
                 if not isinstance(error, WarmUpFailed):
-                    logger.exception("%s version %s", one.bundle.name, one.bundle.version)
+                    logger.exception("%s version %s", model.bundle.name, model.bundle.version)
                 return
         self._warmed_up = True
 
     async def drain(self) -> None:
-        """Answer what is in flight, take in nothing more."""
+        """Answer all requests in flight, and take in no more."""
         self.draining = True
-        await asyncio.gather(*(one.engine.drain() for one in self.served))
+        await asyncio.gather(*(model.engine.drain() for model in self.served))

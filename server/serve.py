@@ -1,4 +1,4 @@
-"""Run the server: load, listen, announce, and on a signal drain and end."""
+"""Run the server: load, listen, announce; drain and end at a signal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from offramp.server.http.tcp import BACKLOG, accept_waiting, limit_unsent
 from offramp.server.memory import freeze_heap
 from offramp.server.settings import Settings
 
-# Imported where they are needed: the supervisor of several processes needs neither torch nor the web framework.
+# Imported inside functions: the supervisor of several processes loads neither torch nor the web framework.
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
@@ -37,10 +37,10 @@ TICKS_PER_SWEEP = 10
 
 
 class Server(uvicorn.Server):
-    """uvicorn that turns not-ready first, closes its port a little later, and ends with what is in flight answered.
+    """uvicorn's server with an orderly end: it turns not ready, closes its port, and answers all requests in flight.
 
-    SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not; a second signal ends at once. It ends as well
-    where an engine has, since nothing in this process would start another.
+    SIGTERM waits `drain_delay_s` before the port closes, SIGINT does not. A second signal ends the process at once. The
+    server also ends if an engine has ended: nothing in this process restarts it.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class Server(uvicorn.Server):
         self._close_at_s = float("inf")
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        """Called for SIGTERM and SIGINT. Unlike uvicorn's, it leaves the exit status at 0."""
+        """Called at SIGTERM and SIGINT. The exit status stays 0, unlike with uvicorn's method."""
         if self._registry.draining:
             signal.signal(sig, signal.SIG_DFL)
             signal.raise_signal(sig)
@@ -69,7 +69,7 @@ class Server(uvicorn.Server):
         self._close_at_s = time.monotonic() + (self._drain_delay_s if sig == signal.SIGTERM else 0.0)
 
     async def on_tick(self, counter: int) -> bool:
-        """Ten times a second: announce readiness, end when it is time or nothing can become ready."""
+        """Called ten times a second: announce readiness, and end at the right time or after a failure."""
         if counter % TICKS_PER_SWEEP == 0:
             self._connections.sweep()
         if not self._announced and self._registry.why_not_ready() is None:
@@ -79,14 +79,14 @@ class Server(uvicorn.Server):
             self._registry.failure = self._registry.why_not_ready()
         if time.monotonic() >= self._close_at_s or self._registry.failure is not None:
             self.should_exit = True
-        # Last: a signal may come at any moment, and this may be the last tick.
+        # At the end: a signal may come during the tick, which may be the last one.
         if self._registry.draining and not self._says_draining:
             self._says_draining = True
             self.on_draining()
         return await super().on_tick(counter)
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
-        """As uvicorn's; a connection that waits to be accepted gets the answer to its first request."""
+        """End as uvicorn does, but first accept the waiting connections, and answer their first request."""
         self._connections.closed = self._connections.draining = True
         for listener in sockets or []:
             await accept_waiting(listener, self._protocol)
@@ -99,7 +99,7 @@ class Server(uvicorn.Server):
         return protocol
 
     def on_ready(self) -> None:
-        """Called once, when the server can answer."""
+        """Called once the server can answer."""
         for line in self.announcement():
             self._announce(line)
 
@@ -108,9 +108,9 @@ class Server(uvicorn.Server):
         log_draining(self.config.timeout_graceful_shutdown or 0, len(self.server_state.tasks))
 
     def announcement(self) -> list[str]:
-        """For whoever started the server: where it is, and how to ask it."""
+        """Lines for the operator: the address, and an example request."""
         served = self._registry.served
-        names = ", ".join(f"{one.bundle.name} {one.bundle.version} on {one.device}" for one in served)
+        names = ", ".join(f"{model.bundle.name} {model.bundle.version} on {model.device}" for model in served)
         return [
             f"Offramp serves {names} at {self._address} (docs: {self._address}/docs)",
             f"  curl --data-binary @photo.jpg '{self._address}/v1/predict?threshold=0.8'",
@@ -119,20 +119,20 @@ class Server(uvicorn.Server):
 
 def log_draining(at_most_s: float, num_requests: int | None = None) -> None:
     """Log that the server ends. num_requests: in flight, if known."""
-    known = "" if num_requests is None else f"{num_requests} request{'' if num_requests == 1 else 's'} in flight, "
-    logger.info("draining: %sat most %g s; Ctrl-C again ends at once", known, at_most_s)
+    count = "" if num_requests is None else f"{num_requests} request{'' if num_requests == 1 else 's'} in flight, "
+    logger.info("draining: %sat most %g s; Ctrl-C again ends at once", count, at_most_s)
 
 
 def configure_logging(config: dict[str, Any]) -> None:
-    """Log as `log_config` says, the warnings of libraries too; it holds for the whole process."""
+    """Set up logging for the whole process, with the warnings of libraries."""
     logging.config.dictConfig(config)
     logging.captureWarnings(True)
 
 
 def run(settings: Settings, configure_logging: Callable[[dict[str, Any]], None] = configure_logging) -> int:
-    """Serve until a signal; the exit code: 0 after an orderly end, 1 with one sentence on stderr otherwise.
+    """Serve until a signal. Returns the exit code: 0 after an orderly end, else 1 with one sentence on stderr.
 
-    configure_logging: given `log_config`.
+    configure_logging: called with `log_config`.
     """
     if settings.frontends:
         from offramp.server.processes.supervisor import supervise
@@ -158,9 +158,9 @@ def _run_in_one_process(settings: Settings) -> int:
     except ValueError as error:
         print(f"offramp: {error}", file=sys.stderr)
         return 1
-    say = logging.getLogger("offramp.announcement").info
+    announce = logging.getLogger("offramp.announcement").info
     freeze_heap()
-    server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), say)
+    server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), announce)
     server.run(sockets=[listener])
     if registry.failure is not None:
         print(f"offramp: {registry.failure}", file=sys.stderr)
@@ -170,7 +170,7 @@ def _run_in_one_process(settings: Settings) -> int:
 
 
 def end_process(status: int) -> NoReturn:
-    """End this process, at once where a step hangs: a device's driver would wait for it for ever on the way out."""
+    """End this process. At once if a step hangs: the device's driver would wait for it for ever."""
     if any(thread.name == ENGINE_THREAD for thread in threading.enumerate()):
         logging.shutdown()
         sys.stderr.flush()
@@ -179,7 +179,7 @@ def end_process(status: int) -> NoReturn:
 
 
 def listen(host: str, port: int) -> socket.socket:
-    """A listening socket. Raises ValueError when the address cannot be had."""
+    """A listening socket. Raises ValueError if the address is not free."""
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         listener = socket.create_server((host, port), family=family, backlog=BACKLOG)
@@ -192,14 +192,14 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def url(listener: socket.socket) -> str:
-    """Where a client on this machine reaches the socket."""
+    """The socket's URL for a client on this machine."""
     host, port = listener.getsockname()[:2]
     local = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
     return f"http://[{local}]:{port}" if ":" in local else f"http://{local}:{port}"
 
 
 def http_config(app: FastAPI, settings: Settings, accounts: Accounts | None = None) -> HttpConfig:
-    """How uvicorn runs the application."""
+    """uvicorn's configuration for the application."""
     from offramp.server.http.connections import Connections
     from offramp.server.http.proxies import TrustedProxies
     from offramp.server.http.uvicorn_config import HttpConfig
@@ -220,7 +220,7 @@ def http_config(app: FastAPI, settings: Settings, accounts: Accounts | None = No
 
 
 def log_keys(settings: Settings) -> None:
-    """Log how many API keys there are, and warn where others on this machine can read them. Raises ValueError."""
+    """Log the number of API keys, and warn if other users can read their file. Raises ValueError."""
     file = settings.api_keys_file
     if file is not None and file.exists() and (mode := stat.S_IMODE(file.stat().st_mode)) & stat.S_IRWXO:
         logger.warning("api_keys_file %s is open to every user of this machine (mode %o): chmod 600 it", file, mode)
@@ -229,7 +229,7 @@ def log_keys(settings: Settings) -> None:
 
 
 def log_config(level: str) -> dict[str, Any]:
-    """Logging to stderr, one line an event; the HTTP server says only what is worth knowing."""
+    """Logging to stderr, one line an event. Of uvicorn, only warnings, and with level debug its steps."""
     return {
         "version": 1,
         "disable_existing_loggers": False,
@@ -239,7 +239,7 @@ def log_config(level: str) -> dict[str, Any]:
             "plain": {"class": "logging.StreamHandler", "formatter": "plain"},
         },
         "loggers": {
-            # Said whatever the level is, and a closed pipe behind it ends nothing.
+            # Logged at any level. By logging, since a closed pipe must not end the server.
             "offramp.announcement": {"level": "INFO", "handlers": ["plain"], "propagate": False},
             "offramp": {"level": level.upper(), "handlers": ["stderr"], "propagate": False},
             "py.warnings": {"level": "WARNING", "handlers": ["stderr"], "propagate": False},

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Annotated, get_args, get_type_hints
+from typing import Annotated, Any, get_args, get_type_hints
 
 import typer
 
@@ -27,196 +27,142 @@ def flag(name: str) -> str:
     return "--" + name.replace("_", "-")
 
 
+def option(help: str) -> Any:
+    """An option with this help text."""
+    return typer.Option(help=help)
+
+
+def between(low: float, high: float | None, help: str) -> Any:
+    """An option for a number from `low` to `high`; None for no upper end."""
+    return typer.Option(min=low, max=high, help=help)
+
+
 @dataclass(frozen=True)
 class Settings:
-    """Options of `offramp serve`. Raises ValueError where a value is out of its range."""
+    """Options of `offramp serve`. Raises ValueError if a value is out of its range, or contradicts another."""
 
     model: Annotated[
         list[Path] | None,
-        typer.Option(
-            help="Folder of a bundle. Repeat it for several; the first is the default. Default: the embedded one."
-        ),
+        option("Folder of a bundle. Repeat it for several; the first is the default. Default: the embedded one."),
     ] = None
-    backbones: Annotated[
-        str, typer.Option(help="Networks of your own: Python files or modules, separated by commas.")
-    ] = ""
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0: every interface.")] = "127.0.0.1"
-    port: Annotated[int, typer.Option(min=0, max=65535, help="Port to listen on; 0: any free port.")] = 8000
+    backbones: Annotated[str, option("Networks of your own: Python files or modules, separated by commas.")] = ""
+    host: Annotated[str, option("Address to listen on; 0.0.0.0: every interface.")] = "127.0.0.1"
+    port: Annotated[int, between(0, 65535, "Port to listen on; 0: any free port.")] = 8000
     frontends: Annotated[
-        int,
-        typer.Option(
-            min=0,
-            max=256,
-            help="Processes for HTTP and decoding, beside one for the networks; 0: one process does all.",
-        ),
+        int, between(0, 256, "Processes for HTTP and decoding, beside one for the networks; 0: one process does all.")
     ] = 0
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU.")] = "auto"
-    runner: Annotated[
-        str, typer.Option(help=f"{', '.join(RUNNERS)}; auto: openvino on a CPU, cuda-graphs on a GPU.")
-    ] = "auto"
+    device: Annotated[str, option("auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU.")] = "auto"
+    runner: Annotated[str, option(f"{', '.join(RUNNERS)}; auto: openvino on a CPU, cuda-graphs on a GPU.")] = "auto"
     precision: Annotated[
-        str,
-        typer.Option(
-            help=f"{', '.join(PRECISIONS)}; auto: the fastest that the device has and that keeps the answers."
-        ),
+        str, option(f"{', '.join(PRECISIONS)}; auto: the fastest that the device has and that keeps the answers.")
     ] = "auto"
     int8_pictures: Annotated[
-        Path | None,
-        typer.Option(help="Folder of pictures like your traffic; --precision int8 learns its ranges from them."),
+        Path | None, option("Folder of pictures like your traffic; --precision int8 learns its ranges from them.")
     ] = None
-    threads: Annotated[
-        int, typer.Option(min=0, max=1024, help="Most CPU threads of one step; small batches use one. 0: all cores.")
-    ] = 0
-    policy: Annotated[
-        str, typer.Option(help=f"Which batch runs next: {', '.join(POLICIES)}. See docs/performance.md.")
-    ] = DEFAULT_POLICY
-    max_batch_size: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one step.")] = 32
-    max_queue: Annotated[int, typer.Option(min=1, max=1_000_000, help="Most pictures in flight; above it, 503.")] = 1024
-    max_wait_s: Annotated[
-        float, typer.Option(min=0.001, max=3600, help="Longest predicted wait, in seconds; above it, 503.")
-    ] = 0.5
+    threads: Annotated[int, between(0, 1024, "Most CPU threads of one step; small batches use one. 0: all cores.")] = 0
+    policy: Annotated[str, option(f"Which batch runs next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
+        DEFAULT_POLICY
+    )
+    max_batch_size: Annotated[int, between(1, 4096, "Most pictures in one step.")] = 32
+    max_queue: Annotated[int, between(1, 1_000_000, "Most pictures in flight; above it, 503.")] = 1024
+    max_wait_s: Annotated[float, between(0.001, 3600, "Longest predicted wait, in seconds; above it, 503.")] = 0.5
     deadline_ms: Annotated[
-        float, typer.Option(min=0, max=3_600_000, help="Deadline of requests without `deadline_ms`, in ms; 0: none.")
+        float, between(0, 3_600_000, "Deadline of requests without `deadline_ms`, in ms; 0: none.")
     ] = 0.0
     audit_share: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Share of pictures that also run to full depth after their answer; 0: none."),
+        float, between(0, 1, "Share of pictures that also run to full depth after their answer; 0: none.")
     ] = 0.01
     audit_false_alarm_every: Annotated[
         float,
-        typer.Option(
-            min=100,
-            max=1e12,
-            help="Mean number of audited pictures between false alarms of one promise (a lower bound).",
-        ),
+        between(100, 1e12, "Mean number of audited pictures between false alarms of one promise (a lower bound)."),
     ] = 1e6
     audit_on_alarm: Annotated[
-        str, typer.Option(help="When a promise is broken: report, tighten (use the next stricter point) or full-depth.")
+        str, option("When a promise is broken: report, tighten (use the next stricter point) or full-depth.")
     ] = "report"
     brownout_wait_s: Annotated[
         float,
-        typer.Option(
-            min=0,
-            max=3600,
-            help="Predicted wait in seconds above which thresholds fall, as far as a request allows; 0: never.",
+        between(
+            0, 3600, "Predicted wait in seconds above which thresholds fall, as far as a request allows; 0: never."
         ),
     ] = 0.0
     brownout_to: Annotated[
-        float,
-        typer.Option(
-            min=0, max=1, help="Under brownout: disagreement allowed for requests without a contract; 0: none."
-        ),
+        float, between(0, 1, "Under brownout: disagreement allowed for requests without a contract; 0: none.")
     ] = 0.0
-    max_body_mib: Annotated[float, typer.Option(min=0.001, max=4096, help="Largest request body, in MiB.")] = 16.0
-    max_images: Annotated[int, typer.Option(min=1, max=4096, help="Most pictures in one request.")] = 64
+    max_body_mib: Annotated[float, between(0.001, 4096, "Largest request body, in MiB.")] = 16.0
+    max_images: Annotated[int, between(1, 4096, "Most pictures in one request.")] = 64
     max_uploads_mib: Annotated[
-        float,
-        typer.Option(
-            min=0.01, max=1_000_000, help="Memory for all request bodies, in MiB; above it, 503. One client: half."
-        ),
+        float, between(0.01, 1_000_000, "Memory for all request bodies, in MiB; above it, 503. One client: half.")
     ] = 192.0
     max_pixels_mp: Annotated[
-        float, typer.Option(min=0.001, max=1000, help="Largest picture, in megapixels, by its header; above it, 413.")
+        float, between(0.001, 1000, "Largest picture, in megapixels, by its header; above it, 413.")
     ] = 25.0
-    decode_threads: Annotated[
-        int, typer.Option(min=0, max=256, help="Threads that decode pictures; 0: one per core, at most 8.")
-    ] = 0
+    decode_threads: Annotated[int, between(0, 256, "Threads that decode pictures; 0: one per core, at most 8.")] = 0
     decode_memory_mib: Annotated[
-        float,
-        typer.Option(
-            min=1, max=1_000_000, help="Memory for decoding large pictures, in MiB; 413 for a picture that needs more."
-        ),
+        float, between(1, 1_000_000, "Memory for decoding large pictures, in MiB; 413 for a picture that needs more.")
     ] = 400.0
-    api_keys: Annotated[
-        str, typer.Option(help="Accepted API keys, separated by commas. Default: no key is needed.")
-    ] = ""
+    api_keys: Annotated[str, option("Accepted API keys, separated by commas. Default: no key is needed.")] = ""
     api_keys_file: Annotated[
-        Path | None,
-        typer.Option(help="File of accepted API keys, one per line; a line that begins with # is a comment."),
+        Path | None, option("File of accepted API keys, one per line; a line that begins with # is a comment.")
     ] = None
     client_max_inflight: Annotated[
-        int,
-        typer.Option(
-            min=0, help="Most unanswered requests of one client (key or address); above it, 429. 0: no limit."
-        ),
+        int, between(0, None, "Most unanswered requests of one client (key or address); above it, 429. 0: no limit.")
     ] = 0
     client_gmacs_per_s: Annotated[
-        float,
-        typer.Option(min=0, help="Billions of multiply-adds per second for one client; above it, 429. 0: no limit."),
+        float, between(0, None, "Billions of multiply-adds per second for one client; above it, 429. 0: no limit.")
     ] = 0.0
     client_burst_s: Annotated[
-        float,
-        typer.Option(min=0.1, max=3600, help="Seconds of unused compute that one client may save and spend at once."),
+        float, between(0.1, 3600, "Seconds of unused compute that one client may save and spend at once.")
     ] = 10.0
     client_deep_share: Annotated[
         float,
-        typer.Option(
-            min=0.01,
-            max=1,
-            help="Largest share of the work beyond exit 1 for one client while others wait; above it, 429.",
-        ),
+        between(0.01, 1, "Largest share of the work beyond exit 1 for one client while others wait; above it, 429."),
     ] = 1.0
-    private: Annotated[bool, typer.Option(help="Hide the exit of each picture and its times from clients.")] = False
+    private: Annotated[bool, option("Hide the exit of each picture and its times from clients.")] = False
     answer_step_ms: Annotated[
-        float,
-        typer.Option(min=0, max=10_000, help="Send each answer at a multiple of this many milliseconds; 0: at once."),
+        float, between(0, 10_000, "Send each answer at a multiple of this many milliseconds; 0: at once.")
     ] = 0.0
     drain_delay_s: Annotated[
-        float, typer.Option(min=0, max=3600, help="Seconds between SIGTERM (not ready) and the closing of the port.")
+        float, between(0, 3600, "Seconds between SIGTERM (not ready) and the closing of the port.")
     ] = 0.5
     drain_timeout_s: Annotated[
-        int, typer.Option(min=1, max=3600, help="Most seconds for the requests in flight after the port has closed.")
+        int, between(1, 3600, "Most seconds for the requests in flight after the port has closed.")
     ] = 30
     max_connections: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Most open connections; 0: 10000, or fewer by the system's limit.")
+        int, between(0, 1_000_000, "Most open connections; 0: 10000, or fewer by the system's limit.")
     ] = 0
     client_max_connections: Annotated[
-        int, typer.Option(min=0, max=1_000_000, help="Most open connections of one address; 0: no limit.")
+        int, between(0, 1_000_000, "Most open connections of one address; 0: no limit.")
     ] = 0
     max_header_kib: Annotated[
-        float,
-        typer.Option(min=4, max=1024, help="Largest request line and headers, or trailers, in KiB; above it, 431."),
+        float, between(4, 1024, "Largest request line and headers, or trailers, in KiB; above it, 431.")
     ] = 32.0
-    max_headers: Annotated[int, typer.Option(min=10, max=10_000, help="Most headers of a request; above it, 431.")] = (
-        100
-    )
-    max_url_kib: Annotated[float, typer.Option(min=0.25, max=1024, help="Longest URL, in KiB; above it, 414.")] = 8.0
+    max_headers: Annotated[int, between(10, 10_000, "Most headers of a request; above it, 431.")] = 100
+    max_url_kib: Annotated[float, between(0.25, 1024, "Longest URL, in KiB; above it, 414.")] = 8.0
     header_timeout_s: Annotated[
-        float,
-        typer.Option(
-            min=0.1, max=3600, help="Seconds for the headers of a request, and for the first byte of a connection."
-        ),
+        float, between(0.1, 3600, "Seconds for the headers of a request, and for the first byte of a connection.")
     ] = 10.0
-    body_timeout_s: Annotated[
-        float, typer.Option(min=0.1, max=86_400, help="Seconds for the body of a request, after its headers.")
-    ] = 60.0
-    keep_alive_s: Annotated[
-        float, typer.Option(min=0, max=86_400, help="Seconds that an idle connection stays open.")
-    ] = 75.0
-    write_timeout_s: Annotated[
-        float, typer.Option(min=0.1, max=3600, help="Seconds that a client has to read its answer.")
-    ] = 30.0
+    body_timeout_s: Annotated[float, between(0.1, 86_400, "Seconds for the body of a request, after its headers.")] = (
+        60.0
+    )
+    keep_alive_s: Annotated[float, between(0, 86_400, "Seconds that an idle connection stays open.")] = 75.0
+    write_timeout_s: Annotated[float, between(0.1, 3600, "Seconds that a client has to read its answer.")] = 30.0
     trusted_proxies: Annotated[
-        str,
-        typer.Option(
-            help="Addresses or networks of proxies whose X-Forwarded-For and -Proto count, separated by commas."
-        ),
+        str, option("Addresses or networks of proxies whose X-Forwarded-For and -Proto count, separated by commas.")
     ] = ""
     allowed_hosts: Annotated[
-        str,
-        typer.Option(help="Accepted Host names, separated by commas; *.example.com: all names below it. Default: any."),
+        str, option("Accepted Host names, separated by commas; *.example.com: all names below it. Default: any.")
     ] = ""
-    log_level: Annotated[str, typer.Option(help=f"{', '.join(LOG_LEVELS)}.")] = "info"
-    access_log: Annotated[bool, typer.Option(help="Log one line for each request.")] = False
+    log_level: Annotated[str, option(f"{', '.join(LOG_LEVELS)}.")] = "info"
+    access_log: Annotated[bool, option("Log one line for each request.")] = False
 
     def __post_init__(self) -> None:
         hints = get_type_hints(type(self), include_extras=True)
-        for option in fields(self):
-            value, declared = getattr(self, option.name), get_args(hints[option.name])[1]
+        for field in fields(self):
+            value, declared = getattr(self, field.name), get_args(hints[field.name])[1]
             low, high = declared.min, declared.max
             if low is not None and not low <= value <= (float("inf") if high is None else high):
                 allowed = f"at least {low}" if high is None else f"from {low} to {high}"
-                raise ValueError(f"{flag(option.name)} {value} is out of range: give a number {allowed}")
+                raise ValueError(f"{flag(field.name)} {value} is out of range: give a number {allowed}")
         for name, known in (
             ("runner", RUNNERS),
             ("precision", PRECISIONS),

@@ -1,1 +1,1 @@
-"""The engine: the one owner of queues and device. Knows neither HTTP nor metrics."""
+"""The engine owns the queues and the device. It knows neither HTTP nor metrics."""

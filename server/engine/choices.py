@@ -1,4 +1,4 @@
-"""Names that options choose from. Imports nothing, so that `--help` answers at once."""
+"""Names that options choose from. Imports nothing, so that `--help` is fast."""
 
 RUNNERS = ("auto", "torch", "openvino", "cuda-graphs")
 PRECISIONS = ("auto", "float32", "bfloat16", "float16", "int8")

@@ -155,7 +155,7 @@ class Engine:
         return [sample.future for sample in samples]
 
     async def drain(self) -> None:
-        """Finish what is in flight, take in nothing new, end the thread."""
+        """Answer all samples in flight, take in no more, end the thread."""
         self._draining = True
         if self._inflight:
             self._empty.clear()

@@ -2,10 +2,10 @@
 
 EngineError
 ├── Overloaded          the queue is full, or its predicted wait is too long: come back after `retry_after_s`
-├── EngineStopped       the engine is draining or has died, takes nothing more
-├── WarmUpFailed        the engine's start came to nothing
-├── DeviceLost          the device answers no more, or does not end a step; the process has to end
-├── CaptureFailed       CUDA refused to record a step; in `runners.cuda.cuda_graphs`
+├── EngineStopped       the engine is draining or has died, and takes no more samples
+├── WarmUpFailed        the engine's warm-up failed
+├── DeviceLost          the device fails every call, or a step hangs; the process must end
+├── CaptureFailed       CUDA cannot record a step; in `runners.cuda.cuda_graphs`
 ├── OutOfSlots          more samples in flight than a GPU has room for; in `runners.cuda.slots`
 ├── DeadlineExceeded    the deadline passed before exit 1 was computed
 └── InferenceFailed     this sample's step failed, even alone
@@ -17,11 +17,11 @@ RESTARTING = "the engine is starting again"
 
 
 class EngineError(Exception):
-    """Base of all that an engine can raise or deliver."""
+    """Base of all errors that an engine raises or delivers."""
 
 
 class Overloaded(EngineError):
-    """Refused at once, so that nobody waits for a refusal. retry_after_s: until the queue is worked off."""
+    """The engine has no room for the pictures now. retry_after_s: predicted seconds until the queue is empty."""
 
     def __init__(self, retry_after_s: float) -> None:
         super().__init__(f"the queue is full; try again in {retry_after_s:.1f} s")
@@ -45,7 +45,7 @@ class WarmUpFailed(EngineError):
 
 
 class DeviceLost(EngineError):
-    """The device computes nothing any more. No other call of this process will succeed: it has to end."""
+    """Every call of this process on the device fails from now on: the process must end."""
 
 
 class DeadlineExceeded(EngineError):

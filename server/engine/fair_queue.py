@@ -28,34 +28,18 @@ class FairQueue(Generic[Item]):
         """Clients with at least one item."""
         return len(self._queues)
 
-    def count(self, client: str) -> int:
-        """Items of one client."""
-        return len(self._queues.get(client, ()))
-
     def ahead(self, client: str) -> int:
         """Upper bound on the items that leave before a new one of this client."""
-        turns, others = self.count(client) + 1, self.num_clients - (client in self._queues)
+        turns, others = len(self._queues.get(client, ())) + 1, self.num_clients - (client in self._queues)
         return min(self._size, turns * others + turns - 1)
 
     def append(self, client: str, item: Item) -> None:
         """Add an item behind all others of its client."""
-        queue = self._queues.get(client)
-        if queue is None:
-            queue = self._queues[client] = deque()
-        queue.append(item)
-        self._size += 1
-
-    def appendleft(self, client: str, item: Item) -> None:
-        """Put an item back: it is the next to leave."""
-        queue = self._queues.get(client)
-        if queue is None:
-            queue = self._queues[client] = deque()
-        queue.appendleft(item)
-        self._queues.move_to_end(client, last=False)
+        self._queues.setdefault(client, deque()).append(item)
         self._size += 1
 
     def popleft(self) -> Item:
-        """Remove the first item of the client whose turn it is. Raises KeyError where there is none."""
+        """Remove the first item of the client whose turn it is. Raises KeyError if there is none."""
         client, queue = self._queues.popitem(last=False)
         item = queue.popleft()
         if queue:

@@ -1,6 +1,6 @@
-"""Policies: which stage next, and how many. Pure: they see how many wait where, and know nothing of samples.
+"""Policies: which stage runs next, over how many samples. Pure: they see the lengths of the queues, and no samples.
 
-None waits while there is work: a step lasts milliseconds, and whoever comes meanwhile goes with the next.
+No policy waits while there is work: a step lasts milliseconds, and new samples go with the next step.
 """
 
 from __future__ import annotations
@@ -9,27 +9,27 @@ from collections.abc import Callable, Iterator, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Protocol
 
-# For types alone: the options import this module, and must stay light.
+# Only for types: the options import this module, and must load fast.
 if TYPE_CHECKING:
     from offramp.server.engine.profile import CostProfile
 
-# Full batches' worth of work, on their way from stage 1 to the end, at which only efficient steps will do: one to
-# run, and one that fills up meanwhile.
+# With this much waiting work, in full batches through all stages, only efficient steps run: one batch runs while the
+# other fills up.
 ENOUGH = 2.0
-# What is efficient: a tenth of the time may be lost, for the sake of those who are nearly through.
+# Efficiency of an efficient step. Up to a tenth of the time is lost so that deep samples go first.
 EFFICIENT = 0.9
-# Of the time that others are spared by going on together, what it may cost those they catch up with.
+# Largest share of the time saved by merging two batches that the waiting batch may lose.
 CATCHING_UP = 0.4
-# How much more a sample may cost in a larger batch than in the best one, the uncertainty of a measurement included.
+# Largest cost of a sample in a batch, relative to the best batch size. Covers the error of the measurement.
 TOLERANCE = 1.05
 
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a policy decides by.
+    """The facts that a policy decides by.
 
-    depths: samples in front of stage 1..K, not all 0. going_on: of the samples that went through stage 1..K lately,
-    the share that did not leave there. max_batch_size: the most that may go at once.
+    depths: samples in front of stage 1..K, not all 0. going_on: share of the recent samples of stage 1..K that went on
+    to the next stage. max_batch_size: most samples in one step.
     """
 
     depths: tuple[int, ...]
@@ -37,56 +37,53 @@ class Waiting:
     max_batch_size: int
 
     def most(self, stage: int) -> int:
-        """As many samples of stage 1..K as can go at once."""
+        """Most samples of stage 1..K that one step can take now."""
         return min(self.depths[stage - 1], self.max_batch_size)
 
     def stages(self) -> Iterator[int]:
-        """The stages where somebody waits, the deepest first."""
+        """The stages with waiting samples, the deepest first."""
         return (stage for stage in range(len(self.depths), 0, -1) if self.depths[stage - 1])
 
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """The next step: the first `size` samples, at least 1, of those in front of `stage` (1..K)."""
+    """The next step: the first `size` samples (at least 1) in front of `stage` (1..K)."""
 
     stage: int
     size: int
 
 
 class Policy(Protocol):
-    """Chooses the next step. The same answer to the same question: what there is to remember, the scheduler does."""
+    """Chooses the next step, from its argument alone: the scheduler holds all state."""
 
     @property
     def patience(self) -> int:
-        """How often in a row those in front of a deeper stage are passed over at most; the scheduler sees to it."""
+        """Most times in a row that a deeper stage is passed over; the scheduler enforces it."""
         ...
 
     def choose(self, waiting: Waiting) -> Choice:
-        """The step to run where somebody waits."""
+        """The step to run. At least one sample waits."""
         ...
 
 
-@dataclass(frozen=True)
 class RunToCompletion:
-    """A batch goes on to the end, less those who leave, before another is begun: nobody meets anybody on the way.
+    """Runs one batch through all stages before the next batch begins. Batches never merge.
 
-    That is the deepest stage first, to the step: since stage 1 comes last, all behind it are of one batch, and a larger
-    one than goes at once there is not.
+    This is deepest stage first: stage 1 runs only when no sample waits behind it.
     """
 
-    patience: int = 0
+    patience = 0
 
     def choose(self, waiting: Waiting) -> Choice:
-        """The deepest stage where somebody waits, whoever they are."""
+        """The deepest stage with waiting samples."""
         stage = next(waiting.stages())
         return Choice(stage, waiting.most(stage))
 
 
-@dataclass(frozen=True)
 class FullestFirst:
-    """The largest batch there is, of equal ones the deepest: good where a step takes the same whatever its batch."""
+    """The largest batch, the deepest of equal ones. Good if a step takes the same time for any batch size."""
 
-    patience: int = 16
+    patience = 16
 
     def choose(self, waiting: Waiting) -> Choice:
         """The stage whose next batch is the largest."""
@@ -94,42 +91,41 @@ class FullestFirst:
         return Choice(stage, waiting.most(stage))
 
 
-@dataclass(frozen=True)
 class FullFirst:
-    """The deepest stage with a full batch; where there is none, the deepest. Needs no profile.
+    """The deepest stage with a full batch, else the deepest stage. Needs no profile.
 
-    While full batches of shallower stages pass, survivors of different batches meet and go on as one.
+    While full batches of shallower stages run, survivors of several batches gather and go on as one batch.
     """
 
-    patience: int = 3
+    patience = 3
 
     def choose(self, waiting: Waiting) -> Choice:
-        """The deepest full batch, or else the deepest one."""
+        """The deepest full batch, else the deepest batch."""
         full = (stage for stage in waiting.stages() if waiting.depths[stage - 1] >= waiting.max_batch_size)
         stage = next(full, next(waiting.stages()))
         return Choice(stage, waiting.most(stage))
 
 
 class CostModel:
-    """The deepest stage whose step is efficient enough, by the measured cost of every step.
+    """The deepest stage whose step is efficient enough, by the measured costs of the steps.
 
-    A step over n samples is as efficient as n · c(full)/full : c(n), where c(n) is what it takes and `full` the
-    largest batch that pays. Where a step costs the same per sample whatever its batch, every step is efficient, and
-    this is deepest first; where it costs the same whatever its batch, only full ones are. How efficient is enough
-    follows the work that waits: while there is little, time is not short, and whoever is nearly through goes first;
-    once there is ENOUGH to keep the device at its best, only an EFFICIENT step will do. Where none is efficient enough,
-    the deepest goes.
+    A step over n samples takes c(n) seconds. Its efficiency is (n / c(n)) / (full / c(full)), where `full` is the
+    largest batch size that pays. If a step costs the same per sample at any size, every step is efficient, and this
+    is deepest first. If a step costs the same at any size, only full batches are efficient. The required efficiency
+    grows with the waiting work: with little work, the deepest samples go first; with ENOUGH work, only an EFFICIENT
+    step runs. If no step is efficient enough, the deepest one runs.
 
-    That step waits for the batch behind it where both going on as one is worth it: where those who catch up are
-    spared more, each of them the time saved, than CATCHING_UP lets those who wait lose for it. Few clients who ask
-    anew when they are answered would else travel in small batches that never meet.
+    The chosen step waits for the batch behind it if merging the two pays: the samples of the waiting batch lose less
+    time than CATCHING_UP times what merging saves. Otherwise a few clients that ask again after each answer would stay
+    in small batches that never merge.
 
-    Found by simulation, against other rules that weigh the wait of each sample: see docs/performance.md.
+    Chosen by simulation, against rules that weigh the wait of each sample: see docs/performance.md.
     """
 
-    def __init__(self, profile: CostProfile, patience: int = 6) -> None:
+    patience = 6
+
+    def __init__(self, profile: CostProfile) -> None:
         self.profile = profile
-        self._patience = patience
         rows = [profile.table(stage) for stage in range(1, profile.num_stages + 1)]
         self._tables = rows
         self._full = tuple(_largest_that_pays(row, {*profile.batch_sizes, profile.max_batch_size}) for row in rows)
@@ -139,13 +135,8 @@ class CostModel:
             for row, full in zip(rows, self._full, strict=True)
         )
 
-    @property
-    def patience(self) -> int:
-        """See Policy."""
-        return self._patience
-
     def choose(self, waiting: Waiting) -> Choice:
-        """The deepest step that is as efficient as the work that waits asks for, or else the deepest."""
+        """The deepest step with the required efficiency, else the deepest step."""
         enough = self._enough(waiting)
         chosen: Choice | None = None
         deepest: Choice | None = None
@@ -158,11 +149,11 @@ class CostModel:
                 chosen = step
             else:
                 break
-        assert deepest is not None, "a policy is asked only where somebody waits"
+        assert deepest is not None, "a policy is asked only if a sample waits"
         return chosen or deepest
 
     def _may_catch_up(self, behind: Choice, ahead: Choice, going_on: tuple[float, ...]) -> bool:
-        """Whether those ahead had better wait, so that what is left of those behind goes on with them."""
+        """Whether the step ahead should wait, so that the survivors of the step behind go on with it."""
         catching_up, until_s = float(behind.size), 0.0
         for at in range(behind.stage - 1, ahead.stage - 1):
             until_s += _between(self._tables[at], catching_up)
@@ -180,7 +171,7 @@ class CostModel:
         return lost_s < CATCHING_UP * behind.size * (apart_s - together_s)
 
     def _enough(self, waiting: Waiting) -> float:
-        """The efficiency to ask for, from the seconds of work that wait, those behind the next stage included."""
+        """The required efficiency, from the seconds of waiting work through all later stages."""
         to_go_s = waiting_s = 0.0
         for at in range(len(waiting.depths) - 1, -1, -1):
             to_go_s = self._sample_s[at] + waiting.going_on[at] * to_go_s
@@ -189,17 +180,17 @@ class CostModel:
 
 
 def _between(table: tuple[float, ...], samples: float) -> float:
-    """The seconds of so many samples, of an expected number too, which need not be whole."""
+    """Seconds of a step over an expected number of samples, which need not be whole."""
     whole = int(samples)
     below_s = table[whole]
     return below_s if whole == samples else below_s + (samples - whole) * (table[whole + 1] - below_s)
 
 
 def _largest_that_pays(row: tuple[float, ...], sizes: Set[int]) -> int:
-    """The largest batch whose samples cost little more than in the best one; from some size on, memory may be short.
+    """The largest batch size whose samples cost little more than in the best batch: large batches may lack memory.
 
-    sizes: what was measured. Between two of these, costs do not lie on a line where a runner fills batches up to the
-    next size it has a network for: 25 would pay as much as 32, at every stage.
+    sizes: the measured ones. Others are interpolated, and a runner that fills batches up to the next size makes them
+    cost more: 25 samples cost as much as 32.
     """
     best_s = min(row[size] / size for size in sizes)
     return max(size for size in sizes if row[size] / size <= TOLERANCE * best_s)

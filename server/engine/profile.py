@@ -1,36 +1,36 @@
-"""Cost profile: what a step takes, by stage and batch size, as measured on this machine with this network."""
+"""Cost profile: seconds of a step by stage and batch size, measured on this machine with this network."""
 
 from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass
+from functools import cached_property
 from itertools import pairwise
 from typing import Any
 
+import msgspec
 import numpy as np
 
-from offramp.server.engine.runners.all_stages import blank, stage_seconds
+from offramp.server.engine.runners.all_stages import black_pictures, stage_seconds
 from offramp.server.engine.runners.runner import Runner
 
 MEASURED_ROUNDS = 5
-# Start-up waits for the measurement. What is not measured by then is extrapolated.
+# The start waits for the measurement. Larger batch sizes are extrapolated after this time.
 BUDGET_S = 0.5
 
 
 @dataclass(frozen=True)
 class CostProfile:
-    """Seconds of every stage at some batch sizes, and between them by linear interpolation.
+    """Seconds of every stage at some batch sizes, with linear interpolation between them.
 
-    batch_sizes: rising, from 1. measured_s: one row a stage, one time a batch size. max_batch_size: the largest that
-    will be asked for; beyond the largest measured, every sample costs what it costs there. Raises ValueError for
-    anything that is no such table.
+    batch_sizes: rising, from 1. measured_s: one row a stage, one time a batch size. max_batch_size: beyond the largest
+    measured size, a sample costs what it costs there. Raises ValueError for any other table.
     """
 
     max_batch_size: int
     batch_sizes: tuple[int, ...]
     measured_s: tuple[tuple[float, ...], ...]
-    _table: tuple[tuple[float, ...], ...] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         sizes = self.batch_sizes
@@ -48,8 +48,10 @@ class CostProfile:
                     f"measured_s {row} of stage {stage} are out of range: give {len(sizes)} finite times above 0, "
                     "one for each batch size"
                 )
-        table = tuple(_every_size(sizes, row, self.max_batch_size) for row in self.measured_s)
-        object.__setattr__(self, "_table", table)
+
+    @cached_property
+    def _tables(self) -> tuple[tuple[float, ...], ...]:
+        return tuple(_every_size(self.batch_sizes, row, self.max_batch_size) for row in self.measured_s)
 
     @property
     def num_stages(self) -> int:
@@ -58,42 +60,32 @@ class CostProfile:
 
     def table(self, stage: int) -> tuple[float, ...]:
         """Seconds of stage 1..K at batch sizes 0, 1, …, max_batch_size; never falling from one to the next."""
-        return self._table[stage - 1]
+        return self._tables[stage - 1]
 
     def seconds(self, stage: int, batch_size: int) -> float:
         """Seconds of stage 1..K over 0..max_batch_size samples."""
-        return self._table[stage - 1][batch_size]
+        return self._tables[stage - 1][batch_size]
 
     def best_sample_s(self, stage: int) -> float:
         """Seconds a sample of stage 1..K in its most efficient batch."""
-        row = self._table[stage - 1]
+        row = self._tables[stage - 1]
         return min(time_s / size for size, time_s in enumerate(row) if size)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: what was measured, nothing derived."""
-        return {
-            "max_batch_size": self.max_batch_size,
-            "batch_sizes": list(self.batch_sizes),
-            "measured_s": [list(row) for row in self.measured_s],
-        }
+        """For JSON: the measured values only."""
+        return asdict(self)
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> CostProfile:
-        """The profile that `to_dict` described; other entries are passed over. Raises ValueError for what is none."""
+        """Back from `to_dict`; other entries are ignored. Raises ValueError if a value is missing or invalid."""
         try:
-            return cls(
-                int(values["max_batch_size"]),
-                tuple(int(size) for size in values["batch_sizes"]),
-                tuple(tuple(float(time_s) for time_s in row) for row in values["measured_s"]),
-            )
-        except (KeyError, TypeError) as error:
-            raise ValueError(
-                f"a cost profile needs max_batch_size, batch_sizes and measured_s: {type(error).__name__}: {error}"
-            ) from None
+            return msgspec.convert(values, cls)
+        except msgspec.ValidationError as error:
+            raise ValueError(f"a cost profile needs max_batch_size, batch_sizes and measured_s: {error}") from None
 
 
 def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int) -> tuple[float, ...]:
-    # Interruptions only ever lengthen a measured time: what a larger batch takes, a smaller one takes at most.
+    # Interruptions only lengthen a measured time, so a smaller batch takes at most the time of a larger one.
     least = np.minimum.accumulate(np.asarray(row)[::-1])[::-1]
     wanted = np.arange(max_batch_size + 1)
     table = np.interp(wanted, (0, *sizes), (0.0, *least))
@@ -103,7 +95,7 @@ def _every_size(sizes: Sequence[int], row: Sequence[float], max_batch_size: int)
 
 
 def grid(max_batch_size: int) -> tuple[int, ...]:
-    """Batch sizes worth measuring: 1, 2, 4, 8, …, and max_batch_size itself."""
+    """Batch sizes to measure: 1, 2, 4, 8, …, and max_batch_size."""
     sizes = [1]
     while 2 * sizes[-1] < max_batch_size:
         sizes.append(2 * sizes[-1])
@@ -119,22 +111,21 @@ def measure_profile(
     rounds: int = MEASURED_ROUNDS,
     budget_s: float = BUDGET_S,
 ) -> CostProfile:
-    """Time every stage at every size of the grid: medians over `rounds`, all sizes and stages in turn in each.
+    """Time every stage at every size of the grid: medians over `rounds`, each over all sizes and stages.
 
-    For a runner that is warm, on the thread that is to use it. picture_size: side of its input in pixels. clock:
-    monotonic seconds. A time includes what it takes to keep the states of the whole batch, as if all went on.
-    budget_s: once so much has passed, no further round is begun, and the first goes no further up the grid.
+    runner: warm; called on its own thread. picture_size: side of its input in pixels. clock: monotonic seconds. A time
+    includes keeping the states of the whole batch. budget_s: after it no round begins, and the first round stops.
     """
     start_s = clock()
-    walks: dict[int, list[list[float]]] = {}
+    times_s: dict[int, list[list[float]]] = {}
     for size in grid(max_batch_size):
-        walks[size] = [stage_seconds(runner, blank(picture_size, size), clock)]
+        times_s[size] = [stage_seconds(runner, black_pictures(picture_size, size), clock)]
         if clock() - start_s >= budget_s:
             break
     for _ in range(rounds - 1):
         if clock() - start_s >= budget_s:
             break
-        for size, times in walks.items():
-            times.append(stage_seconds(runner, blank(picture_size, size), clock))
-    medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in walks.values()]
-    return CostProfile(max_batch_size, tuple(walks), tuple(zip(*medians, strict=True)))
+        for size, rows in times_s.items():
+            rows.append(stage_seconds(runner, black_pictures(picture_size, size), clock))
+    medians = [[statistics.median(times) for times in zip(*rows, strict=True)] for rows in times_s.values()]
+    return CostProfile(max_batch_size, tuple(times_s), tuple(zip(*medians, strict=True)))

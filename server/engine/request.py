@@ -1,4 +1,4 @@
-"""What goes into the engine and what comes out: contract, sample, answer."""
+"""The engine's input and output: contract, sample, answer."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class ExitPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Contract:
-    """What one request asks of the engine, without its deadline.
+    """What one request asks of the engine, without its deadline. A field with the name of a parameter is set to it.
 
     asked: the plan that the request asked for. stricter: plans that replace it when an audit finds its promise broken,
     the next one first. looser: plans that replace it under load, the next one first.
@@ -65,7 +65,7 @@ class Answer(NamedTuple):
 
     visited: every exit on the way, the last one included. probabilities_C: calibrated probabilities of the last one,
     float32. queue_s: time in all stage queues. inference_s: time inside steps, shared with the batch. latency_s: from
-    submit to the answer. in_force: the promise of the plan that replaced the one asked for; None if none did.
+    submit to the answer. replacement: the promise of the plan that replaced the one asked for; None if none did.
     """
 
     visited: tuple[Visit, ...]
@@ -74,7 +74,7 @@ class Answer(NamedTuple):
     inference_s: float
     reason: ExitReason
     latency_s: float
-    in_force: Promise | None = None
+    replacement: Promise | None = None
 
     @property
     def exit(self) -> int:
@@ -111,7 +111,7 @@ class Step(NamedTuple):
 class Sample:
     """One picture on its way through the stages. The engine's thread writes it, the event loop only reads it.
 
-    state: input of the next stage: the uint8 (H, W, 3) picture, later the runner's output. plan: the one in force.
+    state: input of the next stage: the uint8 (H, W, 3) picture, later the runner's output. plan: the one that decides.
     deadline_s: on the engine's clock; None for none. client: clients take turns. spare: it runs when nothing else
     waits, or in full batches. trail: its steps, and its row in each. The trail is replaced as a whole, so that the
     other thread never reads half of it.

@@ -32,7 +32,7 @@ class SampleStats(NamedTuple):
 
 @dataclass(frozen=True)
 class CancelStats:
-    """One sample was dropped, before stage 1 (queued) or later (running), because nothing waited for it any more.
+    """One sample was dropped before stage 1 (queued) or later (running): nothing waited for it any more.
 
     The client is gone, or another picture of the request has failed.
     """
@@ -67,5 +67,5 @@ class BrownoutLevel:
 
 Event = CostProfile | StepStats | SampleStats | CancelStats | AuditReport | BrownoutLevel
 
-# Gets every event, on the event loop's thread.
+# Called with every event, on the event loop's thread.
 Observer = Callable[[Event], None]

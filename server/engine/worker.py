@@ -106,7 +106,7 @@ class Worker:
             self._wake.notify()
 
     def stop(self) -> None:
-        """End after the step under way."""
+        """End after the running step."""
         with self._wake:
             self._stopping = True
             self._wake.notify()
@@ -194,5 +194,5 @@ class Worker:
         start_s = self._clock()
         output = self._runner.run(stage, [sample.state for sample in samples])
         decision = decide(stage, samples, output, start_s, self._clock())
-        self._watch.succeeded()
+        self._watch.succeed()
         return decision

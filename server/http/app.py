@@ -39,7 +39,7 @@ from offramp.server.settings import Settings
 
 PROTECTED = "/v1/"
 
-# Asked by address, not by name.
+# Probes and scrapers use an address, not a name.
 PROBES = ("/livez", "/readyz", "/metrics")
 
 DESCRIPTION = "Early-exit image classification: an easy picture leaves at a shallow exit."
@@ -54,8 +54,8 @@ def create_app(
 ) -> FastAPI:
     """The application. Its lifespan starts the engines, and drains them at the end.
 
-    accounts: of clients, shared with the other processes of the server. Default: of this process alone. warm_first:
-    the lifespan starts with warm models, and raises RuntimeError where they cannot be warmed up.
+    accounts: of clients, shared with the other processes of the server; None for this process only. warm_first: the
+    lifespan waits until the models are warm, and raises RuntimeError if the warm-up fails.
     """
     keys = ApiKeys(settings.read_api_keys())
     decoder = Decoder(
@@ -64,7 +64,7 @@ def create_app(
 
     @asynccontextmanager
     async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-        # Not awaited: while the models warm up, /livez answers and /readyz says what is missing.
+        # Not awaited: during the warm-up, /livez answers and /readyz gives the reason.
         starting = asyncio.create_task(registry.start())
         if warm_first:
             await starting
@@ -89,7 +89,7 @@ def create_app(
         with_keys=keys.needed,
     )
     predictor = Predictor(registry, settings, metrics, decoder, accounts)
-    # For the HTTP server, which asks it before the application is called.
+    # The HTTP server calls it before the application.
     report = Report(metrics.record, settings.access_log)
     app.state.gate = Gate(predictor, keys, report, metrics.record_http_rejection)
     app.add_middleware(ExpressMiddleware, predictor=predictor)
@@ -99,20 +99,20 @@ def create_app(
     app.include_router(model_routes(registry))
     app.include_router(operator_routes(registry, metrics))
     add_docs_page(app)
-    for one in registry.served:
-        metrics.watch(one.bundle.name, one.engine)
+    for served in registry.served:
+        metrics.watch(served.bundle.name, served.engine)
     return app
 
 
 class _Application(FastAPI):
-    """FastAPI with our own additions to the OpenAPI document."""
+    """FastAPI with additions to the OpenAPI document."""
 
     def __init__(self, *, with_keys: bool, **options: Any) -> None:
         super().__init__(**options)
         self._with_keys = with_keys
 
     def openapi(self) -> dict[str, Any]:
-        """The document behind /openapi.json and /docs, made once."""
+        """The document of /openapi.json and /docs, made once."""
         if self.openapi_schema is None:
             schema = get_openapi(
                 title=self.title, version=self.version, description=self.description, routes=self.routes
@@ -122,7 +122,7 @@ class _Application(FastAPI):
 
 
 def _refuse(hosts: AllowedHosts, scope: Scope, headers: dict[bytes, bytes], has_key: bool) -> Response | None:
-    """The answer to a request for an unknown host, without a key, or with a wrong key. None: it may go on."""
+    """The answer to a request for an unknown host, without a key, or with a wrong key; None to let it pass."""
     path, host = scope["path"], headers.get(b"host", b"").decode("latin-1")
     if path not in PROBES and not hosts.allow(host):
         detail = f"the server does not answer to the host {host[:100]!r}: use a name that --allowed-hosts has"

@@ -1,8 +1,8 @@
-"""All connections of one process: how many there may be, which of them give way, and a look at each once a second.
+"""All connections of one process: their number, which of them end for new ones, and a check of each every second.
 
-Where all connections are in use, a new one takes the place of others: of the address that has most connections, those
-that have kept the server waiting longest. So no address can shut others out. A connection whose request is being worked
-on is never closed for another.
+At the limit, a new connection replaces others: those of the address with most connections that have waited longest for
+their client. So no address can shut others out. A connection with a whole request in progress is never closed for
+another.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterator
+from itertools import chain
 from typing import Protocol
 
 from offramp.server.http.http_limits import HttpLimits
@@ -23,38 +24,38 @@ from offramp.server.request.accounts import Accounts
 
 logger = logging.getLogger(__name__)
 
-# Between two looks more time than this does not count: a process that was stopped or busy has read nothing meanwhile.
+# Longest time that counts between two sweeps: a process that was stopped or busy has read nothing meanwhile.
 LONGEST_TURN_S = 2.0
 
 # Pause between pipelined requests of several connections.
 PIPELINE_PAUSE_S = 0.001
 
-# Connections closed together to make room, so that it is rarely looked for: a part of an address's, and at most. Their
-# descriptors are free a moment later, and new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
+# Connections closed together to make room: a share of an address's connections, and the most. Their descriptors are
+# free a moment later; new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
 CLOSED_SHARE, MOST_CLOSED = 1 / 32, 64
 
-# Unparsed bytes of all connections, which came while others were being answered.
+# Most unparsed bytes of all connections, which came before the answers to earlier requests.
 MOST_KEPT_BYTES = 64 * 1024**2
 
 
 class Connection(Protocol):
-    """A client's connection, as far as others are concerned."""
+    """A client's connection, as `Connections` sees it."""
 
     address: str
 
     @property
     def idle_since_s(self) -> float | None:
-        """Since when it has had no request in progress; None while it has one."""
+        """Start of the time without a request in progress; None while there is one."""
 
     @property
     def waits_since_s(self) -> float | None:
-        """Since when it has waited for its client, idle or not; None while a whole request is being worked on."""
+        """Start of the wait for its client, idle or not; None while a whole request is in progress."""
 
     def check(self, now_s: float) -> None:
-        """End what takes too long. Called once a second."""
+        """End the connection if its client is too slow. Called once a second."""
 
     def end(self) -> None:
-        """Close at once, whatever is in progress, and leave."""
+        """Close at once, with a request in progress too, and leave."""
 
 
 class PipelineQueue:
@@ -112,14 +113,14 @@ class Connections:
         self._count = self._kept_bytes = 0
         self._noted_at_s = -1.0
         self._not_noted = 0
-        # Since the last sweep, an address of so many connections has found none to close.
+        # Since the last sweep, an address with this many connections could close none.
         self._no_room_from = math.inf
 
     def __len__(self) -> int:
         return self._count
 
     def enter(self, connection: Connection) -> Problem | None:
-        """Take a new connection in; why it cannot stay, if it cannot. It is one of ours until it leaves."""
+        """Add a new connection; returns the problem if it cannot stay. It counts until it leaves."""
         address = connection.address
         refusal = self._too_many_of(address) or self._too_many(address)
         self._by_address.setdefault(address, set()).add(connection)
@@ -128,7 +129,7 @@ class Connections:
         return refusal
 
     def leave(self, connection: Connection) -> None:
-        """Forget a connection; one that has left already may leave again."""
+        """Remove a connection; a second call does nothing."""
         siblings = self._by_address.get(connection.address, set())
         if connection in siblings:
             siblings.remove(connection)
@@ -138,23 +139,23 @@ class Connections:
                 del self._by_address[connection.address]
 
     def keep(self, num_bytes: int) -> bool:
-        """Count bytes that a connection keeps unparsed, or with a minus those it has let go; returns False if full."""
+        """Count unparsed bytes of a connection; a negative number frees them. Returns False if there is no room."""
         if self._kept_bytes + num_bytes > MOST_KEPT_BYTES:
             return False
         self._kept_bytes += num_bytes
         return True
 
     def sweep(self) -> None:
-        """Look at every connection. To be called once a second."""
+        """Check every connection. Called once a second."""
         clock_s = self._clock()
         self.now_s += min(clock_s - self._seen_s, LONGEST_TURN_S)
         self._seen_s = clock_s
         self._no_room_from = math.inf
-        for connection in [one for siblings in self._by_address.values() for one in siblings]:
+        for connection in list(chain.from_iterable(self._by_address.values())):
             connection.check(self.now_s)
 
     def note(self, address: str, what: str) -> None:
-        """Log what was wrong with a client's bytes; one line between two sweeps, since junk is easily sent."""
+        """Log an error in a client's bytes, at most one line between two sweeps."""
         if self._noted_at_s == self.now_s:
             self._not_noted += 1
             return
@@ -168,7 +169,7 @@ class Connections:
                 self._accounts.open(address).add_connection(change)
 
     def _connections_of(self, address: str) -> int:
-        """In all processes."""
+        """Connections of an address in all processes."""
         if self._accounts is None:
             return len(self._by_address.get(address, ()))
         with self._accounts.lock:
@@ -192,12 +193,12 @@ class Connections:
         return Problem(OVERLOADED, detail, retry_after(1))
 
     def _make_room_for(self, address: str) -> bool:
-        """Close connections of the address that has most; returns False if there are none to close.
+        """Close connections of the address with most; returns False if none can be closed.
 
-        An address gives way to itself, or to one that has fewer connections.
+        An address loses connections to itself, or to an address with fewer.
         """
         own = self._by_address.get(address, set())
-        # To look again before the next sweep would cost more than to refuse.
+        # Another search before the next sweep would cost more than a refusal.
         if len(own) >= self._no_room_from:
             return False
         for siblings in self._largest_first():
@@ -211,13 +212,13 @@ class Connections:
         return False
 
     def _largest_first(self) -> Iterator[set[Connection]]:
-        # Mostly the first is enough.
+        # The first is usually enough, and sorting costs more.
         yield max(self._by_address.values(), key=len)
         yield from sorted(self._by_address.values(), key=len, reverse=True)
 
 
 def _close_waiting(siblings: set[Connection], most: int, idle_only: bool = False) -> bool:
-    """Close up to `most` connections that have waited longest, idle ones first; returns False if none waits."""
+    """Close up to `most` connections with the longest waits, idle ones first; returns False if none waits."""
 
     def waited(connection: Connection) -> tuple[bool, float]:
         return connection.idle_since_s is None, connection.waits_since_s or 0.0

@@ -1,4 +1,4 @@
-"""uvicorn's cycle, which runs the application for a request: how it is made, and what it sees of its connection."""
+"""uvicorn's cycle runs the application for a request. This makes the cycles of a connection."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ uvicorn_logger = logging.getLogger("uvicorn.error")
 
 
 class Flow(FlowControl):
-    """uvicorn's, that does not read on while bytes are kept which have yet to be parsed, whoever asks for it."""
+    """uvicorn's flow control, which does not read on while unparsed bytes wait."""
 
     def __init__(self, transport: asyncio.Transport) -> None:
         super().__init__(transport)
         self._held = False
 
     def hold(self) -> None:
-        """Read nothing more."""
+        """Stop reading until `release`."""
         self._held = True
         self.pause_reading()
 
@@ -46,7 +46,7 @@ class Flow(FlowControl):
 
 
 class Outlet:
-    """The part of a transport that a cycle uses. close: what to do in the transport's place."""
+    """The part of a transport that a cycle uses. close: called in the transport's place."""
 
     __slots__ = ("close", "is_closing", "write")
 
@@ -78,7 +78,7 @@ class Cycles:
         self._proxies = config.connections.proxies
 
     def connect(self, transport: asyncio.Transport, flow: Flow, close: Callable[[], None]) -> str:
-        """The connection is there; the address of its other end."""
+        """The connection is open. Returns the address of its other end."""
         self._flow = flow
         self._outlet = cast(asyncio.Transport, Outlet(transport, close))
         self._server = get_local_addr(transport)
@@ -88,7 +88,7 @@ class Cycles:
         return address
 
     def scope(self, head: Head) -> HTTPScope:
-        """The request in ASGI's terms."""
+        """The request's ASGI scope."""
         client, scheme = self._client, "http"
         if self._by_proxy and client is not None:
             client = self._proxies.client(client[0], head.headers), 0
@@ -120,7 +120,7 @@ class Cycles:
             access_log=False,
             default_headers=self._state.default_headers,
             message_event=asyncio.Event(),
-            # HTTP/1.0 does not know it, and the server must ignore it there (RFC 9110, 10.1.1).
+            # The server must ignore it in HTTP/1.0 (RFC 9110, 10.1.1).
             expect_100_continue=head.version == "1.1" and head.fields.get(b"expect", b"").lower() == b"100-continue",
             keep_alive=head.keep_alive and not self._config.connections.draining,
             on_response=self._on_response,

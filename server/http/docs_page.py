@@ -1,4 +1,4 @@
-"""The page at /docs: Swagger UI out of this package, so that it works without the internet."""
+"""The page at /docs: Swagger UI from this package, so that it works without the internet."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from starlette.responses import FileResponse
 
 FOLDER = Path(__file__).parent / "swagger_ui"
 
-# Addresses in the files are relative, for servers behind a path of a proxy.
+# Addresses in the files are relative, for servers behind a proxy's path.
 FILES = {
     "/docs": ("index.html", "text/html"),
     "/docs/start.js": ("start.js", "text/javascript"),
@@ -19,12 +19,12 @@ FILES = {
     "/docs/swagger-ui.css": ("swagger-ui.css", "text/css"),
 }
 
-# The page asks no other host, whatever its scripts would like.
+# The page loads nothing from other hosts.
 POLICY = "default-src 'self'; style-src 'self' 'unsafe-inline'; img-src 'self' data: blob:"
 
 
 def add_docs_page(app: FastAPI) -> None:
-    """Adds /docs and the files that it needs."""
+    """Add /docs and its files."""
     for path, (name, media_type) in FILES.items():
         app.add_route(path, _file(name, media_type), include_in_schema=False)
 

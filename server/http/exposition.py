@@ -1,4 +1,4 @@
-"""The text of /metrics, rendered between other work: it takes at most a twentieth of the event loop's time."""
+"""The text of /metrics, rendered between other work, in at most a twentieth of the event loop's time."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from collections.abc import Awaitable, Callable, Iterable
 from prometheus_client import Metric, generate_latest
 from prometheus_client.registry import Collector
 
-# Longest time between two pauses for other work; a single family may take longer.
+# Longest time between two pauses for other work; a single metric may take longer.
 SLICE_S = 0.001
 
-# Largest share of the time that is spent on rendering.
+# Largest share of the time for rendering.
 SHARE = 0.05
 
 
 class Exposition:
-    """Renders what a collector collects. Scrapes that wait share the next text; each gets a text begun after it came.
+    """Renders the metrics of a collector. Waiting scrapes share the next text, which begins after the scrape arrived.
 
-    clock: in seconds. sleep: lets other work run for so many seconds.
+    clock: in seconds. sleep: lets other work run for a number of seconds.
     """
 
     def __init__(
@@ -39,7 +39,7 @@ class Exposition:
         """Prometheus's text format."""
         if self._next is None:
             self._next = asyncio.create_task(self._wait_and_render())
-        # Others may wait for the same text when this client hangs up.
+        # Shielded: other scrapes may wait for the same text when this client hangs up.
         return await asyncio.shield(self._next)
 
     async def _wait_and_render(self) -> bytes:
@@ -50,8 +50,8 @@ class Exposition:
 
     async def _render(self) -> bytes:
         parts, busy_s, since_s = list[bytes](), 0.0, self._clock()
-        for family in self._collector.collect():
-            parts.append(generate_latest(_Collected([family])))
+        for metric in self._collector.collect():
+            parts.append(generate_latest(_Collected([metric])))
             if (slice_s := self._clock() - since_s) > SLICE_S:
                 busy_s += slice_s
                 await self._sleep(0.0)
@@ -62,9 +62,9 @@ class Exposition:
 
 
 class _Collected(Collector):
-    def __init__(self, families: Iterable[Metric]) -> None:
-        self._families = families
+    def __init__(self, metrics: Iterable[Metric]) -> None:
+        self._metrics = metrics
 
     def collect(self) -> Iterable[Metric]:
         """See Collector."""
-        return self._families
+        return self._metrics

@@ -1,4 +1,4 @@
-"""The short way for predictions: without the routing and dependency injection of the framework."""
+"""Predictions without the framework's routing and dependency injection, which take longer."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which names the server answers to: a web page elsewhere must not reach it under a name of its own."""
+"""The host names that the server answers to. Without them, a web page could reach it under a name of its own."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ NAME = re.compile(r"(\*\.)?[a-z0-9_-]+(\.[a-z0-9_-]+)*\.?|\[[0-9a-f:.]+\]")
 
 
 class AllowedHosts:
-    """The names that Host may have.
+    """The allowed names of the Host header.
 
-    names: with commas between, without ports; "*.example.com" is every name below example.com. Empty: any name.
-    Raises ValueError for what can be no Host.
+    names: separated by commas, without ports; "*.example.com" is every name below example.com. Empty: any name. Raises
+    ValueError for an invalid name.
     """
 
     def __init__(self, names: str = "") -> None:
@@ -27,7 +27,7 @@ class AllowedHosts:
         self._any = not given
 
     def allow(self, host: str) -> bool:
-        """Whether a Host header, with or without a port, has one of the names."""
+        """Whether a Host header, with or without a port, has an allowed name."""
         host = host.strip().lower()
         name = host.partition("]")[0] + "]" if host.startswith("[") else host.partition(":")[0]
         return self._any or name in self._names or name.endswith(self._endings)

@@ -1,4 +1,4 @@
-"""What /openapi.json says beyond what FastAPI can see: three forms of body, and errors as problem+json."""
+"""Additions to FastAPI's /openapi.json: three forms of body, and errors as problem+json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offramp.server.request.parameters import Parameters
 
 PICTURE = {"type": "string", "format": "binary"}
 
-# A GIF of one pixel: what is tried out unchanged is answered.
+# A GIF of one pixel: the example on the docs page gets an answer without changes.
 EXAMPLE_PICTURE = "R0lGODlhAQABAIAAAAAAAP///yH5BAEAAAAALAAAAAABAAEAAAIBRAA7"
 
 COMMA_SEPARATED = {"style": "form", "explode": False}
@@ -21,7 +21,7 @@ MODEL_ERRORS = (401, 403, 404, 500)
 
 
 def problem_responses(*statuses: int) -> dict[int | str, dict[str, Any]]:
-    """For FastAPI's `responses`: each error status with its sorts of problem."""
+    """For FastAPI's `responses`: each error status with its kinds of problem."""
     return {
         status: {
             "description": "; ".join(kind.title for kind in KINDS if kind.status == status),
@@ -78,7 +78,7 @@ def complete(schema: dict[str, Any], with_keys: bool) -> dict[str, Any]:
 
 
 def _parameter_schemas() -> dict[str, dict[str, Any]]:
-    """Schema of each parameter, without default and null: tools would send them, in the query and in the body."""
+    """The schema of each parameter, without default and null: tools would send them."""
     schemas = {}
     for name, schema in Parameters.model_json_schema()["properties"].items():
         kinds = [kind for kind in schema.pop("anyOf", []) if kind != {"type": "null"}]

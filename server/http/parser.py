@@ -1,4 +1,4 @@
-"""From bytes to requests: httptools' parser, with limits, and with Upgrade ignored. Knows no sockets and no time."""
+"""Bytes to requests: httptools' parser with limits, which ignores Upgrade. No sockets, no clock."""
 
 from __future__ import annotations
 
@@ -19,16 +19,16 @@ from offramp.server.http.problems import (
     Problem,
 )
 
-# Bytes given to httptools at once where anything may come: it gathers headers and chunks without a word.
+# Most bytes given to httptools at once outside a body: it gathers headers and chunks without a callback.
 SLICE_BYTES = 4096
 
-# End of a head, and of a body in chunks. httptools takes no other line ends.
+# End of a head, and of a body in chunks. httptools accepts no other line ends.
 END = b"\r\n\r\n"
 TAIL_BYTES = len(END) - 1
 
 OTHER_VERSION = "the server speaks HTTP/1.1 and HTTP/1.0, and no other version: use HTTP/1.1"
 
-# Of httptools' errors, those that another version or protocol causes.
+# Errors of httptools that another version or protocol causes.
 VERSION_ERRORS = {
     "Invalid HTTP version": OTHER_VERSION,
     "Expected dot": OTHER_VERSION,
@@ -70,7 +70,7 @@ class Head:
 
 
 class Listener(Protocol):
-    """Whom the parser tells. What on_head raises is raised by `feed`."""
+    """Receives the parser's events. `feed` raises the errors of on_head."""
 
     def on_head(self, head: Head) -> None:
         """A request has begun."""
@@ -83,10 +83,7 @@ class Listener(Protocol):
 
 
 class RequestParser:
-    """The requests of one connection.
-
-    Once `feed` has raised, it must not be called again.
-    """
+    """The requests of one connection. After `feed` has raised, it must not be called again."""
 
     def __init__(self, limits: HttpLimits, listener: Listener) -> None:
         self.expects = REQUEST
@@ -101,9 +98,9 @@ class RequestParser:
         self._fruitless_bytes = self._left_bytes = self._head_bytes = 0
 
     def feed(self, data: bytes, start: int = 0) -> int:
-        """Parse bytes from `start`, as far as the end of a request at most; returns where to go on.
+        """Parse bytes from `start`, at most to the end of a request. Returns where to go on.
 
-        Raises Problem where they are not HTTP, or too many.
+        Raises Problem if they are not HTTP, or too many.
         """
         piece = data[start : self._piece_end(data, start)]
         end = start + len(piece)
@@ -115,24 +112,24 @@ class RequestParser:
             self._read_on()
             return start + int(upgrade.args[0])
         except httptools.HttpParserError as error:
-            # httptools hides what a callback raises behind an error of its own.
+            # httptools wraps the error of a callback in an error of its own.
             if error.__context__ is not None:
                 raise error.__context__ from None
             raise _refusal(str(error), piece) from error
         if self._got_on:
             self._fruitless_bytes = 0
             return end
-        # Counted here because httptools gathers a header, a trailer or a chunk's extension without a word.
+        # httptools gathers a header, a trailer or a chunk's extension without a callback.
         self._fruitless_bytes += len(piece)
         if self._fruitless_bytes > self._most_head_bytes:
             raise _head_too_large(self._most_head_bytes)
         return end
 
     def _piece_end(self, data: bytes, start: int) -> int:
-        """Where to end the next piece: httptools cannot be stopped within one."""
+        """The end of the next piece: httptools cannot stop within a piece."""
         if self._left_bytes > 0:
             return start + self._left_bytes
-        # An end may have begun in the last piece.
+        # An end may have begun in the piece before.
         across = (self._tail + data[start : start + TAIL_BYTES]).find(END)
         if across >= 0:
             return start + across + len(END) - len(self._tail)
@@ -140,12 +137,12 @@ class RequestParser:
         return start + SLICE_BYTES if at < 0 else at + len(END)
 
     def forget(self) -> None:
-        """Let go of what refers back to the listener."""
+        """Drop the references back to the listener."""
         del self._parser
 
     def _new_parser(self) -> httptools.HttpRequestParser:
         parser = httptools.HttpRequestParser(self)
-        # A client may say `Connection: close` and send on: that is ignored, not an error.
+        # A client may send more bytes after `Connection: close`: they are ignored.
         parser.set_dangerous_leniencies(lenient_data_after_close=True)
         return parser
 
@@ -163,7 +160,7 @@ class RequestParser:
         return b"POST / HTTP/1.1\r\n%s\r\n" % framing
 
     def _check_framing(self) -> None:
-        """Raises Problem. For a head with Upgrade: httptools does not check how its body is framed."""
+        """Raises Problem for a head with Upgrade whose body has an invalid length: httptools does not check it."""
         try:
             httptools.HttpRequestParser(None).feed_data(self._framing_head())
         except httptools.HttpParserError as error:
@@ -189,7 +186,7 @@ class RequestParser:
         self._head_bytes += len(name) + len(value) + 4
         if self._head_bytes > self._most_head_bytes:
             raise _head_too_large(self._most_head_bytes)
-        # In a body it is a trailer, which is ignored.
+        # A header in a body is a trailer, which is ignored.
         if self.expects is BODY:
             return
         headers = self._headers
@@ -205,7 +202,7 @@ class RequestParser:
         # The request line, with two spaces, the version and a line end; and the empty line behind the headers.
         if self._head_bytes + len(method) + len(self._url) + len("  HTTP/1.1\r\n\r\n") > self._most_head_bytes:
             raise _head_too_large(self._most_head_bytes)
-        # From here on, it counts the trailers.
+        # From now on it counts the trailers.
         self._head_bytes = 0
         headers = self._headers
         fields = dict(headers)
@@ -231,7 +228,7 @@ class RequestParser:
         self._listener.on_body(body)
 
     def on_message_complete(self) -> None:
-        # After a head with Upgrade only httptools thinks that this is all.
+        # httptools ends a request after a head with Upgrade.
         if self._parser.should_upgrade():
             return
         self._got_on = True

@@ -1,11 +1,11 @@
 """Errors as the client sees them: RFC 9457 problem details, translated here and nowhere else.
 
-Problem             frontend        of one Kind
+Problem             frontend        its Kind
 UnknownModel        registry        UNKNOWN_MODEL
 LimitReached        client_limits   CLIENT_LIMIT
 EngineError         engine          OVERLOADED, DRAINING or NOT_READY, DEADLINE_EXCEEDED, INTERNAL
 HTTPException       router          NOT_FOUND, METHOD_NOT_ALLOWED
-anything else       a bug of ours   INTERNAL, without details
+any other           a bug           INTERNAL, without details
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from __future__ import annotations
 import json
 import logging
 import math
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -35,13 +35,13 @@ MEDIA_TYPE = "application/problem+json"
 # nginx's number for a client that left before its answer; it is never sent, only counted.
 CLIENT_GONE_STATUS = 499
 
-# About as long as an engine takes to start.
+# About the start of an engine.
 RESTART_S = 5
 
 
 @dataclass(frozen=True)
 class Kind:
-    """A sort of problem. slug: the end of its `type` URI. rejection: its reason in offramp_rejections_total."""
+    """A kind of problem. slug: the end of its `type` URI. rejection: its reason in offramp_rejections_total."""
 
     slug: str
     status: int
@@ -75,10 +75,10 @@ NOT_READY = Kind("not-ready", 503, "The server is not ready", "not_ready")
 DEADLINE_EXCEEDED = Kind("deadline-exceeded", 504, "The deadline passed before the first exit")
 HTTP_VERSION = Kind("http-version", 505, "The HTTP version is not supported")
 
-# After these the client is better served by a new connection: perhaps by another replica.
+# The connection ends after these: a new one may reach another replica.
 LAST_ON_THEIR_CONNECTION = (INTERNAL, DRAINING)
 
-# Answers of the HTTP server itself, to connections and to invalid or incomplete requests.
+# Answers of the HTTP server to connections and to invalid or incomplete requests.
 HTTP_REJECTIONS = (
     MALFORMED_REQUEST,
     METHOD_NOT_ALLOWED,
@@ -95,7 +95,7 @@ REJECTIONS: tuple[str, ...] = tuple(kind.rejection for kind in KINDS if kind.rej
 
 
 class Problem(Exception):
-    """What a client did, or met. detail: one sentence that says what and how to mend it. fields: more members."""
+    """An error for the client. detail: one sentence that names the error and the fix. fields: further members."""
 
     def __init__(self, kind: Kind, detail: str, headers: Mapping[str, str] | None = None, **fields: Any) -> None:
         super().__init__(detail)
@@ -117,7 +117,7 @@ def not_ready(reason: str, *, draining: bool, **fields: Any) -> Problem:
 
 
 def from_engine(error: EngineError, **fields: Any) -> Problem:
-    """The engine's errors in HTTP's terms."""
+    """The problem for an error of the engine."""
     match error:
         case Overloaded():
             return Problem(OVERLOADED, f"{error}", retry_after(error.retry_after_s), **fields)
@@ -130,7 +130,7 @@ def from_engine(error: EngineError, **fields: Any) -> Problem:
 
 
 def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
-    """problem+json, with the request's path as instance; notes a refusal for the metrics."""
+    """problem+json, with the request's path as instance. Records a refusal for the metrics."""
     log: RequestLog = scope["offramp.log"]
     log.rejection = problem.kind.rejection
     content = _content(problem, scope["path"], log.request_id)
@@ -143,9 +143,9 @@ def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
 def raw_response(
     problem: Problem, headers: Iterable[tuple[bytes, bytes]] = (), path: str = "", request_id: str = ""
 ) -> bytes:
-    """A whole HTTP/1.1 response, the last on its connection, for what ends before there is a request to answer.
+    """A whole HTTP/1.1 response, the last on its connection, to a request that does not reach the application.
 
-    headers: beside the problem's own. path, request_id: of the request, where they are known.
+    headers: beside the problem's own. path, request_id: of the request, if known.
     """
     request_id = request_id or new_request_id()
     body = _content(problem, path, request_id).encode()
@@ -171,52 +171,46 @@ def _content(problem: Problem, path: str, request_id: str) -> str:
     return json.dumps(content)
 
 
-def _from_router(request: Request, error: HTTPException) -> Problem:
-    path = request.scope["path"]
-    match error.status_code:
-        case 404:
-            return Problem(NOT_FOUND, f"there is nothing at {path}; /docs lists what there is")
-        case 405:
-            allowed = (error.headers or {}).get("Allow", "another method")
-            return Problem(METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}", error.headers)
-        case status:
-            title = HTTPStatus(status).phrase
-            return Problem(Kind(title.lower().replace(" ", "-"), status, title), str(error.detail), error.headers)
-
-
-def _from_validation(request: Request, error: RequestValidationError) -> Problem:
-    first = error.errors()[0]
-    where = ".".join(str(part) for part in first["loc"])
-    return Problem(INVALID_PARAMETER, f"{where}: {first['msg']}")
-
-
-def _from_limit(request: Request, error: LimitReached) -> Problem:
-    return Problem(CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields)
-
-
-PROBLEMS: dict[type[Exception], Callable[[Request, Any], Problem]] = {
-    Problem: lambda request, error: error,
-    UnknownModel: lambda request, error: Problem(UNKNOWN_MODEL, str(error)),
-    LimitReached: _from_limit,
-    EngineError: lambda request, error: from_engine(error),
-    HTTPException: _from_router,
-    RequestValidationError: _from_validation,
-}
-
-# Errors that `answer_error` answers where they are raised. All others are errors of ours.
-EXPECTED: tuple[type[Exception], ...] = (*PROBLEMS, ClientDisconnect)
+# Errors that `answer_error` turns into an answer. All others are bugs.
+EXPECTED = (Problem, UnknownModel, LimitReached, EngineError, HTTPException, RequestValidationError, ClientDisconnect)
 
 
 async def answer_error(request: Request, error: Exception) -> Response:
-    """The answer to a request that failed. An error of ours is raised again later, and logged."""
+    """The answer to a request that failed. A bug is logged, and raised again later."""
     if isinstance(error, ClientDisconnect):
         return Response(status_code=CLIENT_GONE_STATUS)
-    for kind, problem_from in PROBLEMS.items():
-        if isinstance(error, kind):
-            return problem_response(request.scope, problem_from(request, error))
+    if isinstance(error, EXPECTED):
+        return problem_response(request.scope, _problem_of(request, error))
     log: RequestLog = request.scope["offramp.log"]
     logger.error("request %s answered with 500: %r; the traceback follows", log.request_id, error)
     detail = "this is our fault, not yours; the server's log has the cause under this request_id"
     response = problem_response(request.scope, Problem(INTERNAL, detail))
     response.headers["X-Request-Id"] = log.request_id
     return response
+
+
+def _problem_of(request: Request, error: Exception) -> Problem:
+    path = request.scope["path"]
+    match error:
+        case Problem():
+            return error
+        case EngineError():
+            return from_engine(error)
+        case UnknownModel():
+            return Problem(UNKNOWN_MODEL, str(error))
+        case LimitReached():
+            return Problem(
+                CLIENT_LIMIT, str(error), retry_after(error.retry_after_s), limit=error.limit, **error.fields
+            )
+        case RequestValidationError():
+            first = error.errors()[0]
+            return Problem(INVALID_PARAMETER, f"{'.'.join(map(str, first['loc']))}: {first['msg']}")
+        case HTTPException(status_code=404):
+            return Problem(NOT_FOUND, f"there is nothing at {path}; /docs lists what there is")
+        case HTTPException(status_code=405):
+            allowed = (error.headers or {}).get("Allow", "another method")
+            return Problem(METHOD_NOT_ALLOWED, f"{path} does not take {request.method}: use {allowed}", error.headers)
+        case HTTPException(status_code=status):
+            title = HTTPStatus(status).phrase
+            return Problem(Kind(title.lower().replace(" ", "-"), status, title), str(error.detail), error.headers)
+    raise AssertionError("an error of EXPECTED has a case")

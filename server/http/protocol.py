@@ -1,11 +1,11 @@
-"""One connection: uvicorn's requests and answers, with a limit on everything that a client can send or fail to send.
+"""One connection: uvicorn's requests and answers, with limits on sizes and times.
 
     bytes ── data_received ── RequestParser ── on_head, on_body, on_end ── uvicorn's cycle ── application
-                  └ while a whole request waits for its answer: kept unparsed, and reading pauses
+                  └ while a whole request waits for its answer: bytes stay unparsed, and reading pauses
 
 So a connection has one request at a time, however many a client sends without waiting for answers.
 
-A connection ends after an answer, in silence, or with a last answer of its own (`_part`), after those that are due.
+A connection ends after an answer, without one, or with a last answer of its own (`_end_with`) behind all others.
 """
 
 from __future__ import annotations
@@ -25,27 +25,27 @@ from offramp.server.http.tcp import Unread, is_reset, reset
 if TYPE_CHECKING:
     from offramp.server.http.uvicorn_config import HttpConfig
 
-# For a client to read its last answer while what it still sends is thrown away: where a socket with unread bytes is
-# closed, the kernel sends a reset, which can destroy the answer.
+# Time for a client to read its last answer, while its bytes are thrown away. If a socket is closed with unread bytes,
+# the kernel sends a reset, which can destroy the answer.
 LINGER_S = 2.0
 
-# While the server ends: how long a new connection waits for its first request.
+# Wait of a new connection for its first request while the server ends.
 FIRST_REQUEST_S = 0.2
 
-# After a client has ended its side: when to look whether it has gone altogether, before the sweep does.
+# Delays of the checks for a reset after a client has ended its side; the sweep checks later.
 LOOKS_S = (0.01, 0.1, 0.4)
 
 
 class Refused(Exception):
-    """A request is answered with these bytes, and its connection ends."""
+    """The gate has refused a request. answer: its last answer."""
 
     def __init__(self, answer: bytes) -> None:
-        super().__init__("refused before it began")
+        super().__init__("the gate has refused the request")
         self.answer = answer
 
 
 class HttpProtocol(asyncio.Protocol):
-    """A connection, as uvicorn and Connections know it."""
+    """A connection of uvicorn and of Connections."""
 
     def __init__(
         self,
@@ -69,15 +69,15 @@ class HttpProtocol(asyncio.Protocol):
         self._unread = Unread(self._limits.write_s)
         self._since_s = self._all.now_s
         self._expected: Expects = REQUEST
-        self._kept = b""
+        self._unparsed = b""
         self._last_answer: bytes | None = None
-        # deaf: what comes is thrown away. ended: the client has ended its side.
-        self._deaf = self._ended = False
+        # ended: the client has ended its side.
+        self._ignores_input = self._ended = False
 
     # Called by the event loop
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the connection in, or refuse it."""
+        """Accept or refuse the connection."""
         self._transport = cast(asyncio.Transport, transport)
         self._flow = Flow(self._transport)
         self.address = self._cycles.connect(self._transport, self._flow, self._close)
@@ -89,7 +89,7 @@ class HttpProtocol(asyncio.Protocol):
             self.shutdown()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        """Tell every application that still works for this client."""
+        """Tell the application that the client is gone."""
         self._state.connections.discard(cast(Any, self))
         self._all.leave(self)
         self._disconnect()
@@ -98,21 +98,21 @@ class HttpProtocol(asyncio.Protocol):
         self._parser.forget()
 
     def data_received(self, data: bytes) -> None:
-        """Parse it, or keep it until it is its turn."""
-        if self._deaf:
+        """Parse the bytes, or keep them until the answer before is sent."""
+        if self._ignores_input:
             return
-        if self._kept or self._is_answering:
+        if self._unparsed or self._is_answering:
             self._keep(data)
         else:
             self._parse(data)
 
     def eof_received(self) -> bool:
-        """The client sends nothing more; whether to stay, for it may yet read the answer to a whole request."""
-        if not self._is_answering and not self._kept:
+        """The client has ended its side. Returns whether to stay open: it may still read an answer."""
+        if not self._is_answering and not self._unparsed:
             return False
         cycle = self._cycle
         if not self._ended and cycle and cycle.scope["http_version"] == "1.1" and not cycle.response_started:
-            # Clients know it as an answer before the answer (RFC 9110, 15.2); one that has gone answers with a reset.
+            # An interim answer (RFC 9110, 15.2): a client that is gone answers with a reset.
             self._transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
             cycle.waiting_for_100_continue = False
         self._ended = True
@@ -130,10 +130,10 @@ class HttpProtocol(asyncio.Protocol):
     # Called by the server and by Connections
 
     def shutdown(self) -> None:
-        """End with the answer in progress. On a new connection the first request may be on its way: wait a moment."""
+        """End after the answer in progress. A new connection waits a moment for its first request."""
         if self._cycle is not None and not self._cycle.response_complete:
             self._cycle.keep_alive = False
-        elif self._cycle is None and not self._deaf:
+        elif self._cycle is None and not self._ignores_input:
             self._loop.call_later(FIRST_REQUEST_S, self._close_unless_answering)
         else:
             self._transport.close()
@@ -144,7 +144,7 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def _is_answering(self) -> bool:
-        """Whether a whole request waits for its answer, so that nothing is due from the client."""
+        """Whether a whole request waits for its answer."""
         return not self._is_idle and not cast(RequestResponseCycle, self._cycle).more_body
 
     @property
@@ -154,17 +154,17 @@ class HttpProtocol(asyncio.Protocol):
 
     @property
     def idle_since_s(self) -> float | None:
-        """See connections.Connection; those that have had their last answer give way first."""
-        if not self._is_idle or self._kept or self._parser.expects is BODY:
+        """See connections.Connection. Connections after their last answer are the first to end."""
+        if not self._is_idle or self._unparsed or self._parser.expects is BODY:
             return None
-        return -1.0 if self._deaf else self._since_s
+        return -1.0 if self._ignores_input else self._since_s
 
     @property
     def waits_since_s(self) -> float | None:
-        """See connections.Connection. It also waits while the client does not read, or a whole request has no turn."""
+        """See connections.Connection. It also waits while the client does not read, or whole requests are unparsed."""
         if self._is_answering and not self._flow.write_paused:
             return None
-        return -1.0 if self._deaf else self._since_s
+        return -1.0 if self._ignores_input else self._since_s
 
     def check(self, now_s: float) -> None:
         """See connections.Connection."""
@@ -175,10 +175,10 @@ class HttpProtocol(asyncio.Protocol):
             if (self._ended or self._flow.read_paused) and is_reset(self._transport):
                 self.end()
         elif self._flow.read_paused:
-            # A client cannot be late while we do not read.
+            # A client cannot be late while the server does not read.
             self._since_s = now_s
         elif now_s - self._since_s > (allowed_s := self._allowed_s()):
-            self._give_up(allowed_s)
+            self._time_out(allowed_s)
 
     def end(self) -> None:
         """See connections.Connection."""
@@ -186,15 +186,15 @@ class HttpProtocol(asyncio.Protocol):
         self._all.leave(self)
 
     def _allowed_s(self) -> float:
-        if self._deaf:
+        if self._ignores_input:
             return LINGER_S
         if self._expected is BODY:
             return self._limits.body_s
         between = self._expected is REQUEST and self._cycle is not None
         return self._limits.keep_alive_s if between else self._limits.head_s
 
-    def _give_up(self, allowed_s: float) -> None:
-        if self._deaf or self._expected is REQUEST:
+    def _time_out(self, allowed_s: float) -> None:
+        if self._ignores_input or self._expected is REQUEST:
             self._transport.close()
             return
         what = "body was" if self._expected is BODY else "headers were"
@@ -216,23 +216,23 @@ class HttpProtocol(asyncio.Protocol):
             detail = "too many bytes of requests that came before the answers to others: wait for each answer"
             self._reject(Problem(OVERLOADED, detail, retry_after(1)))
             return
-        self._kept += data
+        self._unparsed += data
         self._flow.hold()
 
-    def _take_kept(self) -> bytes:
-        kept, self._kept = self._kept, b""
-        self._all.keep(-len(kept))
-        return kept
+    def _take_unparsed(self) -> bytes:
+        data, self._unparsed = self._unparsed, b""
+        self._all.keep(-len(data))
+        return data
 
     def _stop_reading(self) -> None:
-        self._deaf = True
-        self._take_kept()
+        self._ignores_input = True
+        self._take_unparsed()
 
     def _parse(self, data: bytes) -> None:
         """Parse the bytes up to the end of a request; keep the rest."""
         start = 0
         try:
-            while start < len(data) and not self._deaf:
+            while start < len(data) and not self._ignores_input:
                 if self._is_answering:
                     self._keep(data[start:])
                     break
@@ -241,7 +241,7 @@ class HttpProtocol(asyncio.Protocol):
             self._all.note(self.address, problem.detail)
             self._reject(problem)
         except Refused as refused:
-            self._part(refused.answer)
+            self._end_with(refused.answer)
         if self._parser.expects is not self._expected:
             self._expected, self._since_s = self._parser.expects, self._all.now_s
 
@@ -272,35 +272,35 @@ class HttpProtocol(asyncio.Protocol):
     # Requests to answers
 
     def _on_response(self) -> None:
-        """An answer has been written: go on with the next request, or with what is left to say."""
+        """An answer has been written: go on with the next request, or end."""
         self._state.total_requests += 1
         self._since_s = self._all.now_s
         if self._transport.is_closing():
             return
-        if self._kept:
+        if self._unparsed:
             self._all.pipelined.put(self._go_on)
         else:
             self._settle()
 
     def _go_on(self) -> None:
-        """Parse the next request of those that came together."""
+        """Parse the next of several requests that came together."""
         if self._transport.is_closing():
             return
-        self._parse(self._take_kept())
+        self._parse(self._take_unparsed())
         self._settle()
 
     def _settle(self) -> None:
-        """Read on, or end where nothing is left to answer."""
-        if not self._kept:
+        """Read on, or end if no answer is due."""
+        if not self._unparsed:
             self._flow.release()
         if self._is_idle and self._last_answer is not None:
-            self._say(self._last_answer)
-        elif self._ended and not self._is_answering and not self._kept:
+            self._write_last(self._last_answer)
+        elif self._ended and not self._is_answering and not self._unparsed:
             self._transport.close()
 
     def _close(self) -> None:
         """After an answer with Connection: close."""
-        if (self._kept or cast(RequestResponseCycle, self._cycle).more_body) and not self._ended:
+        if (self._unparsed or cast(RequestResponseCycle, self._cycle).more_body) and not self._ended:
             self._linger()
         else:
             self._transport.close()
@@ -308,13 +308,13 @@ class HttpProtocol(asyncio.Protocol):
     def _reject(self, problem: Problem) -> None:
         cycle = self._cycle
         if cycle is not None and cycle.more_body:
-            # The request will never be whole.
+            # The request stays incomplete.
             self._disconnect()
             if cycle.response_started:
-                # It is cut off in the middle of its answer, and gets no other.
-                self._part(b"")
+                # Its answer has begun, so it gets no other.
+                self._end_with(b"")
                 return
-        self._part(self._gate.reject(problem, self.address, self._state.default_headers))
+        self._end_with(self._gate.reject(problem, self.address, self._state.default_headers))
 
     def _disconnect(self) -> None:
         """Tell the application that its client has gone."""
@@ -323,14 +323,14 @@ class HttpProtocol(asyncio.Protocol):
             cycle.disconnected = True
             cycle.message_event.set()
 
-    def _part(self, answer: bytes) -> None:
-        """Read nothing more, and end the connection with this answer, after those that are due."""
+    def _end_with(self, answer: bytes) -> None:
+        """Stop reading, and end the connection with this answer behind all others."""
         self._stop_reading()
         self._last_answer = answer
         if self._is_idle:
-            self._say(answer)
+            self._write_last(answer)
 
-    def _say(self, answer: bytes) -> None:
+    def _write_last(self, answer: bytes) -> None:
         self._last_answer = None
         self._transport.write(answer)
         self._linger()

@@ -1,4 +1,4 @@
-"""Whom to believe about where a request comes from."""
+"""Trusted proxies: their headers give the address of the client."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ SCHEMES = ("http", "https")
 class TrustedProxies:
     """Addresses and networks whose X-Forwarded-For and X-Forwarded-Proto count.
 
-    text: separated by commas, such as "10.0.0.0/8, ::1". Raises ValueError naming a part that is none.
+    text: separated by commas, such as "10.0.0.0/8, ::1". Raises ValueError that names an invalid part.
     """
 
     def __init__(self, text: str = "") -> None:
@@ -24,20 +24,20 @@ class TrustedProxies:
             ) from error
 
     def trust(self, address: str) -> bool:
-        """Whether the address is one of a proxy that the operator named."""
+        """Whether the address belongs to a trusted proxy."""
         if not self._networks:
             return False
         parsed = _parse(address)
         return parsed is not None and any(parsed in network for network in self._networks)
 
     def client(self, proxy: str, headers: Iterable[tuple[bytes, bytes]]) -> str:
-        """Whom a request that came from a trusted proxy is from: the last address in X-Forwarded-For that is none.
+        """The client of a request from a trusted proxy: the last address in X-Forwarded-For that is no such proxy.
 
-        Where all are proxies, the first of them; what is no address, and all before it, is not believed.
+        The first address if all are proxies. A part that is no address ends the search.
         """
-        said = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
+        chain = b",".join(value for name, value in headers if name == b"x-forwarded-for").decode("latin-1")
         client = proxy
-        for part in reversed(said.split(",")):
+        for part in reversed(chain.split(",")):
             address = _parse(_without_port(part.strip()))
             if address is None:
                 break
@@ -48,9 +48,9 @@ class TrustedProxies:
 
 
 def forwarded_scheme(headers: Iterable[tuple[bytes, bytes]]) -> str | None:
-    """The last X-Forwarded-Proto, where it is one of SCHEMES."""
-    said = b",".join(value for name, value in headers if name == b"x-forwarded-proto").decode("latin-1")
-    scheme = said.rpartition(",")[2].strip().lower()
+    """The last X-Forwarded-Proto, if it is one of SCHEMES."""
+    schemes = b",".join(value for name, value in headers if name == b"x-forwarded-proto").decode("latin-1")
+    scheme = schemes.rpartition(",")[2].strip().lower()
     return scheme if scheme in SCHEMES else None
 
 
@@ -65,5 +65,5 @@ def _parse(text: str) -> IPv4Address | IPv6Address | None:
         address = ip_address(text)
     except ValueError:
         return None
-    # A socket for both versions shows IPv4 clients so.
+    # A socket for IPv4 and IPv6 shows IPv4 addresses as IPv6.
     return getattr(address, "ipv4_mapped", None) or address

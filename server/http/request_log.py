@@ -17,7 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 logger = logging.getLogger(__name__)
 
-# Visible ASCII and short enough for a log line; anything else is replaced, not refused.
+# Visible ASCII, short enough for a log line. Any other id is replaced.
 SANE_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 
 
@@ -25,8 +25,8 @@ SANE_REQUEST_ID = re.compile(rb"[\x21-\x7e]{1,128}")
 class RequestLog:
     """One request, for log and metrics.
 
-    client: for limits: the digest of its key, or its address. model: the `model` label of its metrics; None if it asks
-    for no prediction. rejection: the reason of a refusal.
+    client: the name for limits: the digest of its key, or its address. model: the `model` label of its metrics; None
+    for other requests than predictions. rejection: the reason of a refusal.
     """
 
     request_id: str
@@ -38,7 +38,7 @@ class RequestLog:
 
 
 class ApiKeys:
-    """The accepted keys, as digests, so that each comparison takes the same time. Without keys all may ask."""
+    """The accepted keys, as digests, so that each comparison takes the same time. Without keys, none is needed."""
 
     def __init__(self, keys: Iterable[str]) -> None:
         self._digests = [_digest(key.encode()) for key in keys]
@@ -109,13 +109,13 @@ class RequestLogMiddleware:
         try:
             await app(scope, receive, send_with_id)
         finally:
-            # An exception on its way out becomes a 500 in the layer around this one.
+            # The layer around this one answers an exception with 500.
             log.status = log.status or 500
             self._report(scope, log, time.monotonic() - log.started_s)
 
 
 def new_request_id() -> str:
-    """Unique, not secret: from the process's own generator, since a UUID asks the system each time."""
+    """A unique id, not secret. From the process's own generator: a UUID needs a system call."""
     return f"{random.getrandbits(128):032x}"
 
 
@@ -151,7 +151,7 @@ def _digest(key: bytes) -> bytes:
 
 
 def _write_line(scope: Mapping[str, Any], log: RequestLog, duration_s: float) -> None:
-    # Quoted again: a decoded path may hold line breaks, and a log line must stay one line.
+    # Quoted again: a decoded path may have line breaks.
     method, path = scope["method"], quote(scope["path"])
     status, request_id, client = log.status, log.request_id, _address(scope)
     logger.info("%s %s %s %d %.1f ms %s", client, method, path, status, duration_s * 1000, request_id)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Any
 
 import orjson
@@ -20,39 +19,26 @@ from offramp.server.request.resolve import ResolvedRequest
 DIGITS = 6
 
 
-@dataclass(frozen=True)
-class Timing:
-    """Seconds of one request: until all its pictures were decoded, and in all."""
-
-    decode_s: float
-    total_s: float
-
-
 def prediction_response(
-    resolved: ResolvedRequest, answers: Sequence[Answer], timing: Timing, private: bool = False
+    resolved: ResolvedRequest, answers: Sequence[Answer], decode_s: float, total_s: float, private: bool = False
 ) -> Response:
-    """The answer to one request. private: see `privacy`."""
+    """The answer to one request, which took `total_s`. private: see `privacy`."""
     bundle = resolved.served.bundle
-    queue_ms = max(answer.queue_s for answer in answers) * 1000
-    inference_ms = max(answer.inference_s for answer in answers) * 1000
-    decode_ms = timing.decode_s * 1000
+    times_ms = {
+        "decode": decode_s * 1000,
+        "queue": max(answer.queue_s for answer in answers) * 1000,
+        "inference": max(answer.inference_s for answer in answers) * 1000,
+    }
     content = {
         "model": bundle.name,
         "version": bundle.version,
         "predictions": [_prediction(resolved, answer) for answer in answers],
         "contract": resolved.echo,
-        "timing_ms": {
-            "decode": round(decode_ms, 3),
-            "queue": round(queue_ms, 3),
-            "inference": round(inference_ms, 3),
-            "total": round(timing.total_s * 1000, 3),
-        },
+        "timing_ms": {name: round(ms, 3) for name, ms in (*times_ms.items(), ("total", total_s * 1000))},
     }
     if private:
         return json_response(redact(content))
-    headers = {
-        "Server-Timing": f"decode;dur={decode_ms:.3f}, queue;dur={queue_ms:.3f}, inference;dur={inference_ms:.3f}"
-    }
+    headers = {"Server-Timing": ", ".join(f"{name};dur={ms:.3f}" for name, ms in times_ms.items())}
     if len(answers) == 1:
         headers["X-Offramp-Exit"] = str(answers[0].exit)
     return json_response(content, headers)
@@ -117,8 +103,8 @@ def _prediction(resolved: ResolvedRequest, answer: Answer) -> dict[str, Any]:
         "class_id": answer.class_id,
         "confidence": round(answer.confidence, DIGITS),
     }
-    if answer.in_force is not None:
-        prediction["in_force"] = {"max_disagreement": answer.in_force.max_disagreement}
+    if answer.replacement is not None:
+        prediction["in_force"] = {"max_disagreement": answer.replacement.max_disagreement}
     prediction |= {
         "exit": answer.exit,
         "exits": served.num_exits,
@@ -127,9 +113,9 @@ def _prediction(resolved: ResolvedRequest, answer: Answer) -> dict[str, Any]:
     }
     prediction["top_k"] = [
         {"label": labels[class_id], "class_id": class_id, "probability": round(probability, DIGITS)}
-        for class_id, probability in _most_probable(answer, resolved.top_k)
+        for class_id, probability in _most_probable(answer, resolved.parameters.top_k)
     ]
-    if resolved.detail:
+    if resolved.parameters.detail:
         prediction["visited"] = [
             {
                 "exit": visit.exit,

@@ -20,7 +20,7 @@ from offramp.server.metrics import Metrics
 from offramp.server.registry import Registry
 from offramp.server.request.predict import Predictor
 
-# The lowest makes the metrics ten times smaller, in a fifth of the time of the highest.
+# The lowest level makes the metrics ten times smaller, in a fifth of the time of the highest.
 GZIP_LEVEL = 1
 
 ModelName = Annotated[str, Path(description="Name of a served model.", examples=["cifar100-resnet18"])]
@@ -28,7 +28,7 @@ Version = Annotated[str | None, Query(description="Version of the model. Default
 
 
 def prediction_routes(predictor: Predictor) -> APIRouter:
-    """Pictures in, answers out."""
+    """Routes of predictions."""
     router = APIRouter(tags=["predict"])
     responses = {200: {"model": PredictionAnswer}, **problem_responses(*PREDICTION_ERRORS)}
 
@@ -48,10 +48,10 @@ def prediction_routes(predictor: Predictor) -> APIRouter:
 
 
 def model_routes(registry: Registry) -> APIRouter:
-    """What is served."""
+    """Routes of the served models."""
     router = APIRouter(tags=["models"])
-    summaries = {"default": registry.default_name, "models": [model_summary(one) for one in registry.served]}
-    facts = {one: json_response(model_facts(one, registry)) for one in registry.served}
+    summaries = {"default": registry.default_name, "models": [model_summary(served) for served in registry.served]}
+    facts = {served: json_response(model_facts(served, registry)) for served in registry.served}
 
     @router.get("/v1/models", responses={200: {"model": ModelList}, **problem_responses(401, 403)})
     async def models() -> Response:
@@ -67,7 +67,7 @@ def model_routes(registry: Registry) -> APIRouter:
 
 
 def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
-    """For probes and Prometheus; never behind a key."""
+    """Routes for probes and Prometheus. They need no key."""
     router = APIRouter(tags=["operation"])
 
     @router.head("/livez", include_in_schema=False)
@@ -88,16 +88,16 @@ def operator_routes(registry: Registry, metrics: Metrics) -> APIRouter:
     @router.head("/metrics", include_in_schema=False)
     @router.get("/metrics", response_class=PlainTextResponse, response_description="Prometheus's text format")
     async def prometheus(request: Request) -> Response:
-        """Metrics for Prometheus; docs/metrics.md says what each is for."""
+        """Metrics for Prometheus; docs/metrics.md describes each."""
         text, headers = await metrics.expose(), {"Vary": "Accept-Encoding"}
         if gzip_accepted(request.headers.get("accept-encoding", "")):
-            text, headers["Content-Encoding"] = compressed(text), "gzip"
+            text, headers["Content-Encoding"] = compress(text), "gzip"
         return Response(text, headers=headers, media_type=CONTENT_TYPE_LATEST)
 
     return router
 
 
 @lru_cache(maxsize=1)
-def compressed(text: bytes) -> bytes:
-    """The text by gzip. Kept, since scrapers that wait share one text."""
+def compress(text: bytes) -> bytes:
+    """The text by gzip. Cached: several scrapers may share a text."""
     return gzip.compress(text, GZIP_LEVEL)

@@ -1,4 +1,4 @@
-"""What the server answers, as documented in OpenAPI. Answers are built as plain dicts; a test holds them to these."""
+"""Models of the answers, for OpenAPI. `responses.py` builds plain dicts, which is faster; tests compare the two."""
 
 from __future__ import annotations
 
@@ -7,15 +7,16 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 from offramp.models.exit_policy import ExitReason
+from offramp.server.request.parameters import ContractParameters, optional
 
 
-class Answered(BaseModel):
-    """Base: nothing undocumented is answered."""
+class Exact(BaseModel):
+    """Base: an answer has no other fields."""
 
     model_config = ConfigDict(extra="forbid")
 
 
-class ClassProbability(Answered):
+class ClassProbability(Exact):
     """One class and its calibrated probability."""
 
     label: str
@@ -23,8 +24,8 @@ class ClassProbability(Answered):
     probability: float
 
 
-class VisitedExit(Answered):
-    """What one exit on the way said."""
+class VisitedExit(Exact):
+    """The answer of one exit on the way."""
 
     exit: int
     label: str
@@ -32,69 +33,59 @@ class VisitedExit(Answered):
     confidence: float
 
 
-class InForce(Answered):
-    """What took the place of the contract that was asked for."""
+class InForce(Exact):
+    """What replaced the contract that was asked for."""
 
     max_disagreement: float = Field(description="The certified point that was applied; 0 is full depth.")
 
 
-class Prediction(Answered):
+class Prediction(Exact):
     """The answer to one picture."""
 
     label: str = Field(examples=["rocket"])
     class_id: int = Field(examples=[69])
     confidence: float = Field(description="Calibrated probability of the label.", examples=[0.974])
-    exit: int | None = Field(
-        default=None,
-        description="Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
+    exit: int | None = optional(
+        "Where the picture left, 1..exits. A server in private mode leaves this and the next three out.",
         examples=[2],
     )
-    exits: int | None = Field(default=None, description="Exits of the model.", examples=[4])
+    exits: int | None = optional("Exits of the model.", examples=[4])
     exit_reason: ExitReason | None = None
-    compute: float | None = Field(
-        default=None, description="Share of the full depth's multiply-adds that was spent.", examples=[0.53]
-    )
-    in_force: InForce | None = Field(
-        default=None,
-        description="Only where the contract was not applied as asked: a looser point under load (degrade_to), or a "
-        "stricter one since an audit has found the promise broken.",
+    compute: float | None = optional("Share of the full depth's multiply-adds that was spent.", examples=[0.53])
+    in_force: InForce | None = optional(
+        "Only if the contract was not applied as asked: a looser point under load (degrade_to), or a "
+        "stricter one after an audit has found the promise broken."
     )
     top_k: list[ClassProbability]
-    visited: list[VisitedExit] | None = Field(default=None, description="Every exit passed; with detail=true only.")
+    visited: list[VisitedExit] | None = optional("Every exit passed; with detail=true only.")
 
 
-class CertifiedTerms(Answered):
-    """What stands behind a certified contract: the model's `certificate` has the rest."""
+class CertifiedPoint(Exact):
+    """The certified point behind the contract: the model's `certificate` has the rest."""
 
-    max_disagreement: float = Field(description="The certified point that is applied: at most what was asked for.")
-    bound: float = Field(
-        description="Upper confidence bound at these thresholds by themselves; what is proven is max_disagreement."
+    max_disagreement: float = Field(
+        description="The certified point that is applied: at most the share that was asked for."
     )
-    delta: float = Field(description="The chance, over the draw of the certifying pictures, that it does not hold.")
+    bound: float = Field(
+        description="Upper confidence bound at these thresholds alone; the proven share is max_disagreement."
+    )
+    delta: float = Field(description="Chance, over the draw of the certifying pictures, that it does not hold.")
     pictures: int = Field(description="How many pictures certified it.")
     calibration: str = Field(description="Which calibration: its date and its pictures' fingerprint.")
 
 
-class AppliedContract(Answered):
+class AppliedContract(ContractParameters):
     """What was applied: threshold, thresholds or a certified contract, and the bounds that were set."""
 
-    threshold: float | None = None
-    disagreement_bound: float | None = Field(
-        default=None,
-        description="Of the threshold: upper confidence bound of the disagreement with the full-depth answer, valid "
-        "for all thresholds at once. Where the bundle has a certificate and no bound on depth was set.",
+    disagreement_bound: float | None = optional(
+        "Upper confidence bound of the disagreement with full depth at this threshold, valid for all "
+        "thresholds at once. Only if the bundle has a certificate and no bound on depth was set."
     )
-    thresholds: list[float] | None = None
-    max_disagreement: float | None = None
-    certified: CertifiedTerms | None = None
-    degrade_to: float | None = None
-    min_exit: int | None = None
-    max_exit: int | None = None
-    deadline_ms: float | None = None
+    certified: CertifiedPoint | None = None
 
 
-class Timing(Answered):
-    """Milliseconds. queue and inference are those of the request's slowest picture."""
+class Timing(Exact):
+    """Times in milliseconds; queue and inference of the request's slowest picture."""
 
     decode: float
     queue: float
@@ -102,18 +93,18 @@ class Timing(Answered):
     total: float
 
 
-class PredictionAnswer(Answered):
+class PredictionAnswer(Exact):
     """The answer to one request; predictions in the order of its pictures."""
 
     model: str = Field(examples=["cifar100-resnet18"])
     version: str = Field(examples=["1"])
     predictions: list[Prediction]
     contract: AppliedContract
-    timing_ms: Timing | None = Field(default=None, description="Not in private mode.")
+    timing_ms: Timing | None = optional("Not in private mode.")
 
 
-class InputFacts(Answered):
-    """What the network sees of a picture: its centre square, resized."""
+class InputFacts(Exact):
+    """The network's input: the centre square of a picture, resized."""
 
     width: int
     height: int
@@ -121,7 +112,7 @@ class InputFacts(Answered):
 
 
 class ExitFacts(BaseModel):
-    """One exit; beside these, what training wrote down, such as its accuracy."""
+    """One exit, with further fields that training has recorded, such as its accuracy."""
 
     model_config = ConfigDict(extra="allow")
 
@@ -130,7 +121,7 @@ class ExitFacts(BaseModel):
     multiply_adds: int
 
 
-class ModelSummary(Answered):
+class ModelSummary(Exact):
     """One model version, in short."""
 
     name: str
@@ -142,15 +133,15 @@ class ModelSummary(Answered):
     device: str
 
 
-class ModelList(Answered):
+class ModelList(Exact):
     """All served models."""
 
     default: str
     models: list[ModelSummary]
 
 
-class ModelFacts(Answered):
-    """All that a bundle tells of itself."""
+class ModelFacts(Exact):
+    """All facts about a model version."""
 
     name: str
     version: str
@@ -164,26 +155,26 @@ class ModelFacts(Answered):
     exits: list[ExitFacts]
     operating_points: list[dict[str, Any]]
     certificate: dict[str, Any] | None = Field(
-        description="What is certified: points (max_disagreement, thresholds, bound, compute, exit mix), bounds for "
-        "any single threshold, delta, pictures, data, fingerprint and date; null where nothing is."
+        description="Certified points (max_disagreement, thresholds, bound, compute, exit mix), bounds for any single "
+        "threshold, delta, pictures, data, fingerprint and date; null without a certificate."
     )
     fronts: dict[str, Any] = Field(
         description="The cheapest thresholds for each disagreement, by multiply-adds and by measured milliseconds, on "
-        "the pictures that chose them; for readers. Empty for bundles of before there were any."
+        "the pictures that chose them; for readers. May be empty."
     )
     training: dict[str, Any]
     parameters: int
-    multiply_adds: int = Field(description="Of one picture at full depth, all heads included.")
+    multiply_adds: int = Field(description="Multiply-adds of one picture at full depth, all heads included.")
 
 
-class Status(Answered):
-    """Of the process or of its models."""
+class Status(Exact):
+    """Status of the process or of its models."""
 
     status: Literal["alive", "ready"]
 
 
 class ProblemDetails(BaseModel):
-    """RFC 9457. Beside these, fields that help, such as the limit or the picture's index."""
+    """An error (RFC 9457), with further fields, such as the limit or the picture's index."""
 
     model_config = ConfigDict(extra="allow")
 

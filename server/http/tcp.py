@@ -1,4 +1,4 @@
-"""What the kernel knows of a TCP connection and asyncio does not tell. Linux only."""
+"""The kernel's facts about a TCP connection, which asyncio does not show. Linux only."""
 
 from __future__ import annotations
 
@@ -10,38 +10,38 @@ from collections.abc import Callable
 
 logger = logging.getLogger(__name__)
 
-# Of struct tcp_info in linux/tcp.h: the state is the first byte, tcpi_bytes_acked a 64-bit number at byte 120.
+# struct tcp_info in linux/tcp.h: the state is the first byte, tcpi_bytes_acked a 64-bit number at byte 120.
 CLOSED_STATE = 7
 ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
 
 # Most connections that wait to be accepted.
 BACKLOG = 2048
 
-# Beyond what is on its way: enough to keep a fast network busy between two turns of the event loop.
+# Unsent bytes of a connection in the kernel: enough for a fast network between two turns of the event loop.
 UNSENT_BYTES = 128 * 1024
 
 
 def is_reset(transport: asyncio.Transport) -> bool:
-    """Whether the client has answered with a reset, which nothing reports while nothing is read or written."""
+    """Whether the client has sent a reset. asyncio does not report it while it neither reads nor writes."""
     return _tcp_info(transport, 1) == bytes([CLOSED_STATE])
 
 
 def acknowledged_bytes(transport: asyncio.Transport) -> int:
-    """Bytes that the client's side has taken since the connection began; 0 where that is not known."""
+    """Bytes that the client has acknowledged since the connection began; 0 if unknown."""
     info = _tcp_info(transport, ACKNOWLEDGED_AT + ACKNOWLEDGED.size)
     return ACKNOWLEDGED.unpack_from(info, ACKNOWLEDGED_AT)[0] if len(info) > ACKNOWLEDGED_AT else 0
 
 
 def limit_unsent(listener: socket.socket) -> None:
-    """Let the kernel hold little for clients that do not read; it would take up to 4 MB for each connection.
+    """Limit the kernel's memory for clients that do not read: by default up to 4 MB for each connection.
 
-    Connections inherit it from the socket that they are accepted from.
+    Accepted connections inherit the limit.
     """
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NOTSENT_LOWAT, UNSENT_BYTES)
 
 
 def reset(transport: asyncio.Transport) -> None:
-    """Close at once, and have the kernel throw away what the client has not read, which it would keep for minutes."""
+    """Close at once, and drop the unread bytes, which the kernel would keep for minutes."""
     connection = transport.get_extra_info("socket")
     if connection is not None and not transport.is_closing():
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -61,7 +61,7 @@ def _tcp_info(transport: asyncio.Transport, size_bytes: int) -> bytes:
 
 
 class Unread:
-    """Notices a client that does not read its answers. limit_s: to read what waits for it at some moment."""
+    """Detects a client that does not read its answers. limit_s: to read the bytes that wait at some moment."""
 
     __slots__ = ("_goal_bytes", "_limit_s", "_since_s")
 
@@ -70,7 +70,7 @@ class Unread:
         self._goal_bytes = self._since_s = 0.0
 
     def is_overdue(self, transport: asyncio.Transport, now_s: float) -> bool:
-        """To be asked about once a second."""
+        """Whether the client is too slow. Called about once a second."""
         waiting_bytes = transport.get_write_buffer_size()
         if not waiting_bytes:
             self._goal_bytes = 0
@@ -82,7 +82,7 @@ class Unread:
 
 
 async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-    """Accept the connections that wait in a listening socket: closing it would reset them."""
+    """Accept the connections that wait in a listening socket: its end would reset them."""
     listener.setblocking(False)
     for _ in range(BACKLOG):
         try:
@@ -93,7 +93,7 @@ async def accept_waiting(listener: socket.socket, make_protocol: Callable[[], as
 
 
 async def open_accepted(connection: socket.socket, make_protocol: Callable[[], asyncio.Protocol]) -> None:
-    """Give an accepted connection to a protocol; close it where it broke before its first byte."""
+    """Give an accepted connection to a new protocol."""
     connection.setblocking(False)
     try:
         await asyncio.get_running_loop().connect_accepted_socket(make_protocol, connection)

@@ -1,4 +1,4 @@
-"""uvicorn's configuration for our protocol."""
+"""uvicorn's configuration with HttpProtocol."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import uvicorn
 from uvicorn._types import HTTPScope
 
 from offramp.server.http.connections import Connections
-from offramp.server.http.problems import Problem, raw_response
+from offramp.server.http.problems import Problem
 from offramp.server.http.protocol import HttpProtocol
 
 Headers = Iterable[tuple[bytes, bytes]]
@@ -25,25 +25,11 @@ class Gatekeeper(Protocol):
         """The answer to a connection that is refused, or to an invalid or incomplete request."""
 
 
-class OpenGate:
-    """Lets every request pass, and reports nothing."""
-
-    def refuse(self, scope: HTTPScope, headers: Headers) -> None:
-        """See Gatekeeper."""
-
-    def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
-        """See Gatekeeper."""
-        return raw_response(problem, headers)
-
-
 class HttpConfig(uvicorn.Config):
-    """uvicorn's, for HttpProtocol.
+    """uvicorn's configuration for HttpProtocol. gate: called for each request before the application."""
 
-    gate: asked about each request that does not wait for another on its connection.
-    """
-
-    def __init__(self, app: Any, connections: Connections, gate: Gatekeeper | None = None, **options: Any) -> None:
-        # X-Forwarded-For is the protocol's, since limits of a client hold before there is a request.
+    def __init__(self, app: Any, connections: Connections, gate: Gatekeeper, **options: Any) -> None:
+        # HttpProtocol reads X-Forwarded-For itself: limits of a client hold before its first request.
         super().__init__(app, http=HttpProtocol, proxy_headers=False, **options)
         self.connections = connections
-        self.gate: Gatekeeper = gate or OpenGate()
+        self.gate = gate

@@ -104,7 +104,7 @@ class Accounts:
             os.ftruncate(memory_fd, size_bytes)
             self.lock, memory = FileLock(memory_fd), mmap.mmap(memory_fd, size_bytes)
         self._numbers = memoryview(memory).cast("d")
-        self.everybody = self._row(num_groups * GROUP_SIZE)
+        self.all_clients = self._row(num_groups * GROUP_SIZE)
         with self.lock:
             for number in range(num_groups * GROUP_SIZE if memory_fd is not None else 0):
                 self._row(number).clear_own_counts()

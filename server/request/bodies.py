@@ -49,7 +49,7 @@ SYNONYMS = {
 }
 
 MAX_PARAMETERS = 64
-# Values of a JSON body beside its pictures. Far more than any parameters have; fewer get a more exact error.
+# Most values of a JSON body beside its pictures: far more than any parameters have.
 MAX_JSON_VALUES = 2**17
 
 
@@ -182,7 +182,7 @@ class _Pairs(list[tuple[str, Any]]):
 
 
 def _plain(value: Any) -> Any:
-    """A parameter's value with objects as dicts, as deep as any parameter goes."""
+    """A parameter's value with objects as dicts, to the depth of a list of objects."""
     if isinstance(value, _Pairs):
         return dict(value)
     if isinstance(value, list):

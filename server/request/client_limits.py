@@ -86,7 +86,7 @@ class ClientLedger:
 
     def request(self, client: str, least: Cost = FREE) -> AbstractContextManager[Reservation]:
         """One unanswered request of a client. least: its cost at least. Raises LimitReached."""
-        return self._request(client, least) if self.limits.any else nullcontext(_UNLIMITED)
+        return self._request(client, least) if self.limits.any else nullcontext(Reservation(self))
 
     @contextmanager
     def _request(self, client: str, least: Cost) -> Iterator[Reservation]:
@@ -99,12 +99,12 @@ class ClientLedger:
                 raise LimitReached("max_inflight", message, 1.0, limit_requests=limit)
             self.check_compute(account, least)
             account.add_request(1)
-        reservation = _Limited(self, account)
+        reservation = Reservation(self, account)
         try:
             yield reservation
         finally:
             with self.accounts.lock:
-                reservation.settle()
+                reservation.settle(account)
                 account.add_request(-1)
                 self._forget(account)
 
@@ -129,11 +129,11 @@ class ClientLedger:
 
     def check_share(self, account: Account) -> None:
         """Raises LimitReached if the client's deep work is above its share of all recent work, and it is not alone."""
-        everybody, share = self.accounts.everybody, self.limits.deep_share
+        all_clients, share = self.accounts.all_clients, self.limits.deep_share
         self.decay(account)
-        self.decay(everybody)
-        others = everybody.total - account.total
-        if others > ALONE * everybody.total and account.deep > share * everybody.total:
+        self.decay(all_clients)
+        others = all_clients.total - account.total
+        if others > ALONE * all_clients.total and account.deep > share * all_clients.total:
             message = (
                 f"others wait, and more than {share:.0%} of the recent work was yours beyond exit 1: try again in a "
                 "moment"
@@ -153,53 +153,46 @@ class ClientLedger:
             return
         self.refill(account)
         self.decay(account)
-        remembered = self.limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.everybody.total
+        remembered = self.limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.all_clients.total
         if not account.debt and not remembered:
             account.clear()
 
 
 class Reservation:
-    """The cost of one request. This one has no limits."""
+    """The cost of one request. account: None for no limits."""
 
-    def reserve(self, worst: Cost, contended: bool) -> None:
-        """Hold the worst cost. contended: whether other requests wait. Raises LimitReached."""
-
-    def spend(self, cost: Cost) -> None:
-        """Set the cost of the answers; the rest of the reserved cost is returned at the end."""
-
-
-_UNLIMITED = Reservation()
-
-
-class _Limited(Reservation):
-    def __init__(self, ledger: ClientLedger, account: Account) -> None:
+    def __init__(self, ledger: ClientLedger, account: Account | None = None) -> None:
         self._ledger, self._account = ledger, account
         self._held = self._spent = FREE
 
     def reserve(self, worst: Cost, contended: bool) -> None:
+        """Hold the worst cost. contended: whether other requests wait. Raises LimitReached."""
         ledger, account = self._ledger, self._account
+        if account is None:
+            return
         with ledger.accounts.lock:
             ledger.refill(account)
             ledger.check_compute(account, worst)
             if contended and worst.deep and ledger.limits.deep_share < 1.0:
                 ledger.check_share(account)
-            self._hold(worst)
+            self._hold(account, worst)
 
     def spend(self, cost: Cost) -> None:
+        """Set the cost of the answers; the rest of the reserved cost is returned at the end."""
         self._spent = cost
 
-    def settle(self) -> None:
-        """Return what was reserved and not spent, and add the spent cost to the recent work."""
-        ledger, account = self._ledger, self._account
+    def settle(self, account: Account) -> None:
+        """Return the cost that was reserved and not spent, and add the spent cost to the recent work."""
+        ledger = self._ledger
         ledger.refill(account)
-        self._hold(self._spent)
-        for recent in (account, ledger.accounts.everybody):
+        self._hold(account, self._spent)
+        for recent in (account, ledger.accounts.all_clients):
             ledger.decay(recent)
             recent.total += self._spent.total
             recent.deep += self._spent.deep
 
-    def _hold(self, cost: Cost) -> None:
+    def _hold(self, account: Account, cost: Cost) -> None:
         # Without a limit on compute there is no debt.
         if self._ledger.limits.compute_per_s:
-            self._account.debt += cost.total - self._held.total
+            account.debt += cost.total - self._held.total
         self._held = cost

@@ -1,7 +1,7 @@
-"""Decoding as bounded work: priced by the header, fair by client, within memory, given up with its request.
+"""Decoding within limits of time and memory, fair between clients. It stops when its request is cancelled.
 
-A picture is opened in the quick lane. A cheap one is decoded there at once; a dear one moves to the slow lane, whose
-threads have a lower priority, so that a small picture never waits for large ones.
+The quick lane opens a picture, and its header gives the cost of decoding. A cheap picture is decoded there at once; a
+costly one moves to the slow lane, whose threads have a lower priority. So a small picture never waits for large ones.
 """
 
 from __future__ import annotations
@@ -29,25 +29,25 @@ from offramp.server.request.lanes import PASSED_ON, Lane, Work
 
 MOST_THREADS = 8
 
-# Below these, decoding takes less than handing the picture to another thread and back.
+# Below these limits, decoding takes less time than the way to another thread and back.
 INLINE_BYTES = 16 * 1024
 INLINE_PIXELS = 128 * 128
 INLINE_PARTS = 250
 INLINE_S = 0.001
 
-# Nanoseconds of decoding, from above, on a slow core. A progressive JPEG goes through its coefficients once a scan,
-# and a bit of a later scan is a coefficient. Run-length encoding is decoded in Python.
+# Nanoseconds of decoding: upper bounds on a slow core. A progressive JPEG passes all coefficients once a scan, and one
+# bit of a later scan is a coefficient. Pillow decodes run-length encoding in Python.
 PER_BYTE_NS, PER_PROGRESSIVE_BYTE_NS, PER_RUN_LENGTH_BYTE_NS = 10.0, 25.0, 300.0
 PER_PIXEL_NS, PER_JPEG_PIXEL_NS, PER_SCAN_PIXEL_NS, PER_RUN_LENGTH_PIXEL_NS = 30.0, 6.0, 0.5, 100.0
 
-# Predicted seconds: above the first a picture is dear, above the second it is refused.
-DEAR_S, MOST_S = 0.1, 1.5
+# Predicted seconds: above the first a picture is costly, above the second it is refused.
+COSTLY_S, MOST_S = 0.1, 1.5
 
-# Memory of a cheap picture, at most; dear ones share the budget of the slow lane.
+# Most memory of a cheap picture; costly ones share the budget of the slow lane.
 CHEAP_BYTES = 24 * 2**20
 NICENESS = 10
 
-# Pillow asks for so many bytes at a time, and finds out then whether the request is still there.
+# Pillow reads this many bytes at a time. Each read checks that the request still waits.
 SLICE_BYTES = 16 * 1024
 
 Result = TypeVar("Result")
@@ -55,7 +55,7 @@ Result = TypeVar("Result")
 
 @dataclass(frozen=True)
 class DecodeLimits:
-    """Of all decoding in one process. threads: 0 for one a core, at most 8. memory_bytes: of the slow lane.
+    """Limits of all decoding in one process. threads: 0 for one a core, at most 8. memory_bytes: of the slow lane.
 
     max_pixels: of one picture. max_wait_s: longest predicted wait for a thread.
     """
@@ -80,16 +80,16 @@ class Decoder:
         self._slow = Lane(
             "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory
         )
-        # Apart from the slow lane, whose waits are predicted from how long its calls take.
+        # Not the slow lane: it predicts waits from the durations of its calls.
         self._memory = Lane("offramp-memory", 1, 0, NICENESS)
         Image.MAX_IMAGE_PIXELS = limits.max_pixels
-        # Such a picture is refused: the client gets an error, and the log needs no warning.
+        # The client gets an error for such a picture, and the log needs no warning.
         warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 
     async def decode(self, images: Sequence[bytes], preprocessing: Preprocessing, client: str = "") -> list[Picture]:
-        """All pictures of a request, in order; cancelling it gives up those that are not decoded yet.
+        """All pictures of a request, in order. A cancelled call decodes no further pictures.
 
-        Raises the Problem of the first that cannot be decoded, and Overloaded where the wait for a thread is too long.
+        Raises the Problem of the first invalid picture, and Overloaded if the wait for a thread is too long.
         """
         if len(images) == 1 and len(images[0]) <= INLINE_BYTES:
             picture = self._decode_inline(images[0], preprocessing)
@@ -108,28 +108,28 @@ class Decoder:
         if error is None:
             return cast(list[Picture], results)
         try:
-            # Its traceback holds this frame: a frame that holds the error or pictures would be a reference cycle.
+            # The error's traceback holds this frame: the frame must not hold the error or pictures.
             del results
             raise error
         finally:
             del error
 
     async def run(self, client: str, function: Callable[..., Result], *arguments: Any) -> Result:
-        """Run a short function in the quick lane; raises what it raises."""
-        # Awaited without a name: a frame that holds the future of an error that was raised here would be a cycle.
+        """Run a short function in the quick lane; raises its errors."""
+        # No variable for the future: a frame that holds the future of its own error is a reference cycle.
         return await _put(self._quick, client, partial(function, *arguments))
 
     def return_memory(self) -> asyncio.Future[None]:
-        """Return the memory of large bodies that are gone to the system, on a thread; done when it is returned."""
+        """Return the memory of freed large bodies to the system, on a thread."""
         return _put(self._memory, "", return_free_memory)
 
     def close(self) -> None:
-        """Give up what is not decoded yet, and wait for nothing."""
+        """Decode no further pictures. Does not wait for the running ones."""
         for lane in (self._quick, self._slow, self._memory):
             lane.close()
 
     def _decode_inline(self, data: bytes, preprocessing: Preprocessing) -> Picture | None:
-        """Decode a small picture on the event loop; None for a picture that takes longer than a way to a thread."""
+        """Decode a small picture on the event loop; None if it takes longer than the way to a thread."""
         try:
             image = open_picture(data, 0, self._limits.max_pixels, check=_Allowance(INLINE_PARTS))
             if image.width * image.height <= INLINE_PIXELS and decode_s(image, data) <= INLINE_S:
@@ -145,7 +145,7 @@ class Decoder:
         return future
 
     def _open(self, request: _Request, data: bytes, index: int, future: asyncio.Future[Picture]) -> Any:
-        """Decode a cheap picture, or pass a dear one on. On a thread of the quick lane."""
+        """Decode a cheap picture, or pass a costly one on. Called on a thread of the quick lane."""
 
         def check() -> None:
             if future.done() or self._quick.closed:
@@ -158,14 +158,14 @@ class Decoder:
         request.preprocessing.draft(image)
         memory_bytes = decoded_bytes(image, request.preprocessing.size)
         if seconds > MOST_S or memory_bytes > self._limits.memory_bytes:
-            raise _too_dear(image, index, self._limits.max_pixels)
+            raise _too_costly(image, index, self._limits.max_pixels)
         decoding = partial(decode, image, index, request.preprocessing)
-        if seconds <= DEAR_S and memory_bytes <= CHEAP_BYTES:
+        if seconds <= COSTLY_S and memory_bytes <= CHEAP_BYTES:
             return decoding()
-        if not request.has_dear:
-            # Asked once a request: its own pictures before this one are no reason to refuse it.
+        if not request.has_costly:
+            # Once a request: its own pictures must not refuse it.
             self._check_wait(self._slow, request.client)
-            request.has_dear = True
+            request.has_costly = True
         self._slow.put(Work(request.client, decoding, future, request.loop, memory_bytes))
         return PASSED_ON
 
@@ -180,7 +180,7 @@ class _Request:
     client: str
     preprocessing: Preprocessing
     loop: asyncio.AbstractEventLoop
-    has_dear: bool = False
+    has_costly: bool = False
 
 
 class _Source(BytesIO):
@@ -224,7 +224,7 @@ def decode_s(image: Image.Image, data: bytes) -> float:
     return (len(data) * per_byte_ns + image.width * image.height * per_pixel_ns) * 1e-9
 
 
-def _too_dear(image: Image.Image, index: int, max_pixels: int) -> Problem:
+def _too_costly(image: Image.Image, index: int, max_pixels: int) -> Problem:
     detail = (
         f"image {index} has {image.width} × {image.height} pixels, and decoding it takes more time or memory than one "
         "picture may: send it smaller, or as a JPEG that is not progressive"

@@ -56,39 +56,44 @@ Flag = Annotated[bool, Allowed("true or false")]
 Version = Annotated[str, Allowed("the name of a version")]
 
 
-class Parameters(BaseModel):
-    """The parameters of a prediction request. None: not given."""
+def optional(description: str, examples: list[Any] | None = None) -> Any:
+    """A field of a model that may be left out; it is None then."""
+    return Field(default=None, description=description, examples=examples)
+
+
+class ContractParameters(BaseModel):
+    """The parameters that the engine must keep. None: not given. The answer shows those that were given."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
-    threshold: Fraction | None = Field(
-        default=None,
-        description="Answer at the first exit whose calibrated confidence reaches this value. 0: always exit 1. "
-        "1: always the last exit. Default: the threshold of the bundle.",
+    threshold: Fraction | None = optional(
+        "Answer at the first exit whose calibrated confidence reaches this value. 0: always exit 1. "
+        "1: always the last exit. Default: the threshold of the bundle."
     )
-    thresholds: Thresholds | None = Field(
-        default=None,
-        description="One threshold per early exit, shallowest first. Outside JSON: separated by commas.",
+    thresholds: Thresholds | None = optional(
+        "One threshold per early exit, shallowest first. Outside JSON: separated by commas."
     )
-    max_disagreement: Fraction | None = Field(
-        default=None,
-        description="Promise: at most this share of the answers differs from full depth. Needs a bundle with a "
-        "certificate; GET /v1/models/{model} shows the shares that it certifies.",
+    max_disagreement: Fraction | None = optional(
+        "Promise: at most this share of the answers differs from full depth. Needs a bundle with a "
+        "certificate; GET /v1/models/{model} shows the shares that it certifies."
     )
-    degrade_to: Fraction | None = Field(
-        default=None,
-        description="The promise under brownout: at most this share of the answers differs from full depth. Default: "
-        "the server's setting for a request without a contract, else the promise of the contract.",
+    degrade_to: Fraction | None = optional(
+        "The promise under brownout: at most this share of the answers differs from full depth. Default: "
+        "the server's setting for a request without a contract, else the promise of the contract."
     )
-    min_exit: Ordinal | None = Field(default=None, description="Answer at this exit or deeper. Default 1.")
-    max_exit: Ordinal | None = Field(default=None, description="Answer at this exit at the latest. Default: the last.")
-    deadline_ms: Milliseconds | None = Field(
-        default=None,
-        description="Answer within this time, with the deepest exit computed. Default: the server's setting.",
+    min_exit: Ordinal | None = optional("Answer at this exit or deeper. Default 1.")
+    max_exit: Ordinal | None = optional("Answer at this exit at the latest. Default: the last.")
+    deadline_ms: Milliseconds | None = optional(
+        "Answer within this time, with the deepest exit computed. Default: the server's setting."
     )
+
+
+class Parameters(ContractParameters):
+    """All parameters of a prediction request."""
+
     top_k: Ordinal = Field(default=1, description="Number of classes to return. Default 1.")
     detail: Flag = Field(default=False, description="Add the answer of each exit passed, as `visited`. Default false.")
-    version: Version | None = Field(default=None, description="Version of the model. Default: the first one served.")
+    version: Version | None = optional("Version of the model. Default: the first one served.")
 
 
 def allowed(name: str) -> str:

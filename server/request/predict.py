@@ -18,7 +18,7 @@ from offramp.server.engine.errors import DeadlineExceeded, EngineError, Overload
 from offramp.server.engine.request import Answer
 from offramp.server.http.problems import INVALID_IMAGE, Problem, from_engine, not_ready
 from offramp.server.http.request_log import RequestLog
-from offramp.server.http.responses import Timing, prediction_response
+from offramp.server.http.responses import prediction_response
 from offramp.server.metrics import NO_MODEL, UPLOADING, Metrics
 from offramp.server.registry import Registry, ServedModel
 from offramp.server.request.accounts import Accounts
@@ -38,7 +38,7 @@ from offramp.server.request.decoding import Decoder
 from offramp.server.request.images import Picture
 from offramp.server.request.parameters import parse_parameters
 from offramp.server.request.privacy import answer_in_steps, check_private
-from offramp.server.request.resolve import Defaults, ResolvedRequest, resolve
+from offramp.server.request.resolve import ResolvedRequest, resolve
 from offramp.server.request.uploads import Upload, UploadBudget
 from offramp.server.settings import Settings
 
@@ -78,7 +78,6 @@ class Predictor:
         self._decoder = decoder
         self._uploads = UploadBudget(settings.max_uploads_bytes)
         self._ledger = ClientLedger(settings.client_limits, accounts)
-        self._defaults = Defaults(settings.deadline_ms, settings.brownout_to)
         self._resolved = lru_cache(MAX_RESOLVED)(self._resolve_now)
 
     async def answer(self, request: Request, name: str = "") -> Response:
@@ -108,15 +107,15 @@ class Predictor:
                     try:
                         answers = await all_answers(futures)
                     finally:
-                        # In private mode the account must not show the exits.
+                        # In private mode, the client's account must not show the exits.
                         account.spend(worst if self._settings.private else cost_of(futures, resolved))
-                timing = Timing(decode_s, time.monotonic() - log.started_s)
-                return prediction_response(resolved, answers, timing, private=self._settings.private)
+                total_s = time.monotonic() - log.started_s
+                return prediction_response(resolved, answers, decode_s, total_s, private=self._settings.private)
 
     def overload(self, model: str, client: str) -> tuple[str, Overloaded] | None:
         """The model's name and the error for one more picture of this client; None if there is room. Pure.
 
-        Asked before the upload, so that no client uploads in vain. The body may still name any version of the model.
+        Called before the upload, so that no client uploads in vain. The body may still name any version of the model.
         """
         name = model or self._registry.default_name
         if name not in self._registry or self._registry.why_not_ready() is not None:
@@ -147,7 +146,7 @@ class Predictor:
         try:
             body = await read_body(request.headers, request.receive, self._settings.max_body_bytes, upload)
         except ClientDisconnect:
-            self._metrics.cancelled.labels(UPLOADING).inc()
+            self._metrics.series("cancelled_total", UPLOADING).inc()
             raise
         content_type, max_images = request.headers.get("content-type", ""), self._settings.max_images
         if len(body) <= INLINE_BODY_BYTES:
@@ -166,7 +165,7 @@ class Predictor:
     ) -> ResolvedRequest:
         parameters = parse_parameters(dict(given), body_names)
         served = self._registry.find(model, parameters.version)
-        resolved = resolve(parameters, served, self._defaults)
+        resolved = resolve(parameters, served, self._settings)
         if self._settings.private:
             check_private(parameters)
         return resolved
@@ -186,7 +185,7 @@ class Predictor:
         except TimeoutError:
             raise DeadlineExceeded("the deadline passed before the pictures were decoded") from None
         decode_s = time.monotonic() - start_s
-        self._metrics.decode_duration_of(served.bundle.name).observe(decode_s)
+        self._metrics.series("decode_duration_seconds", served.bundle.name).observe(decode_s)
         return pictures, decode_s
 
     @contextmanager

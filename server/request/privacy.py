@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import AsyncIterator
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from contextlib import asynccontextmanager
 from typing import Any
 
 from starlette.requests import ClientDisconnect
@@ -52,16 +52,12 @@ def redact(content: dict[str, Any]) -> dict[str, Any]:
     return left
 
 
-def answer_in_steps(step_s: float, started_s: float) -> AbstractAsyncContextManager[None]:
+@asynccontextmanager
+async def answer_in_steps(step_s: float, started_s: float) -> AsyncIterator[None]:
     """End the block, with an error too, at a multiple of `step_s` after the start, so that its time shows little.
 
     step_s: 0 ends it at once.
     """
-    return _in_steps(step_s, started_s) if step_s else nullcontext()
-
-
-@asynccontextmanager
-async def _in_steps(step_s: float, started_s: float) -> AsyncIterator[None]:
     try:
         yield
     except ClientDisconnect:
@@ -73,4 +69,5 @@ async def _in_steps(step_s: float, started_s: float) -> AsyncIterator[None]:
 
 
 async def _until_next_step(step_s: float, started_s: float) -> None:
-    await asyncio.sleep(-(time.monotonic() - started_s) % step_s)
+    if step_s:
+        await asyncio.sleep(-(time.monotonic() - started_s) % step_s)

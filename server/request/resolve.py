@@ -1,9 +1,9 @@
-"""From the parameters of a request to a contract for one served model, and its echo in the answer."""
+"""The parameters of a request become a contract for one served model, with its echo in the answer."""
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 from offramp.models.certificate import Certificate, CertifiedPoint
@@ -12,26 +12,20 @@ from offramp.server.engine.request import Contract, ExitPlan, Promise
 from offramp.server.http.problems import INVALID_PARAMETER, NOT_CERTIFIED, Problem
 from offramp.server.registry import ServedModel
 from offramp.server.request.client_limits import Cost
-from offramp.server.request.parameters import Parameters, quoted
+from offramp.server.request.parameters import ContractParameters, Parameters, quoted
+from offramp.server.settings import Settings
 
-
-@dataclass(frozen=True)
-class Defaults:
-    """Values for requests that do not name their own. deadline_ms: 0 for none. brownout_to: see `degrade_to`."""
-
-    deadline_ms: float = 0.0
-    brownout_to: float = 0.0
+CONTRACT = set(ContractParameters.model_fields)
 
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request for one served model. echo: the applied contract, for the answer."""
+    """A request for one served model. parameters: as given. echo: the applied contract, for the answer."""
 
     served: ServedModel
     contract: Contract
     deadline_ms: float | None
-    top_k: int
-    detail: bool
+    parameters: Parameters
     echo: dict[str, Any]
 
     @property
@@ -44,8 +38,8 @@ class ResolvedRequest:
         return None if self.deadline_ms is None else started_s + self.deadline_ms / 1000
 
 
-def resolve(parameters: Parameters, served: ServedModel, defaults: Defaults) -> ResolvedRequest:
-    """Resolve for a model of K exits. Raises Problem (422) if the model does not have what they ask for."""
+def resolve(parameters: Parameters, served: ServedModel, settings: Settings) -> ResolvedRequest:
+    """Resolve parameters for a model; settings has the default deadline and brownout. Raises Problem (422)."""
     num_exits, bundle = served.num_exits, served.bundle
     for name in ("min_exit", "max_exit"):
         _check_at_most(name, getattr(parameters, name), num_exits, f"{bundle.name} has exits 1 to {num_exits}")
@@ -55,17 +49,19 @@ def resolve(parameters: Parameters, served: ServedModel, defaults: Defaults) -> 
     else:
         asked, echo = _by_thresholds(parameters, served)
         stricter = ()
-    looser = _looser(parameters, served, asked.promise, defaults)
-    deadline_ms = parameters.deadline_ms or defaults.deadline_ms or None
-    given = {
-        "degrade_to": parameters.degrade_to,
-        "min_exit": parameters.min_exit,
-        "max_exit": parameters.max_exit,
-        "deadline_ms": deadline_ms,
-    }
-    echo |= {name: value for name, value in given.items() if value is not None}
-    contract = Contract(asked, stricter, looser)
-    return ResolvedRequest(served, contract, deadline_ms, parameters.top_k, parameters.detail, echo)
+    looser = _looser(parameters, served, asked.promise, settings)
+    deadline_ms = parameters.deadline_ms or settings.deadline_ms or None
+    echo |= parameters.model_dump(include=CONTRACT, exclude_none=True)
+    if deadline_ms is not None:
+        echo["deadline_ms"] = deadline_ms
+    contract = Contract(asked, stricter, looser, **shared_fields(parameters, Contract))
+    return ResolvedRequest(served, contract, deadline_ms, parameters, echo)
+
+
+def shared_fields(parameters: Parameters, contract: type) -> dict[str, Any]:
+    """The parameters that a contract class has under the same name: the engine gets them unchanged."""
+    names = {field.name for field in fields(contract)}
+    return {name: value for name, value in parameters if name in names}
 
 
 def _certified(max_disagreement: float, served: ServedModel) -> tuple[ExitPlan, tuple[ExitPlan, ...], dict[str, Any]]:
@@ -114,7 +110,7 @@ def rounded_up(bound: float) -> float:
 
 
 def _looser(
-    parameters: Parameters, served: ServedModel, promise: Promise | None, defaults: Defaults
+    parameters: Parameters, served: ServedModel, promise: Promise | None, settings: Settings
 ) -> tuple[ExitPlan, ...]:
     """The certified plans beyond the promise, up to `degrade_to` or the server's default."""
     limit = parameters.degrade_to
@@ -122,9 +118,9 @@ def _looser(
         names = ("threshold", "thresholds", "max_disagreement", "min_exit", "max_exit")
         asked = any(getattr(parameters, name) is not None for name in names)
         certificate = served.bundle.certificate
-        if asked or not defaults.brownout_to or certificate is None or not certificate.points:
+        if asked or not settings.brownout_to or certificate is None or not certificate.points:
             return ()
-        limit = defaults.brownout_to
+        limit = settings.brownout_to
     else:
         _point(_certificate(served, "degrade_to"), limit, served, "degrade_to")
     promised = promise.max_disagreement if promise else 0.0

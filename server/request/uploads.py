@@ -1,7 +1,7 @@
 """Memory for request bodies: a budget for all requests, of which no client holds more than it leaves free. Pure.
 
-A body reserves what has arrived of it, never what it announces: a client that announces bodies and does not send them
-holds nothing.
+A body reserves the bytes that have arrived, never those that it announces: a client that announces bodies and does not
+send them holds nothing.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ LARGE_BODIES_SHARE = 7 / 8
 
 
 class UploadBudget:
-    """Counts the bytes of bodies in memory. total_bytes: of all clients together.
+    """Counts the bytes of bodies in memory, `held_bytes`. total_bytes: the most of all clients together.
 
     A client holds at most as many bytes as it leaves free. So a client alone holds half of the budget, the next one
     half of the rest, and a few clients cannot fill it.
@@ -23,17 +23,12 @@ class UploadBudget:
 
     def __init__(self, total_bytes: int) -> None:
         self._total_bytes = total_bytes
-        self._held_bytes = 0
+        self.held_bytes = 0
         self._by_client: Counter[str] = Counter()
-
-    @property
-    def held_bytes(self) -> int:
-        """Bytes in use now."""
-        return self._held_bytes
 
     def fits(self, client: str, size_bytes: int, is_small: bool = True) -> bool:
         """Whether there is room for more bytes of a client. is_small: they belong to a small body."""
-        total = self._held_bytes + size_bytes
+        total = self.held_bytes + size_bytes
         if not is_small and total > LARGE_BODIES_SHARE * self._total_bytes:
             return False
         return self._by_client[client] + size_bytes <= self._total_bytes - total
@@ -42,13 +37,13 @@ class UploadBudget:
         """Reserve more for a client; returns False if the budget has no room."""
         if not self.fits(client, size_bytes, is_small):
             return False
-        self._held_bytes += size_bytes
+        self.held_bytes += size_bytes
         self._by_client[client] += size_bytes
         return True
 
     def give_back(self, client: str, size_bytes: int) -> None:
         """Return bytes of a client."""
-        self._held_bytes -= size_bytes
+        self.held_bytes -= size_bytes
         self._by_client[client] -= size_bytes
         if not self._by_client[client]:
             del self._by_client[client]

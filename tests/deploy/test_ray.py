@@ -286,7 +286,7 @@ def test_ray_adds_replicas_for_requests_and_takes_them_away_again(cluster, pictu
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"port": 80}, "port is Ray's business: leave it out"),
+        ({"port": 80}, "port is an option that Ray replaces: leave it out"),
         ({"cpus": "many"}, "cpus 'many' is not a number"),
         ({"cpus": float("nan")}, "cpus nan is out of range: give a number from 0.001 to 100000"),
         ({"gpus": -1}, "gpus -1 is out of range"),

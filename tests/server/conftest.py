@@ -40,13 +40,13 @@ EXITS = 4
 class BrightnessEngine:
     """Sees only the first pixel's red value r: class r % 10, confidence 0.1 + 0.9 (r / 255) k / 4 at exit k.
 
-    holds: keep every answer back. in_force: of its answers. stopped: raised by submit. overloaded: told to whoever
-    asks for room, `asks` times so far. failures: by red value, what its future delivers.
+    holds: keep every answer back. replacement: of its answers. stopped: raised by submit. overloaded: the answer to
+    `overload`, which was called `asks` times. failures: errors of futures, by red value.
     """
 
     observer: Observer
     holds: bool = False
-    in_force: Promise | None = None
+    replacement: Promise | None = None
     stopped: EngineStopped | None = None
     overloaded: Overloaded | None = None
     max_samples: int = 1024
@@ -124,7 +124,7 @@ class BrightnessEngine:
                 break
         probabilities = np.full(CLASSES, (1 - confidence) / (CLASSES - 1), dtype=np.float32)
         probabilities[red % CLASSES] = confidence
-        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.in_force)
+        answer = Answer(visited, probabilities, 0.002, 0.003, rule.reason(exit, confidence), 0.005, self.replacement)
         future.set_result(answer)
         self.observer(SampleStats(exit, answer.reason, confidence, 0.002, 0.005))
 
@@ -239,15 +239,17 @@ def encode():
 
 @pytest.fixture
 def server_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFixture]:
-    """What the server's loggers say, whatever a server or a library in this process has made of them."""
+    """The records of the server's loggers. Resets what a server or library in this process has set."""
     logger, every = logging.getLogger("offramp"), logging.Logger.manager.loggerDict
-    ours = [one for name, one in every.items() if name.split(".")[0] == "offramp" and isinstance(one, logging.Logger)]
-    before = [(one, one.propagate, one.level, one.disabled) for one in ours]
+    loggers = [
+        one for name, one in every.items() if name.split(".")[0] == "offramp" and isinstance(one, logging.Logger)
+    ]
+    before = [(each, each.propagate, each.level, each.disabled) for each in loggers]
     switched_off = logging.root.manager.disable
     logging.disable(logging.NOTSET)
-    for one in ours:
-        one.propagate, one.disabled = one is not logger, False
-        one.setLevel(logging.INFO)
+    for each in loggers:
+        each.propagate, each.disabled = each is not logger, False
+        each.setLevel(logging.INFO)
     logger.addHandler(caplog.handler)
     heard = caplog.handler.level
     caplog.handler.setLevel(logging.NOTSET)
@@ -256,5 +258,5 @@ def server_log(caplog: pytest.LogCaptureFixture) -> Iterator[pytest.LogCaptureFi
     logger.removeHandler(caplog.handler)
     for one, propagates, level, disabled in before:
         one.propagate, one.disabled = propagates, disabled
-        one.setLevel(level)
+        each.setLevel(level)
     logging.disable(switched_off)

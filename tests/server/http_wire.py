@@ -7,13 +7,25 @@ import socket
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from uvicorn._types import HTTPScope
 from uvicorn.server import ServerState
 
 from offramp.server.http.connections import Connections
 from offramp.server.http.http_limits import HttpLimits
+from offramp.server.http.problems import Problem, raw_response
 from offramp.server.http.protocol import HttpProtocol
 from offramp.server.http.proxies import TrustedProxies
-from offramp.server.http.uvicorn_config import Gatekeeper, HttpConfig
+from offramp.server.http.uvicorn_config import Gatekeeper, Headers, HttpConfig
+
+
+class OpenGate:
+    """Lets every request pass, and reports nothing."""
+
+    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
+        return None
+
+    def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
+        return raw_response(problem, headers)
 
 
 class Address:
@@ -94,7 +106,7 @@ def _answers(data: bytes) -> Iterator[bytes]:
 
 
 class Clock:
-    """Time that passes when told to."""
+    """A clock that a test sets."""
 
     def __init__(self) -> None:
         self.now_s = 1000.0
@@ -146,7 +158,9 @@ class Site:
         self.clock = Clock()
         self.echo = Echo()
         self.connections = Connections(limits, TrustedProxies(proxies), clock=self.clock)
-        self.config = HttpConfig(app or self.echo, self.connections, gate, lifespan="off", log_config=None)
+        self.config = HttpConfig(
+            app or self.echo, self.connections, gate or OpenGate(), lifespan="off", log_config=None
+        )
         self.state = ServerState()
 
     def connect(self, peer: str = "192.0.2.1") -> tuple[HttpProtocol, Wire]:

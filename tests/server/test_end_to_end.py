@@ -86,9 +86,9 @@ async def test_concurrent_clients_get_what_evaluation_computes(real, pictures):
             assert expected_C[prediction["class_id"]] == pytest.approx(expected_C.max(), abs=1e-4)
     samples = [
         sample.value
-        for family in metrics._collectors.collect()
-        if family.name == "offramp_samples"
-        for sample in family.samples
+        for metric in metrics._collectors.collect()
+        if metric.name == "offramp_samples"
+        for sample in metric.samples
     ]
     assert sum(samples) == NUM_PICTURES * len(thresholds)
 

@@ -122,7 +122,7 @@ async def test_a_server_that_warms_up_answers_probes_but_is_not_ready(bundle, un
     ],
     ids=lambda value: type(value).__name__,
 )
-async def test_a_model_that_cannot_warm_up_says_why_whatever_was_raised(bundle, cause, words):
+async def test_a_model_that_cannot_warm_up_gives_the_reason_after_any_error(bundle, cause, words):
     def fail() -> None:
         raise cause
 

@@ -25,9 +25,9 @@ def uncertified(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def certificate() -> Certificate:
-    found = load_bundle(EMBEDDED).certificate
-    assert found is not None
-    return found
+    certificate = load_bundle(EMBEDDED).certificate
+    assert certificate is not None
+    return certificate
 
 
 def test_in_integers_nothing_is_certified(tmp_path: Path, server_log: pytest.LogCaptureFixture) -> None:

@@ -24,8 +24,8 @@ DOCUMENT = Path(__file__).resolve().parents[2] / "docs" / "metrics.md"
 ROW = re.compile(r"^\| `(offramp_\w+)` \| (\w+) \| (.*?) \|", re.MULTILINE)
 
 
-async def families(metrics: Metrics) -> dict:
-    return {family.name: family for family in text_string_to_metric_families((await metrics.expose()).decode())}
+async def exposed_metrics(metrics: Metrics) -> dict:
+    return {metric.name: metric for metric in text_string_to_metric_families((await metrics.expose()).decode())}
 
 
 def documented() -> dict[str, tuple[str, frozenset[str]]]:
@@ -42,14 +42,14 @@ def metrics(bundle):
 
 async def test_every_metric_is_documented_with_its_type_and_labels(site):
     # What steps cost is known only when an engine has measured it.
-    site.metrics.step_cost.labels("tiny", "1", "1", "32").set(0.1)
+    site.metrics.series("step_cost_seconds", "tiny", "1", "1", "32").set(0.1)
     exposed = {}
-    for name, family in (await families(site.metrics)).items():
+    for name, metric in (await exposed_metrics(site.metrics)).items():
         if name.startswith("offramp_"):
-            full_name = f"{name}_total" if family.type == "counter" else name
-            assert family.samples, f"{full_name} has no series before the first request"
-            labels = frozenset(label for sample in family.samples for label in sample.labels) - {"le"}
-            exposed[full_name] = (family.type, labels)
+            full_name = f"{name}_total" if metric.type == "counter" else name
+            assert metric.samples, f"{full_name} has no series before the first request"
+            labels = frozenset(label for sample in metric.samples for label in sample.labels) - {"le"}
+            exposed[full_name] = (metric.type, labels)
     assert exposed == documented()
 
 
@@ -136,7 +136,7 @@ class WaitingEngine:
         self.load = Load(self.inflight_samples, 1, 0.25)
 
 
-def test_gauges_sum_the_versions_of_a_model_whatever_their_depth(metrics):
+def test_gauges_sum_the_versions_of_a_model_of_different_depths(metrics):
     metrics.watch("tiny", WaitingEngine(5, 1, 0))
     metrics.watch("tiny", WaitingEngine(1, 0, 0, 2))
     metrics.watch("other", WaitingEngine(9, 9))
@@ -159,17 +159,17 @@ async def test_the_exposition_is_compressed_for_a_client_that_accepts_it(site, a
 async def test_queue_depths_are_the_engines_own_at_the_moment_of_asking(metrics):
     """No step tells of them: none may come for long after waiting samples were dropped."""
     runner, observer = ScriptedRunner(gated=True), Recorder()
-    async with started(runner, observer) as one, started(ScriptedRunner(num_stages=5), Recorder()) as deeper:
-        metrics.watch("tiny", one)
+    async with started(runner, observer) as engine, started(ScriptedRunner(num_stages=5), Recorder()) as deeper:
+        metrics.watch("tiny", engine)
         metrics.watch("tiny", deeper)
 
         def depths() -> list[float | None]:
             labels = [{"model": "tiny", "stage": stage} for stage in "12345"]
             return [metrics._collectors.get_sample_value("offramp_stage_queue_depth", each) for each in labels]
 
-        [running] = one.submit([picture(0)], contract(0.0))
+        [running] = engine.submit([picture(0)], contract(0.0))
         await runner.entered()
-        waiting = one.submit([picture(1), picture(2)], contract(0.0))
+        waiting = engine.submit([picture(1), picture(2)], contract(0.0))
         assert depths() == [2, 0, 0, 0, 0]
         for future in waiting:
             future.cancel()

@@ -57,7 +57,7 @@ def test_a_queue_too_small_for_one_request_is_refused():
         ({"audit_on_alarm": "shout"}, "--audit-on-alarm 'shout' is unknown"),
     ],
 )
-def test_promises_that_nobody_would_keep_are_refused(options, reason):
+def test_promises_that_cannot_hold_are_refused(options, reason):
     with pytest.raises(ValueError, match=reason):
         Settings(**options)
 

@@ -1,6 +1,6 @@
 """Audit: do early answers still agree with full depth as often as promised? Pure: no clock, no randomness, no locks.
 
-A random share of the pictures runs to full depth after the client was answered. Two sequential methods judge the
+A random share of the pictures runs to full depth after the client was answered. Two sequential methods evaluate the
 comparisons. Both hold at all times, since there is no last comparison:
 
 - `bounds`: a confidence sequence for the disagreement rate at an exit. It contains the rate at all times at once with
@@ -33,6 +33,8 @@ MULTIPLES = (1.25, 1.5, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0)
 FAR = 0.9
 # Comparisons that wait for an earlier one. More than can be under way at once.
 MAX_WAITING = 65536
+# Chance that the bounds at one exit ever fail.
+ALPHA = 0.05
 # Key of the alarm for the bounds of all thresholds, which no certificate promises by name.
 THRESHOLDS = 0.0
 
@@ -155,12 +157,11 @@ class ExitAudit:
 class Auditor:
     """Results of all audits, by exit and by promise.
 
-    num_exits: K. alpha: of the bounds by exit. false_alarm_every: mean number of audited samples until a false alarm,
+    num_exits: K. false_alarm_every: mean number of audited samples until a false alarm,
     for each promise. Each certified promise has its own alarm; the bounds of all thresholds share one.
     """
 
-    def __init__(self, num_exits: int, alpha: float, false_alarm_every: float) -> None:
-        self.alpha = alpha
+    def __init__(self, num_exits: int, false_alarm_every: float) -> None:
         self.exits = [ExitAudit() for _ in range(num_exits - 1)]
         self.alarms: dict[float, Alarm] = {}
         self._false_alarm_every = false_alarm_every
@@ -190,4 +191,4 @@ class Auditor:
     def bounds(self, exit: int) -> tuple[float, float]:
         """The confidence sequence of the disagreement rate at exit 1..K-1."""
         counts = self.exits[exit - 1]
-        return bounds(counts.audited, counts.disagreed, self.alpha)
+        return bounds(counts.audited, counts.disagreed, ALPHA)

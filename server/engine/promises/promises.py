@@ -25,24 +25,21 @@ class AuditOptions:
     """How to audit. share: of samples, drawn at random. on_alarm: what happens when a promise is found broken.
 
     report: only the alarm. tighten: its samples get the next stricter plan whose promise holds. full-depth: its samples
-    leave at the last exit. false_alarm_every: mean number of audited samples until a false alarm, at least. alpha: of
-    the bounds by exit. Raises ValueError for a value out of range.
+    leave at the last exit. false_alarm_every: mean number of audited samples until a false alarm, at least.
+    Raises ValueError for a value out of range.
     """
 
     share: float = 0.0
     on_alarm: str = "report"
     false_alarm_every: float = 1e6
-    alpha: float = 0.05
 
     def __post_init__(self) -> None:
         if not 0.0 <= self.share <= 1.0:
             raise ValueError(f"share {self.share} is out of range: give a share of samples in [0, 1]")
         if self.on_alarm not in ON_ALARM:
             raise ValueError(f"on_alarm {self.on_alarm!r} is unknown: choose one of {', '.join(ON_ALARM)}")
-        if not (self.false_alarm_every > 1.0 and 0.0 < self.alpha < 1.0):
-            raise ValueError(
-                f"false_alarm_every {self.false_alarm_every} or alpha {self.alpha} is out of range: above 1, in (0, 1)"
-            )
+        if not self.false_alarm_every > 1.0:
+            raise ValueError(f"false_alarm_every {self.false_alarm_every} is out of range: above 1")
 
 
 @dataclass
@@ -71,7 +68,7 @@ class Promises:
     ) -> None:
         self._num_exits = num_exits
         self._options = options or AuditOptions()
-        self._auditor = Auditor(num_exits, self._options.alpha, self._options.false_alarm_every)
+        self._auditor = Auditor(num_exits, self._options.false_alarm_every)
         self._brownout = brownout
         # A generator of its own: request ids show the state of the process's generator.
         self._draw = draw or random.Random().random

@@ -2,6 +2,5 @@
 
 import sys
 
-# OpenVINO would report every start to its maker, unless a file in the home directory forbids it, and fail where there
-# is no home directory. Without this module it does neither.
+# This module reports every start of OpenVINO to its maker, and fails without a home directory. It is not needed.
 sys.modules["openvino_telemetry"] = None  # type: ignore[assignment]

@@ -1,22 +1,22 @@
-"""How far a fast runner's probabilities are from the reference's."""
+"""The difference between the probabilities of a fast runner and of the reference."""
 
 from __future__ import annotations
 
 import numpy as np
 import numpy.typing as npt
 
-from offramp.server.engine.runners.all_stages import Pictures, walk
+from offramp.server.engine.runners.all_stages import Pictures, run_all_stages
 from offramp.server.engine.runners.runner import Runner
 
-NUM_TRIALS = 16
+NUM_PICTURES = 16
 
 
 def largest_difference(runner: Runner, reference: Runner, size: int, batch_size: int = 0) -> float:
-    """Of any probability at any exit, over trial pictures (size, size, 3); NaN where one is none.
+    """The largest difference of a probability, over all exits and example pictures (size, size, 3); NaN if one is NaN.
 
-    One picture goes alone, too: a network may do something else with one. batch_size: as of `probabilities`.
+    One picture also runs alone: a network may treat a batch of one differently. batch_size: see `probabilities`.
     """
-    pictures = trial_pictures(size)
+    pictures = example_pictures(size)
     differences = [
         np.abs(probabilities(runner, some, batch_size) - probabilities(reference, some, batch_size)).max()
         for some in (pictures[:1], pictures)
@@ -25,18 +25,15 @@ def largest_difference(runner: Runner, reference: Runner, size: int, batch_size:
 
 
 def probabilities(runner: Runner, pictures: Pictures, batch_size: int = 0) -> npt.NDArray[np.float32]:
-    """Calibrated probabilities (K, N, classes): every picture through all stages, in batches that stay together.
-
-    batch_size: of these batches; 0 is one batch of all.
-    """
+    """Calibrated probabilities (K, N, classes) of every picture at every exit. batch_size: 0 is one batch of all."""
     size = batch_size or len(pictures)
     batches = (pictures[at : at + size] for at in range(0, len(pictures), size))
-    answers = [np.stack([output.probabilities_BC for output in walk(runner, batch)]) for batch in batches]
+    answers = [np.stack([output.probabilities_BC for output in run_all_stages(runner, batch)]) for batch in batches]
     return np.concatenate(answers, axis=1)
 
 
-def trial_pictures(size: int, number: int = NUM_TRIALS) -> list[npt.NDArray[np.uint8]]:
-    """Pictures (size, size, 3) with something at every scale: coloured slopes, stripes, noise; always the same ones."""
+def example_pictures(size: int, number: int = NUM_PICTURES) -> list[npt.NDArray[np.uint8]]:
+    """Pictures (size, size, 3) with detail at every scale: coloured slopes, stripes, noise. Always the same ones."""
     generator = np.random.default_rng(0)
     slope = np.linspace(-1, 1, size)
 

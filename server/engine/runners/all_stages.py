@@ -1,4 +1,4 @@
-"""One batch through every stage: for warming up, measuring and comparing. Nobody leaves early."""
+"""One batch through every stage, without early exits: to warm up, to measure and to compare."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from offramp.server.engine.runners.runner import Runner, StepOutput
 Pictures = Sequence[npt.NDArray[np.uint8]]
 
 
-def walk(runner: Runner, pictures: Pictures) -> Iterator[StepOutput]:
-    """The output of every stage in turn, its states kept already: a batch that stays together to the end."""
+def run_all_stages(runner: Runner, pictures: Pictures) -> Iterator[StepOutput]:
+    """Run the whole batch through every stage, and yield the output of each."""
     states: Sequence[object] = pictures
     for stage in range(1, runner.num_stages + 1):
         output = runner.run(stage, states)
@@ -22,15 +22,15 @@ def walk(runner: Runner, pictures: Pictures) -> Iterator[StepOutput]:
 
 
 def stage_seconds(runner: Runner, pictures: Pictures, clock: Callable[[], float]) -> list[float]:
-    """What each stage takes, keeping the states of all included. clock: monotonic seconds."""
+    """Seconds of each stage, with keeping the states of the whole batch. clock: monotonic seconds."""
     times, before_s = [], clock()
-    for _ in walk(runner, pictures):
+    for _ in run_all_stages(runner, pictures):
         after_s = clock()
         times.append(after_s - before_s)
         before_s = after_s
     return times
 
 
-def blank(size: int, number: int) -> Pictures:
-    """Black pictures (size, size, 3), for what does not depend on what is in them."""
+def black_pictures(size: int, number: int) -> Pictures:
+    """Black pictures (size, size, 3), for work that takes the same time for all pictures."""
     return [np.zeros((size, size, 3), np.uint8)] * number

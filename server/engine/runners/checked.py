@@ -1,24 +1,25 @@
-"""A fast runner that has to be right, and what takes its place where it is not."""
+"""A fast runner whose answers are compared with the reference, and its replacement if they differ."""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import Any, Protocol, runtime_checkable
 
 import torch
 
 from offramp.models.bundle import Bundle
 from offramp.server.engine.errors import DeviceLost, EngineError
-from offramp.server.engine.runners.agreement import NUM_TRIALS, largest_difference
+from offramp.server.engine.runners.agreement import NUM_PICTURES, largest_difference
 from offramp.server.engine.runners.failures import as_sentence
 from offramp.server.engine.runners.runner import Runner, StepOutput
 from offramp.server.engine.runners.torch_runner import TorchRunner
 
 logger = logging.getLogger(__name__)
 
-# Where a probability differs by more than this from the reference's, a lower precision is not this network's. In the
-# same precision only sums in another order may differ; more is another network than the one that was converted.
+# Largest difference of a probability from the reference, by precision. In float32 only the order of sums may differ: a
+# larger difference means that another network was converted.
 LARGEST_DIFFERENCES = {"bfloat16": 0.1, "float16": 0.03, "float32": 1e-3}
 
 TAKE_TORCH = "serve it with --runner torch"
@@ -35,12 +36,12 @@ class FastRunner(Runner, Protocol):
 
 
 class CheckedRunner:
-    """A fast runner; where it cannot run the network, the reference, in eager torch.
+    """A fast runner, or the reference in eager torch if the fast runner cannot run the network.
 
-    name: of the fast one, for messages. make: gives it in a precision, "auto" for the fastest. precisions: which there
-    are, wider and wider; with them its answers are compared with the reference's once it is warm, and where they differ
-    the next wider one takes its place. Without them it serves unchecked. falls_back: whether the reference may take its
-    place in the end; where not, ValueError or EngineError says why.
+    name: of the fast runner, for messages. make: makes it for a precision; "auto" is the fastest. precisions: from
+    narrow to wide. The warm-up compares the answers with the reference, and takes the next wider precision if they
+    differ; without precisions it compares nothing. falls_back: whether the reference may replace the fast runner;
+    otherwise ValueError or EngineError says why it fails.
     """
 
     def __init__(
@@ -55,13 +56,12 @@ class CheckedRunner:
         self._bundle, self._device, self._name = bundle, device, name
         self._make, self._precisions, self._falls_back = make, precisions, falls_back
         self._fast: FastRunner | None = None
-        self._reference: TorchRunner | None = None
         self._try(lambda: self._load("auto"))
 
     @property
     def chosen(self) -> Runner:
-        """The runner that computes, known for good once it is warm."""
-        return self._fast or self._torch()
+        """The runner that computes; after the warm-up it does not change."""
+        return self._fast or self._reference
 
     @property
     def num_stages(self) -> int:
@@ -73,14 +73,13 @@ class CheckedRunner:
         return self.chosen.run(stage, states)
 
     def warm_up(self, max_batch_size: int) -> None:
-        """Warm the fast runner up and check its answers; raises DeviceLost, and what the class says."""
+        """Warm the fast runner up and check its answers. Raises DeviceLost, and the errors of the class."""
         self._try(lambda: self._check(max_batch_size))
         if self._fast is None:
             with as_sentence("torch", "give another --device, or a smaller --max-batch-size"):
-                self._torch().warm_up(max_batch_size)
+                self._reference.warm_up(max_batch_size)
 
     def _try(self, step: Callable[[], None]) -> None:
-        cause = None
         try:
             step()
         except DeviceLost:
@@ -89,12 +88,10 @@ class CheckedRunner:
             self._fast = None
             if not self._falls_back:
                 raise
-            cause = str(error)
-        if cause is not None:
-            logger.warning("%s runs in plain torch: %s", self._bundle.name, cause)
+            logger.warning("%s runs in plain torch: %s", self._bundle.name, error)
 
     def _load(self, precision: str) -> None:
-        # The one before gives its memory back first.
+        # Free the memory of the runner before first.
         self._fast = None
         with as_sentence(self._name, TAKE_TORCH):
             self._fast = self._make(precision)
@@ -105,9 +102,9 @@ class CheckedRunner:
                 fast.warm_up(max_batch_size)
                 if not self._precisions:
                     return
-                batch_size = min(NUM_TRIALS, max_batch_size)
-                difference = largest_difference(fast, self._torch(), self._bundle.preprocessing.size, batch_size)
-            # Not "more than": it may be no number.
+                batch_size = min(NUM_PICTURES, max_batch_size)
+                difference = largest_difference(fast, self._reference, self._bundle.preprocessing.size, batch_size)
+            # NaN must count as a difference.
             if difference <= LARGEST_DIFFERENCES[fast.precision]:
                 return
             self._widen(fast.precision, difference)
@@ -124,7 +121,6 @@ class CheckedRunner:
         )
         self._load(wider[0])
 
-    def _torch(self) -> TorchRunner:
-        if self._reference is None:
-            self._reference = TorchRunner(self._bundle, self._device)
-        return self._reference
+    @cached_property
+    def _reference(self) -> TorchRunner:
+        return TorchRunner(self._bundle, self._device)

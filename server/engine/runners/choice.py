@@ -1,9 +1,8 @@
-"""Which runner a bundle gets on a device."""
+"""Choose the runner of a bundle on a device."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -30,13 +29,12 @@ def choose_runner(
     max_samples: int = 1024,
     pictures: Sequence[Picture] = (),
 ) -> Runner:
-    """The runner of that name; auto is the fastest that is right: OpenVINO on the CPU, CUDA graphs on a GPU.
+    """The runner of that name; auto is OpenVINO on the CPU, CUDA graphs on a GPU.
 
-    Where auto finds that a network does not fit its first choice, it takes torch and logs why; some of that shows while
-    it warms up. precision: auto is the fastest that the device computes in natively and that agrees with float32 on
-    trial pictures. threads: of one step on the CPU, 0 for all cores. max_samples: most in flight. pictures: uint8
-    (H, W, 3), for int8 alone. Raises ValueError for a runner or precision that the device, the network or what is
-    installed does not allow.
+    If a network does not run there, auto takes torch and logs why, at the latest during the warm-up. precision: auto is
+    the fastest one that the device computes natively and that agrees with float32 on example pictures. threads: of one
+    step on the CPU; 0 for all cores. max_samples: most in flight. pictures: uint8 (H, W, 3), only for int8. Raises
+    ValueError if the device, the network or the installed packages do not allow the runner or the precision.
     """
     if precision == "int8" and device.type != "cpu":
         raise ValueError(f"precision 'int8' is for the CPU alone, not for {device}: give --device cpu")
@@ -48,20 +46,25 @@ def choose_runner(
         )
     if name == "torch":
         if precision not in ("auto", "float32"):
-            raise ValueError(f"precision {precision!r} is not the torch runner's: it computes in float32 alone")
+            raise ValueError(f"precision {precision!r} is not the torch runner's: it computes only in float32")
         with as_sentence("torch", "give --device cpu"):
             return TorchRunner(bundle, device)
-    # In another precision the reference would be something else than what was asked for.
+    # The reference computes only in float32.
     falls_back = name == "auto" and precision in ("auto", "float32")
-    kind = "cuda-graphs" if device.type == "cuda" else "openvino"
-    make: Callable[[str], FastRunner] = (
-        partial(_cuda_graphs, bundle, device, max_samples)
-        if device.type == "cuda"
-        else partial(_openvino, bundle, threads, pictures)
-    )
-    if precision == "auto":
-        return CheckedRunner(bundle, device, f"runner {kind!r}", make, _precisions(device), falls_back)
-    return CheckedRunner(bundle, device, f"runner {kind!r}", lambda _: make(precision), (), falls_back)
+    on_gpu = device.type == "cuda"
+
+    def make(chosen: str) -> FastRunner:
+        chosen = chosen if precision == "auto" else precision
+        if on_gpu:
+            from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
+
+            return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=chosen)
+        from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
+
+        return OpenVinoRunner(bundle, chosen, threads, pictures)
+
+    title = f"runner {'cuda-graphs' if on_gpu else 'openvino'!r}"
+    return CheckedRunner(bundle, device, title, make, _precisions(device) if precision == "auto" else (), falls_back)
 
 
 def _precisions(device: torch.device) -> tuple[str, ...]:
@@ -70,15 +73,3 @@ def _precisions(device: torch.device) -> tuple[str, ...]:
     from offramp.server.engine.runners.cuda.lowering import native_precisions
 
     return native_precisions(device)
-
-
-def _openvino(bundle: Bundle, threads: int, pictures: Sequence[Picture], precision: str) -> FastRunner:
-    from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
-
-    return OpenVinoRunner(bundle, precision, threads, pictures)
-
-
-def _cuda_graphs(bundle: Bundle, device: torch.device, max_samples: int, precision: str) -> FastRunner:
-    from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
-
-    return CudaGraphRunner(bundle, device, max_samples=max_samples, precision=precision)

@@ -1,4 +1,4 @@
-"""What runners' libraries raise, in our own errors."""
+"""Errors of the runners' libraries as our own errors."""
 
 from __future__ import annotations
 
@@ -11,25 +11,25 @@ from offramp.server.engine.errors import DeviceLost, EngineError
 
 
 @contextmanager
-def as_sentence(who: str, way_out: str) -> Iterator[None]:
-    """Whatever is raised here becomes a ValueError that names who cannot run the network, why, and the way out.
+def as_sentence(subject: str, fix: str) -> Iterator[None]:
+    """Raise any error of the block as a ValueError that says what cannot run the network, why, and the fix.
 
-    Our own errors stay as they are: ValueError, EngineError, and ImportError for what is not installed.
+    ValueError, EngineError and ImportError stay as they are.
     """
     try:
         yield
     except (ValueError, EngineError, ImportError):
         raise
     except Exception as error:
-        # Libraries raise what they like, and so does a network of one's own.
-        raise ValueError(f"{who} cannot run this network: {sentence(error)}; {way_out}") from error
+        # Libraries, and networks of users, raise errors of any type.
+        raise ValueError(f"{subject} cannot run this network: {sentence(error)}; {fix}") from error
 
 
 @contextmanager
 def device_lost() -> Iterator[None]:
-    """Errors after which every call of this process fails, such as an illegal access, become DeviceLost.
+    """Raise DeviceLost for errors after which every call of this process fails, such as an illegal access.
 
-    Too little memory is another error.
+    Too little memory is no such error.
     """
     try:
         yield
@@ -38,17 +38,17 @@ def device_lost() -> Iterator[None]:
 
 
 def sentence(error: BaseException) -> str:
-    """The line of a message that says what happened."""
+    """The line of an error's message that says what happened."""
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     if not lines:
         return type(error).__name__
-    # CUDA's advice comes behind it; where in OpenVINO's own source it was found comes in front.
+    # CUDA adds advice behind this line, OpenVINO a place in its source before it.
     line = lines[0] if lines[0].startswith("CUDA") else lines[-1]
     return line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}"
 
 
 def first_cause(error: BaseException) -> BaseException:
-    """The error that came first: what is raised while another is handled takes its place."""
+    """The first error of a chain: an error that is raised in a handler hides the one before."""
     while error.__context__ is not None:
         error = error.__context__
     return error

@@ -1,4 +1,4 @@
-"""The protocol every runner keeps."""
+"""The protocol of all runners."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 @dataclass(frozen=True)
 class StepOutput:
-    """What one step gives back.
+    """The result of one step.
 
     probabilities_BC: calibrated, float32, on the host. keep: called at most once, before the next step, with the rows
-    that go on; one state a row, the input of the next stage: opaque to the engine. States of a step may
-    share memory, of at most a few times as many rows as were kept.
+    that go on; returns for each row its state, the input of the next stage. The states of a step may share memory, of
+    at most a few times as many rows.
     """
 
     probabilities_BC: npt.NDArray[np.float32]
@@ -24,7 +24,7 @@ class StepOutput:
 
 
 class Runner(Protocol):
-    """Runs one stage over one batch on one device; used by the engine's thread alone."""
+    """Runs one stage over one batch on one device; only the engine's thread calls it."""
 
     @property
     def num_stages(self) -> int:
@@ -32,7 +32,7 @@ class Runner(Protocol):
         ...
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
-        """Stage 1..K over a batch: uint8 (H, W, 3) pictures for stage 1, states kept by the stage before after that."""
+        """Run stage 1..K over a batch: uint8 (H, W, 3) pictures for stage 1, else kept states of the stage before."""
         ...
 
     def warm_up(self, max_batch_size: int) -> None:

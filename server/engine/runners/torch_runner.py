@@ -1,4 +1,4 @@
-"""TorchRunner: the reference. Simple, right, on every device; fast runners are proven against it."""
+"""TorchRunner: the reference, on every device. Tests compare the fast runners with it."""
 
 from __future__ import annotations
 
@@ -12,14 +12,14 @@ from torch import Tensor
 
 from offramp.models.bundle import Bundle
 from offramp.models.preprocess import normalize
-from offramp.server.engine.runners.all_stages import blank, walk
+from offramp.server.engine.runners.all_stages import black_pictures, run_all_stages
 from offramp.server.engine.runners.failures import device_lost
 from offramp.server.engine.runners.runner import StepOutput
 
 
 @dataclass(frozen=True)
 class StageState:
-    """What a sample carries between stages: features (H, W, C) and accumulated logits (classes), on the device."""
+    """The state of a sample between stages: features (H, W, C) and accumulated logits (classes), on the device."""
 
     features_HWC: Tensor
     accumulated_C: Tensor
@@ -28,8 +28,8 @@ class StageState:
 class TorchRunner:
     """Steps in eager torch, float32 and channels-last, on the CPU or a GPU.
 
-    TF32 must be off, since its rounding depends on the algorithm chosen for a batch size: `models.device.choose_device`
-    sees to it once for the process. Not done here: torch keeps the switch for all threads together.
+    TF32 must be off: its rounding depends on the algorithm, and so on the batch size. The switch belongs to the whole
+    process; `models.device.choose_device` sets it.
     """
 
     precision = "float32"
@@ -66,7 +66,7 @@ class TorchRunner:
         features_BHWC = features_BCHW.permute(0, 2, 3, 1)
 
         def keep(rows: Sequence[int]) -> list[StageState]:
-            # Copied: a view would keep the rows of those who left alive.
+            # Copied: a view would keep the rows of answered samples alive.
             with device_lost():
                 return [StageState(features_BHWC[row].clone(), accumulated_BC[row].clone()) for row in rows]
 
@@ -75,5 +75,5 @@ class TorchRunner:
     def warm_up(self, max_batch_size: int) -> None:
         """Run every stage at batch 1 and at the largest batch."""
         for batch_size in {1, max_batch_size}:
-            for _ in walk(self, blank(self.preprocessing.size, batch_size)):
+            for _ in run_all_stages(self, black_pictures(self.preprocessing.size, batch_size)):
                 pass

@@ -1,4 +1,4 @@
-"""Small real stand-ins for the engine's tests: a runner that follows a script, a clock that is set, a loop on it."""
+"""Fakes for the engine's tests: a runner that follows a script, a clock that is set, and an event loop on it."""
 
 from __future__ import annotations
 
@@ -129,14 +129,14 @@ class ScriptedRunner:
 
 @dataclass
 class Recorder:
-    """An observer that keeps what it is told."""
+    """An observer that records every event."""
 
     events: list[Event] = field(default_factory=list)
-    told: asyncio.Event = field(default_factory=asyncio.Event)
+    called: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __call__(self, event: Event) -> None:
         self.events.append(event)
-        self.told.set()
+        self.called.set()
 
     def of(self, kind: type) -> list[Any]:
         return [event for event in self.events if isinstance(event, kind)]
@@ -167,20 +167,20 @@ class Recorder:
 
     async def until_audited(self, number: int) -> None:
         while len(self.audits) < number:
-            self.told.clear()
-            await self.told.wait()
+            self.called.clear()
+            await self.called.wait()
 
     async def until_cancelled(self, number: int) -> None:
         while len(self.cancels) < number:
-            self.told.clear()
-            await self.told.wait()
+            self.called.clear()
+            await self.called.wait()
 
 
 @asynccontextmanager
 async def started(
     runner: ScriptedRunner, observer: Recorder, warm_up: Callable[[], CostProfile] | None = None, **options: Any
 ) -> AsyncIterator[Engine]:
-    """An engine that runs; drained at the end, whatever happens."""
+    """An engine that runs, drained at the end."""
     engine = Engine(runner, observer, clock=runner.clock, **options)
     engine.start(asyncio.get_running_loop(), warm_up)
     try:

@@ -30,7 +30,7 @@ ADMISSION = Admission(max_samples=80, max_wait_s=1.0)
         (0, Load(80, 9, 0.0), False),
     ],
 )
-def test_who_is_taken_in(own, load, taken):
+def test_which_client_is_taken_in(own, load, taken):
     refusal = ADMISSION.refusal(1, own, load)
     assert (refusal is None) == taken
 

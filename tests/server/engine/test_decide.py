@@ -1,4 +1,4 @@
-"""After one step: who leaves, why, with which times; and that a failing step changes nobody."""
+"""After one step: which samples leave, why, with which times; and a failing step changes no sample."""
 
 from __future__ import annotations
 
@@ -48,7 +48,7 @@ def test_confidence_equal_to_the_threshold_leaves(loop):
     assert decide(1, [sample(loop, 0.75)], output(0.75), 0.0, 0.0).answers
 
 
-def test_a_threshold_of_one_never_leaves_early_whatever_the_confidence(loop):
+def test_a_threshold_of_one_never_leaves_early_at_any_confidence(loop):
     assert decide(3, [sample(loop, 1.0)], output(1.0), 0.0, 0.0).survivors
 
 
@@ -68,11 +68,11 @@ def test_the_reason_says_why(loop, stage, threshold, bounds, reason):
     assert answer.reason == reason
 
 
-def test_nobody_leaves_before_min_exit(loop):
-    one = sample(loop, 0.0, min_exit=3)
-    assert decide(1, [one], output(1.0), 0.0, 0.0).survivors
-    assert decide(2, [one], output(1.0), 0.0, 0.0).survivors
-    assert decide(3, [one], output(0.5), 0.0, 0.0).answers
+def test_no_sample_leaves_before_min_exit(loop):
+    waiting = sample(loop, 0.0, min_exit=3)
+    assert decide(1, [waiting], output(1.0), 0.0, 0.0).survivors
+    assert decide(2, [waiting], output(1.0), 0.0, 0.0).survivors
+    assert decide(3, [waiting], output(0.5), 0.0, 0.0).answers
 
 
 @pytest.mark.parametrize("broken", [float("nan"), float("inf")])
@@ -87,18 +87,18 @@ def test_a_sample_without_finite_probabilities_fails_alone(loop, broken):
 
 
 def test_times_add_up_over_the_stages(loop):
-    one = sample(loop)
-    decide(1, [one], output(0.6), start_s=11.0, end_s=11.5)
-    so_far = one.answer(ExitReason.DEADLINE, 11.75)
-    assert (so_far.queue_s, so_far.inference_s, so_far.latency_s) == (1.0, 0.5, 1.75)
-    [(_, answer)] = decide(2, [one], output(0.95), start_s=13.5, end_s=13.75).answers
+    waiting = sample(loop)
+    decide(1, [waiting], output(0.6), start_s=11.0, end_s=11.5)
+    answer = waiting.answer(ExitReason.DEADLINE, 11.75)
+    assert (answer.queue_s, answer.inference_s, answer.latency_s) == (1.0, 0.5, 1.75)
+    [(_, answer)] = decide(2, [waiting], output(0.95), start_s=13.5, end_s=13.75).answers
     assert (answer.queue_s, answer.inference_s, answer.latency_s) == (3.0, 0.75, 3.75)
 
 
 def test_the_answer_tells_of_every_exit_passed(loop):
-    one = sample(loop)
-    decide(1, [one], output(0.25), 0.0, 0.0)
-    [(_, answer)] = decide(2, [one], output(1.0), 0.0, 0.0).answers
+    waiting = sample(loop)
+    decide(1, [waiting], output(0.25), 0.0, 0.0)
+    [(_, answer)] = decide(2, [waiting], output(1.0), 0.0, 0.0).answers
     assert answer.visited == (Visit(1, 0, 0.75), Visit(2, 1, 1.0))
     assert (answer.exit, answer.class_id, answer.confidence) == (2, 1, 1.0)
     assert answer.probabilities_C.tolist() == [0.0, 1.0]

@@ -1,4 +1,4 @@
-"""The engine on a scripted runner: who is answered when, and that nobody is lost, harmed or kept waiting."""
+"""The engine on a scripted runner: when each sample is answered, and that none is lost, harmed or left waiting."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ def exits(answers) -> list[int]:
     return [answer.exit for answer in answers]
 
 
-async def test_pictures_come_back_in_the_order_they_were_sent_whoever_leaves_first():
+async def test_answers_come_in_the_order_of_the_pictures_not_of_the_exits():
     runner = ScriptedRunner({0: (0.1, 0.2, 0.3, 0.4), 1: SURE, 2: (0.1, 0.95, 0.1, 0.1)})
     async with started(runner, Recorder()) as engine:
         answers = await asyncio.gather(*engine.submit([picture(0), picture(1), picture(2)], contract()))
@@ -108,10 +108,10 @@ async def test_a_sample_cancelled_in_the_queue_is_never_run_and_counted_once():
     async with started(runner, observer) as engine:
         [first] = engine.submit([picture(0)], contract())
         await runner.entered()
-        cancelled, kept = engine.submit([picture(1), picture(2)], contract())
+        cancelled, others = engine.submit([picture(1), picture(2)], contract())
         cancelled.cancel()
         runner.let_all()
-        await asyncio.gather(first, kept)
+        await asyncio.gather(first, others)
     assert all(1 not in names for _, names in runner.steps)
     assert [stats.phase for stats in observer.cancels] == ["queued"]
     assert len(observer.samples) == 2
@@ -120,11 +120,11 @@ async def test_a_sample_cancelled_in_the_queue_is_never_run_and_counted_once():
 async def test_a_sample_cancelled_on_its_way_goes_no_deeper_and_is_counted_once():
     runner, observer = ScriptedRunner(gated=True), Recorder()
     async with started(runner, observer) as engine:
-        cancelled, kept = engine.submit([picture(0), picture(1)], contract())
+        cancelled, others = engine.submit([picture(0), picture(1)], contract())
         await runner.entered()
         cancelled.cancel()
         runner.let_all()
-        await kept
+        await others
     assert runner.steps == [(1, [0, 1]), (2, [1]), (3, [1]), (4, [1])]
     assert [stats.phase for stats in observer.cancels] == ["running"]
     assert len(observer.samples) == 1
@@ -165,7 +165,7 @@ async def test_a_sample_whose_step_raises_harms_no_other(stage):
         assert engine.alive
 
 
-async def test_a_runner_that_fails_for_batches_only_answers_everybody():
+async def test_a_runner_that_fails_only_for_batches_answers_every_sample():
     def no_batches(stage: int, names: list[int]) -> None:
         if len(names) > 1:
             raise MemoryError("the batch is too large")
@@ -204,7 +204,7 @@ async def test_a_request_is_taken_in_whole_or_not_at_all():
         await asyncio.gather(*engine.submit([picture(n) for n in range(3)], contract(0.0)))
 
 
-async def test_whether_there_is_room_is_told_beforehand_and_taken_by_nobody():
+async def test_a_question_for_room_is_answered_and_takes_none():
     runner = ScriptedRunner(gated=True, step_s=1.0)
     async with started(runner, Recorder(), max_samples=3, max_wait_s=0.5) as engine:
         assert engine.overload(3) is None
@@ -316,7 +316,7 @@ class FaultyObserver(Recorder):
             raise ZeroDivisionError("a bug in the metrics")
 
 
-async def test_a_fault_in_the_observer_leaves_nobody_waiting():
+async def test_a_fault_in_the_observer_leaves_no_sample_waiting():
     complaints: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     async with started(ScriptedRunner(), FaultyObserver()) as engine:
@@ -332,7 +332,7 @@ async def test_nothing_of_a_sample_is_kept_after_its_answer():
     runner = ScriptedRunner({1: (NAN,) * 4})
     async with started(runner, Recorder()) as engine:
         pictures = [picture(0), picture(1), picture(2)]
-        kept = [weakref.ref(one) for one in pictures]
+        others = [weakref.ref(each) for each in pictures]
         futures = engine.submit(pictures, contract(), deadline_s=1e9)
         futures[2].cancel()
         samples = [weakref.ref(sample) for sample in engine._inflight]
@@ -341,8 +341,8 @@ async def test_nothing_of_a_sample_is_kept_after_its_answer():
         await engine.submit([picture(3)], contract())[0]
         del pictures, futures
         gc.collect()
-        assert [one() for one in kept] == [None] * 3
-        assert [one() for one in samples] == [None] * 3
+        assert [each() for each in others] == [None] * 3
+        assert [each() for each in samples] == [None] * 3
 
 
 # ---- the whole ----------------------------------------------------------------------------------
@@ -377,7 +377,7 @@ async def test_64_concurrent_submitters_each_get_their_own_pictures_answer():
     assert max(len(names) for _, names in runner.steps) == 8
 
 
-async def test_the_event_loop_is_woken_only_where_somebody_leaves_and_hears_of_every_step(monkeypatch):
+async def test_the_event_loop_is_woken_only_for_answers_and_gets_every_step(monkeypatch):
     runner, observer, deliveries = ScriptedRunner({0: (0.1, 0.2, 0.3, 0.9)}), Recorder(), []
     async with started(runner, observer) as engine:
         deliver = engine._deliver

@@ -1,4 +1,4 @@
-"""Deadlines, draining and death of the engine: whatever comes, nobody is left waiting."""
+"""Deadlines, draining and death of the engine: every sample gets an outcome."""
 
 from __future__ import annotations
 
@@ -191,7 +191,7 @@ async def test_what_the_warm_up_measured_decides_what_is_run_next_and_is_reporte
 
 
 @pytest.mark.parametrize("cause", [KeyError("no kernel"), StopIteration("no kernel"), SystemExit("no kernel")])
-async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_left_waiting(cause):
+async def test_any_error_of_the_warm_up_is_delivered_and_no_sample_is_left_waiting(cause):
     asked = threading.Event()
 
     def warm_up() -> None:
@@ -212,7 +212,7 @@ async def test_a_warm_up_that_fails_is_told_whatever_was_raised_and_nobody_is_le
     await engine.drain()
 
 
-async def test_a_warm_up_that_nobody_waits_for_any_more_harms_nothing():
+async def test_a_warm_up_that_nothing_waits_for_any_more_harms_nothing():
     complaints: list[dict] = []
     asyncio.get_running_loop().set_exception_handler(lambda loop, context: complaints.append(context))
     release = threading.Event()
@@ -239,7 +239,7 @@ def dies(stage: int, names: list[int]) -> None:
     raise Bug
 
 
-async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
+async def test_when_the_thread_dies_every_sample_fails_and_none_is_taken_in():
     runner, observer = ScriptedRunner(faults=dies, gated=True), Recorder()
     async with started(runner, observer) as engine:
         running, cancelled = engine.submit([picture(0), picture(1)], contract(), deadline_s=1e6)
@@ -259,7 +259,7 @@ async def test_when_the_thread_dies_everybody_is_told_and_nobody_is_taken_in():
 
 
 class LingeringLoop(asyncio.SelectorEventLoop):
-    """Holds the engine's thread up after it has told of its death, until it is let go."""
+    """Holds the engine's thread after it has reported its death."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -274,7 +274,7 @@ class LingeringLoop(asyncio.SelectorEventLoop):
         return handle
 
 
-def test_nobody_is_taken_in_while_a_dying_thread_has_not_ended_yet():
+def test_no_sample_is_taken_in_while_a_dying_thread_has_not_ended_yet():
     loop = LingeringLoop()
 
     async def story() -> None:

@@ -102,8 +102,8 @@ def test_several_batches_catch_up_in_turn():
     assert CostModel(FLAT).choose(waiting(4, 3, 1, 0, going_on=ALL_GO_ON)) == Choice(1, 4)
 
 
-def test_those_who_will_have_left_spare_nobody_a_step():
-    """Where all but a few leave at exit 1, nearly nobody comes to share the steps of those who are further."""
+def test_samples_that_leave_before_save_no_step():
+    """If nearly all samples leave at exit 1, few of them share the steps of deeper samples."""
     policy = CostModel(FLAT)
     assert policy.choose(waiting(3, 1, 0, 0, going_on=ALL_GO_ON)).stage == 1
     assert policy.choose(waiting(3, 1, 0, 0, going_on=(0.05, 1.0, 1.0, 0.0))).stage == 2
@@ -144,7 +144,7 @@ def test_how_efficient_a_step_must_be_follows_the_work_that_waits():
     assert policy.choose(waiting(enough_waits + 1, 0, 0, 2, going_on=leaving)).stage == 1
 
 
-def test_those_who_will_go_on_count_with_the_work_still_before_them():
+def test_samples_that_go_on_count_with_their_work_at_later_stages():
     policy = CostModel(profile(*[(1.0, 1.0, 1.0, 1.0)] * 2))
     state = (8, 4)
     few_go_on, all_go_on = waiting(*state, going_on=(0.0, 0.0)), waiting(*state, going_on=(1.0, 0.0))
@@ -182,7 +182,7 @@ def test_every_policy_chooses_a_batch_there_is(name, depths, costs):
 
 
 @given(exits=st.lists(st.integers(1, 4), min_size=1, max_size=60), arriving=st.lists(st.integers(0, 12), max_size=12))
-def test_under_run_to_completion_nobody_meets_another_batch(exits, arriving):
+def test_run_to_completion_never_merges_batches(exits, arriving):
     scheduler: Scheduler[Traveller] = Scheduler(4, B, RunToCompletion())
     new = iter([Traveller(exit) for exit in exits])
     cohort: list[Traveller] = []
@@ -207,7 +207,7 @@ def test_under_run_to_completion_nobody_meets_another_batch(exits, arriving):
     arriving=st.lists(st.integers(0, 20), max_size=30),
     costs=COSTS,
 )
-def test_whatever_arrives_everybody_is_answered_and_overtaken_a_bounded_number_of_times(name, exits, arriving, costs):
+def test_every_sample_is_answered_and_overtaken_a_bounded_number_of_times(name, exits, arriving, costs):
     policy = POLICIES[name](costs)
     scheduler: Scheduler[Traveller] = Scheduler(4, B, policy)
     new, answered, in_a_row = iter([Traveller(exit) for exit in exits]), 0, [0] * 4

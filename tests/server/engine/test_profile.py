@@ -1,4 +1,4 @@
-"""The cost profile: what lies between measurements, what it refuses, and how it is measured."""
+"""The cost profile: values between measurements, invalid tables, and the measurement."""
 
 from __future__ import annotations
 
@@ -113,7 +113,7 @@ class ClockedRunner:
         self.steps.append((stage, len(states)))
 
         def keep(rows: Sequence[int]) -> list[Any]:
-            assert stage < self.num_stages, "nobody goes on behind the last stage"
+            assert stage < self.num_stages, "no sample goes on behind the last stage"
             return [("kept", stage, row) for row in rows]
 
         return StepOutput(np.zeros((len(states), 2), np.float32), keep)
@@ -137,8 +137,8 @@ def test_a_measured_profile_holds_the_cost_of_every_stage_and_size():
 def test_rounds_are_interleaved_and_an_interruption_does_not_count():
     runner = ClockedRunner(disturbed_steps=frozenset({0, 7, 15}))
     profile = measure_profile(runner, 2, 2, runner.clock, rounds=3, budget_s=1e6)
-    walks = [size for stage, size in runner.steps if stage == 1]
-    assert walks == [1, 2, 1, 2, 1, 2]
+    sizes = [size for stage, size in runner.steps if stage == 1]
+    assert sizes == [1, 2, 1, 2, 1, 2]
     assert profile.measured_s == ((1.125, 1.25), (2.125, 2.25), (3.125, 3.25))
 
 

@@ -162,7 +162,7 @@ def test_the_share_that_goes_on_is_learnt_from_what_comes_back(loop):
         scheduler.enqueue(1, several(loop, 10))
         first = scheduled(scheduler)
         scheduler.enqueue(2, first.samples[:4])
-        # New arrivals between a step and the next are nobody's survivors.
+        # New arrivals between a step and the next are no survivors.
         scheduler.enqueue(1, several(loop, 0))
         second = scheduled(scheduler)
         assert (first.stage, second.stage) == (1, 2)
@@ -178,17 +178,17 @@ def test_one_step_counts_against_the_prior_by_its_samples(loop):
 
 
 def test_the_policy_is_told_what_waits_and_what_goes_on(loop):
-    told = []
+    asked = []
 
     class Listening(Few):
         def choose(self, waiting: Waiting) -> Choice:
-            told.append(waiting)
+            asked.append(waiting)
             return super().choose(waiting)
 
     scheduler = Scheduler[Sample](2, 4, Listening())
     scheduler.enqueue(1, several(loop, 5))
     scheduled(scheduler)
-    assert told == [Waiting((5, 0), (0.5, 0.0), 4)]
+    assert asked == [Waiting((5, 0), (0.5, 0.0), 4)]
 
 
 operations = st.lists(

@@ -21,7 +21,7 @@ def of_every_protected_path(app) -> list[tuple[str, str]]:
     return paths
 
 
-async def test_without_keys_everybody_may_ask(site):
+async def test_without_keys_every_client_may_ask(site):
     for method, path in of_every_protected_path(site.app):
         assert (await site.client.request(method, path)).status_code not in {401, 403}
 

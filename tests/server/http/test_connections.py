@@ -1,4 +1,4 @@
-"""How many connections there may be, and which of them give way."""
+"""The number of connections, and which of them end for new ones."""
 
 from __future__ import annotations
 
@@ -130,14 +130,14 @@ def test_where_everything_is_in_use_the_newcomer_is_refused():
     assert not any(client.ended for client in busy)
 
 
-def test_nobody_is_closed_for_an_address_that_has_more_itself():
+def test_no_connection_is_closed_for_an_address_that_has_more_itself():
     everyone = of(4)
     clients = enter(everyone, ("greedy", None), ("greedy", None), ("greedy", None), ("light", 1.0))
     assert everyone.enter(Client(everyone, "greedy", 0.0)) is not None
     assert not any(client.ended for client in clients)
 
 
-def test_nobody_is_closed_for_an_address_that_has_as_many():
+def test_no_connection_is_closed_for_an_address_that_has_as_many():
     everyone = of(4)
     clients = enter(everyone, ("one", 1.0), ("one", 1.0), ("other", None), ("other", None))
     assert everyone.enter(Client(everyone, "other", 0.0)) is not None

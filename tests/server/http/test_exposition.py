@@ -25,22 +25,22 @@ class Time:
 
 
 class Slow:
-    """Families that each take family_s. texts: how many were begun."""
+    """Metrics that each take metric_s. texts: how many were begun."""
 
-    def __init__(self, time: Time, family_s: float, num_families: int) -> None:
+    def __init__(self, time: Time, metric_s: float, num_metrics: int) -> None:
         self.texts = 0
-        self._time, self._family_s, self._num_families = time, family_s, num_families
+        self._time, self._metric_s, self._num_metrics = time, metric_s, num_metrics
 
     def collect(self):
         self.texts += 1
-        for number in range(self._num_families):
-            self._time.now_s += self._family_s
+        for number in range(self._num_metrics):
+            self._time.now_s += self._metric_s
             yield GaugeMetricFamily(f"a{number}", "A number.", value=self.texts)
 
 
-def exposition(family_s: float, num_families: int) -> tuple[Exposition, Slow, Time]:
+def exposition(metric_s: float, num_metrics: int) -> tuple[Exposition, Slow, Time]:
     time = Time()
-    slow = Slow(time, family_s, num_families)
+    slow = Slow(time, metric_s, num_metrics)
     return Exposition(slow, time.clock, time.sleep), slow, time
 
 

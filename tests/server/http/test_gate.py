@@ -65,7 +65,7 @@ async def test_one_version_with_room_is_enough(serve, bundle):
         assert asked(site, scope()) is None
 
 
-async def test_who_has_no_key_hears_of_that_and_not_of_the_load(serve):
+async def test_a_client_without_a_key_gets_that_error_and_not_the_load(serve):
     async with serve(settings=Settings(api_keys="k", decode_threads=1)) as site:
         site.engine.overloaded = Overloaded(1.0)
         assert asked(site, scope()) is None
@@ -107,7 +107,7 @@ async def test_rejections_of_invalid_requests_are_counted_and_logged(serve, serv
         assert wire.answers[0].startswith(code.encode())
         assert b"\r\nx-content-type-options: nosniff\r\n" in wire.written
         assert site.metric("offramp_http_rejections_total", code=code) == 1
-        [line] = [one.getMessage() for one in server_log.records if one.name == "offramp.server.http.request_log"]
+        [line] = [each.getMessage() for each in server_log.records if each.name == "offramp.server.http.request_log"]
         request_id = json.loads(wire.answers[0][4:])["request_id"]
         assert line == f"192.0.2.1 - - {code} 0.0 ms {request_id}"
 
@@ -130,5 +130,5 @@ async def test_a_request_cut_off_in_its_answer_is_not_counted_as_answered_twice(
 async def test_refusals_by_the_gate_are_logged_as_others_are(serve, server_log):
     async with serve(settings=Settings(access_log=True, decode_threads=1), overloaded=Overloaded(1.0)) as site:
         asked(site, scope(x_request_id="abc"))
-        [line] = [one.getMessage() for one in server_log.records if one.name == "offramp.server.http.request_log"]
+        [line] = [each.getMessage() for each in server_log.records if each.name == "offramp.server.http.request_log"]
         assert line == "192.0.2.1 POST /v1/predict 503 0.0 ms abc"

@@ -181,7 +181,7 @@ def test_endless_headers_are_refused_long_before_they_fill_the_memory(run):
     run(check())
 
 
-def test_who_never_reads_is_cut_off_in_the_end(run):
+def test_a_client_that_never_reads_is_cut_off(run):
     async def large(scope, receive, send) -> None:
         await answer(send, b"x" * 20_000)
 
@@ -206,7 +206,7 @@ def test_who_never_reads_is_cut_off_in_the_end(run):
     run(check())
 
 
-def test_who_reads_slowly_is_not_cut_off(run):
+def test_a_client_that_reads_slowly_is_not_cut_off(run):
     async def large(scope, receive, send) -> None:
         headers = [(b"content-length", b"%d" % (60 * MB))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})

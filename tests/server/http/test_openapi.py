@@ -1,4 +1,4 @@
-"""The OpenAPI document tells the whole contract."""
+"""The OpenAPI document describes the whole contract."""
 
 import re
 import tomllib
@@ -18,8 +18,8 @@ ASSETS = {"swagger-ui.css": "text/css", "swagger-ui-bundle.js": "text/javascript
 
 def references(node) -> set[str]:
     if isinstance(node, dict):
-        found = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
-        return found.union(*(references(value) for value in node.values()))
+        names = {node["$ref"]} if isinstance(node.get("$ref"), str) else set()
+        return names.union(*(references(value) for value in node.values()))
     if isinstance(node, list):
         return set().union(*(references(value) for value in node))
     return set()
@@ -65,7 +65,7 @@ def declared(schema: dict) -> dict:
 async def test_what_tools_send_for_the_document_is_answered(site, encode, media_type):
     operation = site.app.openapi()["paths"]["/v1/predict"]["post"]
     body = operation["requestBody"]["content"][media_type]
-    query = {one["name"]: value for one in operation["parameters"] for value in declared(one["schema"]).values()}
+    query = {each["name"]: value for each in operation["parameters"] for value in declared(each["schema"]).values()}
     fields = {
         name: value for name, one in body["schema"].get("properties", {}).items() for value in declared(one).values()
     }
@@ -84,7 +84,7 @@ def test_parameters_have_ranges_that_clients_can_check_and_no_default_that_they_
     operation = site.app.openapi()["paths"]["/v1/predict"]["post"]
     form = operation["requestBody"]["content"]["multipart/form-data"]
     assert form["encoding"] == {"thresholds": {"style": "form", "explode": False}}
-    schemas = {one["name"]: one["schema"] for one in operation["parameters"]}
+    schemas = {each["name"]: each["schema"] for each in operation["parameters"]}
     assert {name: form["schema"]["properties"][name] for name in schemas} == schemas
     ranges = {
         name: {key: value for key, value in one.items() if key not in ("title", "description")}

@@ -1,4 +1,4 @@
-"""From bytes to requests: whatever is sent, and in whatever pieces."""
+"""Bytes to requests: any bytes, in any pieces."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ H2C = b"Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: A
 
 
 class Seen:
-    """All that a parser told."""
+    """All events of a parser."""
 
     def __init__(self) -> None:
         self.heads: list[Head] = []
@@ -71,7 +71,7 @@ def test_a_body_that_looks_like_a_request_is_never_one():
     smuggled = b"GET /smuggled HTTP/1.1\r\nHost: x\r\n\r\n"
     head = b"POST / HTTP/1.1\r\nHost: x\r\n" + H2C + b"Content-Length: %d\r\n\r\n" % len(smuggled)
     seen = parse(head + smuggled)
-    assert [one.path for one in seen.heads] == ["/"]
+    assert [each.path for each in seen.heads] == ["/"]
     assert seen.bodies == [smuggled]
 
 

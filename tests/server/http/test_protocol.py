@@ -9,8 +9,7 @@ import logging
 import pytest
 
 from offramp.server.http.http_limits import HttpLimits
-from offramp.server.http.uvicorn_config import OpenGate
-from tests.server.http_wire import Site, answer
+from tests.server.http_wire import OpenGate, Site, answer
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
 POST = b"POST /%s HTTP/1.1\r\nHost: x\r\nContent-Length: %d\r\n\r\n"
@@ -75,7 +74,7 @@ async def test_a_pipelined_request_is_not_parsed_before_the_answer_to_the_one_be
     await site.settle()
     assert not wire.reading
     assert len(site.echo.scopes) == 1
-    assert protocol._kept == request_ * 100
+    assert protocol._unparsed == request_ * 100
 
 
 async def test_bytes_of_pipelined_requests_have_a_budget_over_all_connections(monkeypatch):
@@ -108,7 +107,7 @@ async def test_what_comes_while_a_request_is_in_progress_is_kept_as_it_is():
         protocol.data_received(GET % path)
     await site.settle()
     assert not wire.reading
-    assert protocol._kept == GET % b"b" + GET % b"c"
+    assert protocol._unparsed == GET % b"b" + GET % b"c"
     site.echo.open.set()
     await site.until(lambda: wire.answers == [b"200 /a", b"200 /b", b"200 /c"])
 
@@ -227,7 +226,7 @@ async def test_a_client_that_keeps_the_server_waiting_is_let_go(sent, allowed_s,
 @pytest.mark.parametrize(
     "sent", [b"", b"GET / HTT", POST % (b"", 9) + b"half", GET % b""], ids=["silent", "head", "body", "idle"]
 )
-async def test_an_address_that_keeps_the_server_waiting_on_all_connections_shuts_nobody_out(sent):
+async def test_an_address_that_keeps_the_server_waiting_on_all_connections_shuts_no_other_out(sent):
     site = Site(limits=HttpLimits(connections=5))
     greedy = []
     for _ in range(5):
@@ -273,7 +272,7 @@ async def test_pipelined_requests_that_wait_for_their_turn_give_way_to_a_new_con
     site = Site(limits=HttpLimits(connections=1))
     protocol, wire = site.connect("192.0.2.66")
     protocol.data_received((GET % b"a") * 10)
-    await site.until(lambda: len(wire.answers) == 1 and bool(protocol._kept) and not protocol._is_answering)
+    await site.until(lambda: len(wire.answers) == 1 and protocol._unparsed != b"" and not protocol._is_answering)
     _, new = site.connect()
     assert (wire.aborted, new.written) == (True, b"")
 

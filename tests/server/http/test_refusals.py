@@ -138,7 +138,7 @@ async def test_a_json_object_of_very_many_names_is_refused_and_one_of_many_is_to
 
 
 class SearchedIn(list[str]):
-    """Known names that tell when somebody looks through them."""
+    """Known names that record a search in them."""
 
     searched = False
 

@@ -1,4 +1,4 @@
-"""Decoding as bounded work: lanes, prices, budgets, and pictures that are given up."""
+"""Decoding within limits: lanes, costs, budgets, and cancelled pictures."""
 
 import asyncio
 import gc
@@ -36,7 +36,7 @@ def blank(side: int, format: str = "PNG", mode: str = "RGB") -> bytes:
 
 
 def num_images() -> int:
-    return sum(issubclass(type(one), Image.Image) for one in gc.get_objects())
+    return sum(issubclass(type(each), Image.Image) for each in gc.get_objects())
 
 
 @pytest.fixture
@@ -59,7 +59,7 @@ async def test_a_picture_decodes_the_same_alone_and_among_others(decoder, size):
     expected = PREPROCESSING.apply(Image.open(io.BytesIO(data)))
     [alone] = await decoder.decode([data], PREPROCESSING)
     among = await decoder.decode([data] * 3, PREPROCESSING)
-    assert all((one == expected).all() for one in (alone, *among))
+    assert all((each == expected).all() for each in (alone, *among))
 
 
 async def test_a_few_bytes_that_claim_many_pixels_are_not_decoded_on_the_event_loop(decoder):

@@ -41,7 +41,7 @@ def one_part(headers: bytes = NAMED, before: bytes = b"", after: bytes = b"\r\n"
     ],
     ids=str,
 )
-def test_a_part_is_read_whatever_stands_around_it(content_type, body):
+def test_a_part_is_read_with_any_bytes_around_it(content_type, body):
     (part,) = parse_multipart(content_type, body, 1)
     assert (part.name, part.content) == ("image", PICTURE)
 

@@ -1,4 +1,4 @@
-"""Pictures from strangers: whatever the bytes, never our fault."""
+"""Pictures from clients: no bytes cause an error of the server."""
 
 import io
 

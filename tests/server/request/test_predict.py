@@ -226,7 +226,7 @@ async def test_models_and_versions_are_addressed_by_name(serve, bundle, encode):
         listed = (await site.client.get("/v1/models")).json()
         ModelList.model_validate(listed)
         assert listed["default"] == "tiny"
-        assert [(one["name"], one["version"]) for one in listed["models"]] == [
+        assert [(each["name"], each["version"]) for each in listed["models"]] == [
             ("tiny", "1"),
             ("tiny", "2"),
             ("other", "1"),
@@ -243,8 +243,8 @@ async def test_a_model_tells_what_its_bundle_holds(site, bundle):
         "height": 32,
         "media_types": ["image/jpeg", "image/png", "image/webp", "image/bmp", "image/gif"],
     }
-    assert [one["accuracy"] for one in facts["exits"]] == [0.5, 0.6, 0.7, 0.8]
-    assert [one["multiply_adds"] for one in facts["exits"]] == list(cost.sequential_multiply_adds)
+    assert [each["accuracy"] for each in facts["exits"]] == [0.5, 0.6, 0.7, 0.8]
+    assert [each["multiply_adds"] for each in facts["exits"]] == list(cost.sequential_multiply_adds)
     assert facts["exits"][-1]["compute"] == 1.0
     assert (await site.client.get("/v1/models/tiny?version=1")).json() == facts
 
@@ -253,7 +253,7 @@ async def test_a_bundle_without_recorded_facts_tells_what_is_computed(serve, bun
     async with serve(bundles=[replace(bundle, exits=(), operating_points=(), training={})]) as site:
         facts = (await site.client.get("/v1/models/tiny")).json()
         ModelFacts.model_validate(facts)
-        assert [one.keys() for one in facts["exits"]] == [{"exit", "compute", "multiply_adds"}] * 4
+        assert [each.keys() for each in facts["exits"]] == [{"exit", "compute", "multiply_adds"}] * 4
         assert (facts["operating_points"], facts["training"]) == ([], {})
 
 

@@ -1,10 +1,10 @@
-"""Contracts over HTTP: what is certified is kept and told, what is not is refused with what could be."""
+"""Contracts over HTTP: a certified contract is applied and shown, any other is refused with the certified ones."""
 
 from __future__ import annotations
 
 import asyncio
 import base64
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
@@ -13,8 +13,10 @@ from offramp.models.bundle import Bundle
 from offramp.models.certificate import Certificate, CertifiedPoint, ThresholdBound
 from offramp.models.cost import count_cost
 from offramp.server.engine.errors import InferenceFailed
-from offramp.server.engine.request import Promise
+from offramp.server.engine.request import Contract, Promise
 from offramp.server.http.schemas import ModelFacts, PredictionAnswer
+from offramp.server.request.parameters import Parameters
+from offramp.server.request.resolve import shared_fields
 from offramp.server.settings import Settings
 
 FAILURE = InferenceFailed("broken")
@@ -50,7 +52,7 @@ async def site(serve, certified):
         yield site
 
 
-async def told(site, encode, query: str) -> dict:
+async def applied(site, encode, query: str) -> dict:
     response = await site.client.post(f"/v1/predict?{query}", content=encode())
     assert response.status_code == 200, response.text
     PredictionAnswer.model_validate(response.json())
@@ -63,7 +65,7 @@ async def refused(site, encode, query: str) -> dict:
     return response.json()
 
 
-async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(site, encode):
+async def test_a_certified_contract_is_applied_and_shown_in_every_form_of_body(site, encode):
     picture = encode()
     raw = await site.client.post("/v1/predict?max_disagreement=0.05", content=picture)
     form = await site.client.post("/v1/predict", files={"image": picture}, data={"max_disagreement": "0.05"})
@@ -89,15 +91,24 @@ async def test_a_certified_contract_is_applied_and_told_in_every_form_of_body(si
         assert contract.looser == ()
 
 
-async def test_thresholds_applied_are_told_in_six_digits_rounded_up(serve, bundle, encode):
+def test_a_contract_gets_each_parameter_that_it_has_a_field_for():
+    @dataclass(frozen=True)
+    class Longer(Contract):
+        deadline_ms: float | None = None
+
+    assert shared_fields(Parameters(deadline_ms=20, top_k=3), Longer) == {"deadline_ms": 20}
+    assert shared_fields(Parameters(deadline_ms=20), Contract) == {}
+
+
+async def test_thresholds_applied_are_shown_in_six_digits_rounded_up(serve, bundle, encode):
     long = replace(CERTIFICATE, points=(point(0.05, (0.9281904999999999, 0.65, 1.0)),))
     async with serve(bundles=[replace(bundle, certificate=long)]) as site:
-        contract = await told(site, encode, "max_disagreement=0.05")
+        contract = await applied(site, encode, "max_disagreement=0.05")
     assert contract["thresholds"] == [0.928191, 0.65, 1.0]
 
 
-async def test_what_lies_between_two_points_is_kept_by_the_stricter(site, encode):
-    contract = await told(site, encode, "max_disagreement=0.09")
+async def test_what_lies_between_two_points_gets_the_stricter(site, encode):
+    contract = await applied(site, encode, "max_disagreement=0.09")
     assert contract["certified"]["max_disagreement"] == 0.05
     assert site.engine.contracts[0].asked.rule.thresholds == MIDDLE
 
@@ -127,20 +138,20 @@ async def test_contracts_that_contradict_themselves_are_refused(site, encode, qu
     assert problem["parameters"] == named
 
 
-async def test_a_threshold_is_told_what_is_known_of_it(site, encode):
-    assert await told(site, encode, "threshold=0.6") == {"threshold": 0.6, "disagreement_bound": 0.08}
-    assert await told(site, encode, "threshold=1") == {"threshold": 1.0, "disagreement_bound": 0.0}
+async def test_a_threshold_is_answered_with_its_bound(site, encode):
+    assert await applied(site, encode, "threshold=0.6") == {"threshold": 0.6, "disagreement_bound": 0.08}
+    assert await applied(site, encode, "threshold=1") == {"threshold": 1.0, "disagreement_bound": 0.0}
     assert site.engine.contracts[0].asked.promise == Promise(0.08, certified=False)
     # Nothing is known where depth is bounded, or of several thresholds.
-    assert await told(site, encode, "threshold=0.6&max_exit=3") == {"threshold": 0.6, "max_exit": 3}
-    assert await told(site, encode, "thresholds=0.6,0.6,0.6") == {"thresholds": [0.6, 0.6, 0.6]}
+    assert await applied(site, encode, "threshold=0.6&max_exit=3") == {"threshold": 0.6, "max_exit": 3}
+    assert await applied(site, encode, "thresholds=0.6,0.6,0.6") == {"thresholds": [0.6, 0.6, 0.6]}
     assert [contract.asked.promise for contract in site.engine.contracts[2:]] == [None, None]
 
 
 async def test_degrade_to_allows_certified_points_beyond_what_is_promised(site, encode):
-    contract = await told(site, encode, "max_disagreement=0.01&degrade_to=0.07")
+    contract = await applied(site, encode, "max_disagreement=0.01&degrade_to=0.07")
     assert contract["degrade_to"] == 0.07
-    assert (await told(site, encode, "threshold=0.6&degrade_to=1"))["degrade_to"] == 1.0
+    assert (await applied(site, encode, "threshold=0.6&degrade_to=1"))["degrade_to"] == 1.0
     by_certificate, by_threshold = site.engine.contracts
     assert [plan.rule.thresholds for plan in by_certificate.looser] == [MIDDLE]
     # The threshold's own bound is 0.08.
@@ -154,29 +165,29 @@ async def test_a_certificate_that_proved_nothing_is_none(serve, bundle, encode):
     async with serve(
         bundles=[empty], settings=Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)
     ) as site:
-        assert await told(site, encode, "top_k=1") == {"threshold": 0.5, "disagreement_bound": 0.08}
+        assert await applied(site, encode, "top_k=1") == {"threshold": 0.5, "disagreement_bound": 0.08}
         assert (await refused(site, encode, "max_disagreement=0.5"))["certified"] == []
 
 
 async def test_an_answer_tells_what_took_the_place_of_what_was_asked(serve, certified, encode):
     async with serve(bundles=[certified]) as site:
-        for promise, in_force in (
+        for promise, replacement in (
             (None, None),
             (Promise(0.1, certified=True), {"max_disagreement": 0.1}),
             (Promise(0.0, certified=True), {"max_disagreement": 0.0}),
         ):
-            site.engine.in_force = promise
+            site.engine.replacement = promise
             response = await site.client.post("/v1/predict?max_disagreement=0.05&degrade_to=0.1", content=encode())
             PredictionAnswer.model_validate(response.json())
-            assert response.json()["predictions"][0].get("in_force") == in_force
+            assert response.json()["predictions"][0].get("in_force") == replacement
 
 
-async def test_only_who_names_no_contract_gets_the_operators(serve, certified, encode):
+async def test_only_a_request_without_a_contract_gets_the_operators(serve, certified, encode):
     settings = Settings(decode_threads=1, brownout_wait_s=0.1, brownout_to=0.2)
     async with serve(bundles=[certified], settings=settings) as site:
-        assert "degrade_to" not in await told(site, encode, "top_k=2")
-        await told(site, encode, "threshold=0.5")
-        await told(site, encode, "max_disagreement=0.01")
+        assert "degrade_to" not in await applied(site, encode, "top_k=2")
+        await applied(site, encode, "threshold=0.5")
+        await applied(site, encode, "max_disagreement=0.01")
         assert [len(contract.looser) for contract in site.engine.contracts] == [1, 0, 0]
 
 
@@ -187,17 +198,17 @@ async def test_a_bundle_without_a_certificate_promises_nothing(serve, bundle, en
             assert problem["type"] == "urn:offramp:problem:not-certified"
             assert problem["certified"] == []
             assert problem["parameters"] == [name]
-        assert await told(site, encode, "threshold=0.5") == {"threshold": 0.5}
+        assert await applied(site, encode, "threshold=0.5") == {"threshold": 0.5}
         assert (await site.client.get("/v1/models/tiny")).json()["certificate"] is None
 
 
-async def test_the_whole_front_is_told(site):
+async def test_the_whole_front_is_shown(site):
     facts = (await site.client.get("/v1/models/tiny")).json()
     ModelFacts.model_validate(facts)
     certificate = facts["certificate"]
     assert certificate["version"] == CERTIFICATE.version
     assert certificate["version"].startswith("2026-11-26-")
-    assert [one["max_disagreement"] for one in certificate["points"]] == [0.01, 0.05, 0.1]
+    assert [each["max_disagreement"] for each in certificate["points"]] == [0.01, 0.05, 0.1]
     assert certificate["points"][1]["thresholds"] == list(MIDDLE)
     assert certificate["any_threshold"][1] == {"threshold": 0.5, "bound": 0.08}
     assert (certificate["delta"], certificate["pictures"]) == (0.05, 3000)
@@ -242,7 +253,7 @@ async def test_in_private_mode_what_would_tell_is_refused(serve, encode, query):
         assert (await site.client.post("/v1/predict", content=encode())).status_code == 200
 
 
-async def test_answers_come_in_steps_of_time_whatever_they_are(serve, encode):
+async def test_every_answer_comes_at_a_step_of_time(serve, encode):
     async with serve(settings=Settings(decode_threads=1, answer_step_ms=40.0), failures={7: FAILURE}) as site:
         for red, status in ((255, 200), (7, 500)):
             started_s = asyncio.get_running_loop().time()
@@ -262,7 +273,7 @@ def enough_for(pictures: float, bundle: Bundle, api_keys: str = "") -> Settings:
     return Settings(decode_threads=1, client_gmacs_per_s=gmacs_per_s, client_burst_s=burst_s, api_keys=api_keys)
 
 
-async def test_a_client_that_has_spent_its_compute_is_refused_and_told_when_to_come_back(serve, bundle, encode):
+async def test_a_client_that_has_spent_its_compute_is_refused_and_shown_when_to_come_back(serve, bundle, encode):
     async with serve(settings=enough_for(2.5, bundle, api_keys="one,two")) as site:
 
         async def ask(key: str) -> httpx.Response:
@@ -289,7 +300,7 @@ async def test_a_bound_on_depth_is_a_bound_on_cost(serve, bundle, encode):
         assert shallow.status_code == 200
 
 
-async def test_who_causes_most_of_the_deep_work_waits_while_others_do(serve, bundle, encode):
+async def test_a_client_with_most_of_the_deep_work_waits_while_others_do(serve, bundle, encode):
     settings = Settings(decode_threads=1, api_keys="deep,easy", client_deep_share=0.5, max_batch_size=1)
     async with serve(settings=settings) as site:
 

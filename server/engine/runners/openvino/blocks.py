@@ -1,7 +1,7 @@
-"""Blocks: the memory that steps write into, used again once nobody refers to what was written.
+"""Blocks: the memory that steps write into. A block is used again when no state refers to it.
 
-The system takes back the pages of a large array that is freed, and handing out new ones costs as much time as computing
-a good part of what goes into them: for ResNet-50 at 224 pixels, a batch of 32 leaves 50 MB behind its first stage.
+The system takes back the pages of a large freed array, and new pages cost much of the time of the step itself: for
+ResNet-50 at 224 pixels, the first stage writes 50 MB for a batch of 32.
 """
 
 from __future__ import annotations
@@ -14,10 +14,9 @@ import numpy.typing as npt
 
 
 class Memory(NamedTuple):
-    """Features (B, H, W, C) and accumulated logits (B, classes), of the same rows.
+    """Features (B, H, W, C) and accumulated logits (B, classes) of the same samples.
 
-    views: a library's own names for the first so many rows. They are kept with the memory, since a step of one sample
-    notices when they are made anew for it.
+    views: the runner's tensors over the first rows, by number of rows. A step of one sample takes longer without them.
     """
 
     features_BHWC: npt.NDArray[Any]
@@ -25,16 +24,13 @@ class Memory(NamedTuple):
     views: dict[int, Any]
 
     def like(self, rows: int) -> Memory:
-        """More of the kind, filled with 0."""
-        features_BHWC, accumulated_BC = (np.zeros((rows, *one.shape[1:]), one.dtype) for one in self[:2])
+        """New memory for rows of the same shapes, filled with 0."""
+        features_BHWC, accumulated_BC = (np.zeros((rows, *array.shape[1:]), array.dtype) for array in self[:2])
         return Memory(features_BHWC, accumulated_BC, {})
 
 
 class Block:
-    """What one step leaves behind, in memory of at least its size.
-
-    Rows from the step's batch size on hold whatever was there before.
-    """
+    """The output of one step for the next stage. Rows behind the step's batch hold old data."""
 
     __slots__ = ("_pool", "memory")
 
@@ -49,11 +45,11 @@ class Block:
         return len(self.memory.features_BHWC)
 
     def fill(self, rows: Sequence[tuple[Block, int]]) -> None:
-        """Copy rows of other blocks to the first ones of this."""
+        """Copy rows of other blocks to the first rows of this block."""
         count, (first, _), into = len(rows), rows[0], self.memory
         if all(block is first for block, _ in rows):
             chosen = [row for _, row in rows]
-            # With "raise", numpy would write elsewhere first.
+            # With mode="raise", numpy would write to a buffer first.
             first.memory.features_BHWC.take(chosen, axis=0, out=into.features_BHWC[:count], mode="clip")
             first.memory.accumulated_BC.take(chosen, axis=0, out=into.accumulated_BC[:count], mode="clip")
             return
@@ -64,9 +60,8 @@ class Block:
 class BlockPool:
     """Blocks of one stage, for steps of different sizes.
 
-    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most rows that are kept for later when the
-    next block is asked for; may be changed at any time. Blocks may be let go of on any thread; one thread alone asks
-    for them.
+    features_shape, classes: of a row. feature_type: numpy's. spare_rows: most unused rows that stay in memory; may
+    change at any time. Blocks may be freed on any thread; only one thread asks for them.
     """
 
     def __init__(
@@ -77,8 +72,8 @@ class BlockPool:
         self._spare: list[Memory] = []
 
     def block(self, rows: int) -> Block:
-        """One of at least `rows` rows, and less than twice as many."""
-        # The oldest go first: sizes that nobody asks for any more. Whoever gives one back meanwhile puts it at the end.
+        """A block of at least `rows` rows, and fewer than twice as many."""
+        # The oldest memory is freed first. Another thread may append meanwhile.
         while sum(len(memory.features_BHWC) for memory in self._spare) > self.spare_rows:
             self._spare.pop(0)
         fitting = [
@@ -92,5 +87,5 @@ class BlockPool:
         return Block(Memory(features_BHWC, np.empty((rows, self._classes), np.float32), {}), self)
 
     def take_back(self, memory: Memory) -> None:
-        """A block's, to which nobody refers any more."""
+        """Keep the memory of a freed block for a later one."""
         self._spare.append(memory)

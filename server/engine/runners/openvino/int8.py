@@ -1,4 +1,4 @@
-"""Stages in eight-bit integers: ranges learnt from pictures, by NNCF's post-training quantisation."""
+"""Stages in eight-bit integers: NNCF's post-training quantisation learns ranges from pictures."""
 
 from __future__ import annotations
 
@@ -11,16 +11,16 @@ import numpy as np
 import numpy.typing as npt
 import openvino as ov
 
-# Of features and accumulated logits, which are learnt from together.
+# Samples that NNCF learns from together.
 BATCH_SIZE = 32
 
 
 def quantize_stages(stages: Sequence[ov.Model], pictures: Sequence[npt.NDArray[np.uint8]]) -> list[ov.Model]:
-    """Stages whose convolutions and matrix products compute in eight-bit integers; inputs and outputs stay as they are.
+    """Stages whose convolutions and matrix products compute in eight-bit integers, with the same inputs and outputs.
 
-    stages: as `convert_stages` gives them, with features of float32. pictures: uint8 (H, W, 3), like those to come; 300
-    of them tell the ranges well. Each stage learns from what the stages before it make of these in float32. Weights:
-    a scale a channel; activations: one a tensor. Raises ValueError without pictures, and where NNCF is not installed.
+    stages: from `convert_stages`, with features of float32. pictures: uint8 (H, W, 3), like those of later requests;
+    300 are enough. Each stage learns from the float32 output of the stages before. Weights have a scale for each
+    channel, activations one for each tensor. Raises ValueError without pictures or without NNCF.
     """
     if not pictures:
         raise ValueError("precision 'int8' learns its ranges from pictures: give some (--int8-pictures FOLDER)")
@@ -38,17 +38,17 @@ def quantize_stages(stages: Sequence[ov.Model], pictures: Sequence[npt.NDArray[n
         compiled = core.compile_model(stage, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         outputs = [compiled(batch) for batch in batches]
         carries = len(following.inputs) == 2
-        batches = [[one[2].copy(), one[1].copy()] if carries else [one[2].copy()] for one in outputs]
+        batches = [[output[2].copy(), *([output[1].copy()] if carries else [])] for output in outputs]
     return quantized
 
 
 def _nncf() -> Any:
-    # Before it is imported: it reports its use to its makers otherwise.
+    # Must be set before the import, or NNCF reports its use to its makers.
     os.environ.setdefault("NNCF_CI", "1")
     try:
         import nncf
     except ImportError as error:
         raise ValueError("precision 'int8' needs NNCF: pip install 'offramp[int8]'") from error
-    # It tells of every step on the way.
+    # It logs every step.
     nncf.set_log_level(logging.ERROR)
     return nncf

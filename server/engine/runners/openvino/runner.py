@@ -13,7 +13,7 @@ import numpy.typing as npt
 import openvino as ov
 
 from offramp.models.bundle import Bundle
-from offramp.server.engine.runners.all_stages import blank, walk
+from offramp.server.engine.runners.all_stages import black_pictures, run_all_stages
 from offramp.server.engine.runners.cuda.buckets import buckets
 from offramp.server.engine.runners.openvino.blocks import Block, BlockPool, Memory
 from offramp.server.engine.runners.openvino.int8 import quantize_stages
@@ -29,24 +29,24 @@ from offramp.server.engine.runners.runner import StepOutput
 
 PRECISIONS = ("auto", "float32", "bfloat16", "int8")
 HINTS = {"float32": "f32", "bfloat16": "bf16"}
-# What features are between stages, by the precision of the arithmetic: what a stage ends in is of that precision, so
-# that wider features would only be the same numbers in twice the memory. And numpy's type as wide as that.
+# Type of features between stages, by the precision of the arithmetic, and numpy's type of the same width. Wider
+# features would hold the same numbers in twice the memory.
 FEATURE_TYPES = {"float32": ov.Type.f32, "bfloat16": ov.Type.bf16}
 WORDS: dict[ov.Type, type[np.generic]] = {ov.Type.f32: np.float32, ov.Type.bf16: np.uint16}
 
-# How much faster all threads must be than one to be worth it: HTTP and decoding want the cores too.
+# A batch gets all threads if they are this many times faster than one: HTTP and decoding need the cores too.
 WORTH_MORE_THREADS = 1.25
-# Rows of memory between stages that are kept for steps to come, before `warm_up` tells how large these may be.
+# Unused rows of memory between stages that are kept, until `warm_up` sets the batch size.
 SPARE_ROWS = 64
-# The fastest of so many counts, or of as many as fit into the time: interruptions only ever lengthen one.
-TRIALS, TRIALS_S = 10, 0.1
+# Measurements of one batch, and their seconds in all. The fastest counts: interruptions only lengthen a measurement.
+MOST_MEASURED, MEASURED_S = 10, 0.1
 
 
-# A tuple, because there is one for each picture at each stage, and a frozen dataclass takes four times as long to make.
+# A tuple: a frozen dataclass takes four times as long to make, and there is one for each picture at each stage.
 class StageState(NamedTuple):
-    """What a sample carries between stages: its row of what a step left behind.
+    """The state of a sample between stages: its row in the output of a step.
 
-    Features of bfloat16, which numpy does not know, are its bits.
+    Features in bfloat16 are stored as uint16, since numpy has no bfloat16.
     """
 
     block: Block
@@ -56,14 +56,13 @@ class StageState(NamedTuple):
 class OpenVinoRunner:
     """Steps as OpenVINO networks: uint8 pictures in, normalisation, stage, head and calibration inside.
 
-    Every stage is compiled for each of `buckets`, and batches are filled up to the next of these: with sizes that
-    change from step to step, one network for any size would spend a fifth of its time on preparing itself for the next.
-    precision: float32, bfloat16, int8, or auto for bfloat16 where the processor computes in it natively and float32
-    where not; what int8 leaves in floating point is computed as with auto. pictures: uint8 (H, W, 3), from which int8
-    learns its ranges. threads: that one step computes with at most; 0 for all cores. Small batches have one thread
-    where more hardly help them, which `warm_up` finds out. seconds: what work takes, by default measured. Raises
-    ValueError for an unknown precision, int8 without pictures or NNCF, and for a network that OpenVINO cannot convert;
-    TorchRunner takes such a network.
+    Every stage is compiled for each size of `buckets`, and a batch is padded to the next one. A network for any size
+    would spend a fifth of the time on changes of the size. precision: float32, bfloat16, int8 or auto, which is
+    bfloat16 if the processor has instructions for it, else float32; operations that int8 leaves in floating point run
+    as with auto. pictures: uint8 (H, W, 3), from which int8 learns its ranges. threads: most of one step; 0 for all
+    cores. The warm-up measures which small batches run on one thread. seconds: measures work; a test may replace it.
+    Raises ValueError for an unknown precision, for int8 without pictures or NNCF, and for a network that OpenVINO
+    cannot convert, which TorchRunner can run.
     """
 
     def __init__(
@@ -79,11 +78,11 @@ class OpenVinoRunner:
         self._core, self._threads, self._seconds = ov.Core(), threads, seconds or fastest_s
         native = native_precision(self._core)
         self.precision = native if precision == "auto" else precision
-        # Of the arithmetic that is not in integers.
+        # The precision of arithmetic in floating point.
         self._floats = native if precision == "int8" else self.precision
         self._size = bundle.preprocessing.size
         self._buckets: tuple[int, ...] = ()
-        # By bucket, once it is warm.
+        # By bucket, after the warm-up.
         self.threads_of: dict[int, int] = {}
         networks = convert_stages(bundle)
         if precision == "int8":
@@ -99,9 +98,9 @@ class OpenVinoRunner:
         return len(self._stages)
 
     def compile(self, network: ov.Model, batch_size: int, threads: int | None = None) -> ov.CompiledModel:
-        """A network as this runner computes, for one batch size: precision and, unless given, threads are its own."""
+        """A network for one batch size, in the runner's precision. threads: None for the runner's."""
         threads = self._threads if threads is None else threads
-        # Not bound to cores: a thread that is would wait for the HTTP work on its core, with the other core idle.
+        # Not bound to cores: a bound thread waits for HTTP work on its core while another core is idle.
         options = {
             "INFERENCE_PRECISION_HINT": HINTS[self._floats],
             "PERFORMANCE_HINT": "LATENCY",
@@ -111,9 +110,9 @@ class OpenVinoRunner:
         return self._core.compile_model(sized(network, batch_size), "CPU", {**options, **limited})
 
     def run(self, stage: int, states: Sequence[Any]) -> StepOutput:
-        """Stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates.
+        """Run stage 1..K over uint8 (H, W, 3) pictures (stage 1) or StageStates.
 
-        Before `warm_up`, every size is compiled when it comes. Raises ValueError for more than that prepared for.
+        Before `warm_up`, a size is compiled at its first use. After it, raises ValueError for more than its batch size.
         """
         if not self._buckets:
             return self._stages[stage - 1].run(states, len(states))
@@ -124,15 +123,15 @@ class OpenVinoRunner:
     def warm_up(self, max_batch_size: int) -> None:
         """Compile every stage for all batch sizes and run it: OpenVINO builds its kernels on first use.
 
-        From the smallest batch up, each is tried on one thread too, until more are worth it.
+        From the smallest size up, each is measured on one thread too, until more threads are worth it.
         """
         self._buckets = buckets(max_batch_size)
         for stage in self._stages:
             stage.requests.clear()
             if stage.pool is not None:
                 stage.pool.spare_rows = 2 * max_batch_size
-        one_may_do = True
-        # Side by side: a network is compiled on one core.
+        one_suffices = True
+        # In parallel: OpenVINO compiles a network on one core.
         with ThreadPoolExecutor() as pool:
 
             def compiled(bucket: int, threads: int) -> list[ov.CompiledModel]:
@@ -140,33 +139,33 @@ class OpenVinoRunner:
 
             for bucket in self._buckets:
                 with_all, with_one = compiled(bucket, self._threads), None
-                one_may_do &= with_all[0].get_property("INFERENCE_NUM_THREADS") > 1
-                if one_may_do:
+                one_suffices &= with_all[0].get_property("INFERENCE_NUM_THREADS") > 1
+                if one_suffices:
                     with_one = compiled(bucket, 1)
-                    one_s, all_s = (self._try(bucket, networks) for networks in (with_one, with_all))
-                    one_may_do = one_s <= WORTH_MORE_THREADS * all_s
-                self.threads_of[bucket] = 1 if one_may_do else self._threads
-                self._use(bucket, with_one if one_may_do and with_one else with_all)
-                self._walk(bucket)
+                    one_s, all_s = (self._measure(bucket, networks) for networks in (with_one, with_all))
+                    one_suffices = one_s <= WORTH_MORE_THREADS * all_s
+                self.threads_of[bucket] = 1 if one_suffices else self._threads
+                self._use(bucket, with_one if one_suffices and with_one else with_all)
+                self._run_all(bucket)
 
     def _use(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> None:
         for stage, network in zip(self._stages, networks, strict=True):
             stage.requests[bucket] = network.create_infer_request()
 
-    def _try(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
-        """What a batch takes from the first of these stages to the end."""
+    def _measure(self, bucket: int, networks: Sequence[ov.CompiledModel]) -> float:
+        """Seconds of a batch through all of these stages."""
         self._use(bucket, networks)
-        return self._seconds(lambda: self._walk(bucket))
+        return self._seconds(lambda: self._run_all(bucket))
 
-    def _walk(self, bucket: int) -> None:
-        for _ in walk(self, blank(self._size, bucket)):
+    def _run_all(self, bucket: int) -> None:
+        for _ in run_all_stages(self, black_pictures(self._size, bucket)):
             pass
 
 
 def fastest_s(work: Callable[[], object]) -> float:
-    """Seconds of the fastest of some trials."""
+    """Seconds of the fastest of several runs."""
     times: list[float] = []
-    while not times or (len(times) < TRIALS and sum(times) < TRIALS_S):
+    while not times or (len(times) < MOST_MEASURED and sum(times) < MEASURED_S):
         start_s = time.perf_counter()
         work()
         times.append(time.perf_counter() - start_s)
@@ -174,12 +173,12 @@ def fastest_s(work: Callable[[], object]) -> float:
 
 
 def native_precision(core: ov.Core) -> str:
-    """bfloat16 where the processor has instructions for it, else float32."""
+    """bfloat16 if the processor has instructions for it, else float32."""
     return "bfloat16" if "BF16" in core.get_property("CPU", "OPTIMIZATION_CAPABILITIES") else "float32"
 
 
 class _Stage:
-    """One stage at some batch sizes. What its requests read and write is its own: OpenVINO does not keep it."""
+    """One stage at some batch sizes. It owns the memory of its requests' inputs and outputs: OpenVINO does not."""
 
     def __init__(
         self, network: ov.Model, compile: Callable[[ov.Model, int], ov.CompiledModel], feature_type: ov.Type
@@ -193,13 +192,13 @@ class _Stage:
         if not self._is_last:
             _, (classes,), features_shape = row_shapes(network)
             self.pool = BlockPool(features_shape, WORDS[feature_type], classes, SPARE_ROWS)
-        # What a batch is gathered in, where it does not lie together already.
+        # Memory for batches whose rows are not neighbours.
         self._pictures: npt.NDArray[np.uint8] = np.empty(0, np.uint8)
         self._merged: Block | None = None
 
     def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
         size, request = len(states), self._request(bucket)
-        # What is computed in the rows behind the last sample is not looked at.
+        # The rows behind the last sample are padding.
         if self._is_first:
             request.set_input_tensor(0, ov.Tensor(self._stack(states, bucket), shared_memory=True))
         else:
@@ -219,7 +218,7 @@ class _Stage:
         def keep(rows: Sequence[int]) -> list[StageState]:
             if not rows or 2 * len(rows) >= bucket:
                 return [StageState(block, row) for row in rows]
-            # Fewer than half: what the others leave behind would be more than what is kept.
+            # Fewer than half: a copy frees more memory than it takes.
             few = pool.block(len(rows))
             few.fill([(block, row) for row in rows])
             return [StageState(few, row) for row in range(len(rows))]
@@ -239,10 +238,7 @@ class _Stage:
         return self._pictures[:bucket]
 
     def _gather(self, states: Sequence[StageState], bucket: int) -> tuple[ov.Tensor, ov.Tensor]:
-        """Features (B, H, W, C) and accumulated logits (B, classes) of samples that may come from several steps.
-
-        Neighbours of one step are not copied.
-        """
+        """Features (B, H, W, C) and accumulated logits (B, classes). Neighbouring rows of one block are not copied."""
         block, start = states[0]
         together = all(state == (block, start + at) for at, state in enumerate(states))
         if not together or start + bucket > len(block):
@@ -254,11 +250,11 @@ class _Stage:
         return self._tensors(block.memory, bucket, start)
 
     def _tensors(self, memory: Memory, rows: int, start: int = 0) -> tuple[ov.Tensor, ov.Tensor]:
-        """So many rows of features and of accumulated logits."""
-        # Kept are those from the first row on, as nearly all are: there are no more of them than batch sizes.
+        """Tensors over rows of features and of accumulated logits."""
+        # Only tensors from the first row on are kept, which are nearly all, and no more than there are batch sizes.
         tensors: tuple[ov.Tensor, ov.Tensor] | None = None if start else memory.views.get(rows)
         if tensors is None:
-            features_BHWC, accumulated_BC = (one[start : start + rows] for one in memory[:2])
+            features_BHWC, accumulated_BC = (array[start : start + rows] for array in memory[:2])
             features = ov.Tensor(features_BHWC, features_BHWC.shape, self._type)
             tensors = features, ov.Tensor(accumulated_BC, shared_memory=True)
             if not start:

@@ -20,12 +20,11 @@ from offramp.server.engine.runners.openvino.rewrites import rewrite
 
 
 class StageModule(nn.Module):
-    """Stage k of a bundle with all that belongs to a step: (inputs, accumulated logits) -> what the engine needs.
+    """A whole step of stage k: normalisation, stage, head and calibration.
 
-    inputs: uint8 (B, H, W, 3) at stage 1, features (B, H, W, C) after that. accumulated_BC: only where exit k carries.
-    Gives calibrated probabilities (B, classes) and, before the last stage, accumulated logits and features.
-
-    Channels come last on the way from stage to stage, as OpenVINO computes: so nothing is rearranged there.
+    inputs: uint8 (B, H, W, 3) at stage 1, else features (B, H, W, C), in OpenVINO's own order of channels.
+    accumulated_BC: only if exit k carries. Returns calibrated probabilities (B, classes) and, before the last stage,
+    accumulated logits and features.
     """
 
     def __init__(self, bundle: Bundle, stage: int) -> None:
@@ -44,13 +43,13 @@ class StageModule(nn.Module):
 
 
 def convert_stages(bundle: Bundle) -> list[ov.Model]:
-    """Every stage as an OpenVINO network that takes any batch size; inputs and outputs are StageModule's, in float32.
+    """Every stage as an OpenVINO network for any batch size, with the inputs and outputs of StageModule in float32.
 
-    Raises ValueError where OpenVINO cannot convert a stage.
+    Raises ValueError if OpenVINO cannot convert a stage.
     """
     size, num_exits = bundle.preprocessing.size, bundle.net.cpu().eval().num_exits
     networks = []
-    # Two pictures: a tracer may take the size of a batch of one for a constant.
+    # Two pictures: a tracer may take a batch size of one for a constant.
     inputs: tuple[Tensor, ...] = (torch.zeros(2, size, size, 3, dtype=torch.uint8),)
     for stage in range(1, num_exits + 1):
         module = StageModule(bundle, stage).eval()
@@ -80,7 +79,7 @@ class WholeModule(nn.Module):
 
 
 def convert_whole(bundle: Bundle) -> ov.Model:
-    """All stages as one network: what splitting it costs is measured against, and what peers serve."""
+    """All stages as one network, for benchmarks: the cost of the split, and other servers."""
     size = bundle.preprocessing.size
     bundle.net.cpu().eval()
     inputs = (torch.zeros(2, size, size, 3, dtype=torch.uint8),)
@@ -88,7 +87,7 @@ def convert_whole(bundle: Bundle) -> ov.Model:
 
 
 def with_features(network: ov.Model, feature_type: ov.Type) -> ov.Model:
-    """The stage, taking and giving features of that type."""
+    """The stage with features of that type as input and output."""
     ends = PrePostProcessor(network)
     if not is_first(network):
         ends.input(0).tensor().set_element_type(feature_type)
@@ -98,51 +97,51 @@ def with_features(network: ov.Model, feature_type: ov.Type) -> ov.Model:
 
 
 def is_first(stage: ov.Model) -> bool:
-    """Whether it takes pictures."""
+    """Whether the input is pictures."""
     return bool(stage.input(0).get_element_type() == ov.Type.u8)
 
 
 def is_last(stage: ov.Model) -> bool:
-    """Whether it gives probabilities alone."""
+    """Whether the only output is probabilities."""
     return len(stage.outputs) == 1
 
 
 def sized(network: ov.Model, batch_size: int) -> ov.Model:
     """A copy of the network for one batch size."""
     copied = network.clone()
-    _reshape(copied, [list(one.get_partial_shape())[1:] for one in network.inputs], batch_size)
+    _reshape(copied, [list(port.get_partial_shape())[1:] for port in network.inputs], batch_size)
     return copied
 
 
 def row_shapes(stage: ov.Model) -> list[tuple[int, ...]]:
-    """The shape of one sample's part of each output.
+    """The shape of one sample in each output.
 
-    Read off a copy of a fixed batch size: behind a reshape OpenVINO may lose a size that depends on no batch.
+    Read from a copy with a fixed batch size: without one, OpenVINO may not know all sizes behind a reshape.
     """
-    return [tuple(one.get_shape())[1:] for one in sized(stage, 2).outputs]
+    return [tuple(port.get_shape())[1:] for port in sized(stage, 2).outputs]
 
 
 def _reshape(network: ov.Model, row_shapes: Sequence[Sequence[Any]], batch_size: int) -> None:
-    """Give the inputs these shapes of one sample and this batch size, -1 for any."""
+    """Set the batch size of the inputs, -1 for any. row_shapes: of one sample, for each input."""
     network.reshape({index: [batch_size, *shape] for index, shape in enumerate(row_shapes)})
 
 
 def _converted(module: nn.Module, inputs: tuple[Tensor, ...], name: str) -> ov.Model:
     with torch.no_grad(), warnings.catch_warnings():
-        # Mean and deviation of the pixels become constants: they are.
+        # The tracer warns that mean and deviation of the pixels become constants, as they should.
         warnings.simplefilter("ignore", torch.jit.TracerWarning)  # type: ignore[attr-defined]
-        # torch would have us use torch.export, which takes seconds for each stage.
+        # torch recommends torch.export, which takes seconds for each stage.
         warnings.simplefilter("ignore", DeprecationWarning)
         try:
-            # Not checked by tracing it once more: the runner is held to the reference as a whole.
+            # No second trace as a check: the answers of the whole runner are compared with the reference.
             traced = torch.jit.trace(module, inputs, check_trace=False)
-            # Not `openvino.convert_model`: it does the same ten times slower, and reports its use to OpenVINO's makers.
+            # `openvino.convert_model` does the same in ten times the time, and reports its use to its makers.
             frontend = FrontEndManager().load_by_framework("pytorch")
-            # Named, because it has to live until the network is converted, and OpenVINO does not hold it.
+            # A variable, since it must live until the network is converted.
             decoder = TorchScriptPythonDecoder(traced, example_input=inputs)
             network = frontend.convert(frontend.load(decoder))
             row_shapes = [tensor.shape[1:] for tensor in inputs]
-            # For one batch size first: a rewrite wants to know height and width.
+            # One batch size first: the rewrites need height and width.
             _reshape(network, row_shapes, 2)
             rewrite(network)
             _reshape(network, row_shapes, -1)

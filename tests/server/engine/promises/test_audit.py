@@ -95,14 +95,14 @@ def test_an_alarm_threshold_that_would_ring_at_once_is_refused() -> None:
 
 
 def test_the_auditor_keeps_exits_and_promises_apart() -> None:
-    auditor = Auditor(num_exits=3, alpha=0.05, false_alarm_every=1000.0)
+    auditor = Auditor(num_exits=3, false_alarm_every=1000.0)
     for _ in range(50):
         auditor.learn(Comparison(1, True, Promise(0.01, certified=True)))
         auditor.learn(Comparison(2, False, Promise(0.05, certified=True)))
         auditor.learn(Comparison(3, False, Promise(0.05, certified=True)))
         auditor.learn(Comparison(1, False, Promise(0.2, certified=False)))
         auditor.learn(Comparison(2, False, None))
-    assert [(one.audited, one.disagreed) for one in auditor.exits] == [(100, 50), (100, 0)]
+    assert [(each.audited, each.disagreed) for each in auditor.exits] == [(100, 50), (100, 0)]
     assert auditor.broken(Promise(0.01, certified=True))
     assert not auditor.broken(Promise(0.05, certified=True))
     assert not auditor.broken(Promise(0.01, certified=False))
@@ -113,7 +113,7 @@ def test_the_auditor_keeps_exits_and_promises_apart() -> None:
 
 
 def test_where_nothing_is_promised_no_alarm_is_kept() -> None:
-    auditor = Auditor(num_exits=2, alpha=0.05, false_alarm_every=1000.0)
+    auditor = Auditor(num_exits=2, false_alarm_every=1000.0)
     assert auditor.learn(Comparison(1, True, None)) is None
     assert auditor.learn(Comparison(1, True, Promise(1.0, certified=False))) is None
     assert auditor.alarms == {}
@@ -125,14 +125,16 @@ def stats(ticket: int) -> Comparison:
 
 def test_arrival_order_gives_each_ticket_once_and_in_order() -> None:
     random = np.random.default_rng(4)
-    turns = ArrivalOrder()
-    given = [one.ticket for ticket in random.permutation(np.arange(1, 501)) for one in turns.add(stats(int(ticket)))]
+    arrivals = ArrivalOrder()
+    given = [
+        each.ticket for ticket in random.permutation(np.arange(1, 501)) for each in arrivals.add(stats(int(ticket)))
+    ]
     assert given == list(range(1, 501))
 
 
 def test_a_ticket_that_never_comes_does_not_hold_up_the_others_for_ever() -> None:
-    turns = ArrivalOrder()
-    given = [one.ticket for ticket in range(2, MAX_WAITING + 10) for one in turns.add(stats(ticket))]
+    arrivals = ArrivalOrder()
+    given = [each.ticket for ticket in range(2, MAX_WAITING + 10) for each in arrivals.add(stats(ticket))]
     assert given == list(range(2, MAX_WAITING + 10))
 
 
@@ -145,11 +147,11 @@ def test_bunches_of_early_leavers_ring_no_alarm_where_the_promise_is_kept() -> N
     order = np.argsort(known_at_N, kind="stable")
 
     def rings(in_order: bool) -> bool:
-        alarm, turns = Alarm(1e6), ArrivalOrder()
+        alarm, arrivals = Alarm(1e6), ArrivalOrder()
         for at in order:
             comparison = Comparison(1, bool(disagrees_N[at]), Promise(PROMISED, True), int(at) + 1)
-            for one in turns.add(comparison) if in_order else [comparison]:
-                alarm.learn(one.disagreed, PROMISED)
+            for each in arrivals.add(comparison) if in_order else [comparison]:
+                alarm.learn(each.disagreed, PROMISED)
         return alarm.rings
 
     assert not rings(in_order=True)

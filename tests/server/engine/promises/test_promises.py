@@ -51,7 +51,7 @@ async def test_an_audited_sample_goes_on_to_full_depth_after_its_client_was_answ
     assert len(observer.samples) == 2
 
 
-async def test_who_goes_to_full_depth_anyway_agrees_at_no_cost():
+async def test_a_sample_that_runs_to_full_depth_agrees_at_no_cost():
     runner, observer = ScriptedRunner(), Recorder()
     async with started(runner, observer, promises=auditing()) as engine:
         await asyncio.gather(*engine.submit([picture(1)], contract(1.0)))
@@ -100,7 +100,7 @@ async def test_a_full_batch_of_audits_goes_at_once():
     assert runner.steps[first : first + 4] == [(stage, [1, 2]) for stage in (1, 2, 3, 4)]
 
 
-async def test_a_fault_in_an_audit_harms_nobody():
+async def test_a_fault_in_an_audit_harms_no_answer():
     def fail_behind_the_first_stage(stage: int, names: list[int]) -> None:
         if stage > 1 and 1 in names:
             raise RuntimeError("broken")
@@ -138,9 +138,9 @@ async def broken(on_alarm: str, contracts: list[Contract]) -> list[int]:
 
 async def test_the_log_says_once_that_a_promise_is_broken(server_log):
     await broken("report", [Contract(ExitPlan(LOOSE.rule))])
-    [told] = [record.getMessage() for record in server_log.records if "found broken" in record.getMessage()]
-    assert "at most 10.00% of the answers differ" in told
-    assert "on alarm: report" in told
+    [message] = [record.getMessage() for record in server_log.records if "found broken" in record.getMessage()]
+    assert "at most 10.00% of the answers differ" in message
+    assert "on alarm: report" in message
 
 
 async def test_a_broken_promise_is_reported_and_kept_where_nothing_else_was_ordered():
@@ -182,7 +182,7 @@ def test_what_is_too_loose_under_load_is_broken_alone():
     assert promises.choose(Contract(unpromised)) is unpromised
 
 
-async def test_who_is_cut_off_on_the_way_counts_as_agreeing():
+async def test_a_sample_that_is_cut_off_counts_as_agreeing():
     # Left out, those who leave early would be too many among the audited.
     runner, observer = ScriptedRunner({1: SURE}, gated=True, step_s=1.0), Recorder()
     async with started(runner, observer, promises=auditing()) as engine:
@@ -255,10 +255,10 @@ async def test_under_load_thresholds_are_lowered_as_far_as_the_contract_allows()
         blocker = engine.submit([picture(1)], insists)
         await runner.entered()
         crowd = engine.submit([picture(n) for n in range(2, 6)], insists)
-        lowered, kept = engine.submit([picture(6)], allows)[0], engine.submit([picture(7)], insists)[0]
+        lowered, unchanged = engine.submit([picture(6)], allows)[0], engine.submit([picture(7)], insists)[0]
         runner.let_all()
         await asyncio.gather(*blocker, *crowd)
-        assert [(one.exit, one.reason) for one in (await lowered, await kept)] == [
+        assert [(each.exit, each.reason) for each in (await lowered, await unchanged)] == [
             (1, ExitReason.BROWNOUT),
             (4, ExitReason.FINAL),
         ]
@@ -267,7 +267,7 @@ async def test_under_load_thresholds_are_lowered_as_far_as_the_contract_allows()
     assert observer.levels == [1, 0]
 
 
-async def test_who_would_have_left_anyway_does_not_leave_for_the_brownout():
+async def test_a_sample_that_leaves_without_the_brownout_does_not_name_it():
     runner, observer = ScriptedRunner({1: (0.99, 0.99, 0.99, 0.99)}), Recorder()
     async with started(runner, observer, promises=Promises(NUM_STAGES, brownout=lowered())) as engine:
         [answer] = await asyncio.gather(*engine.submit([picture(1)], Contract(ExitPlan(STRICT.rule), looser=(LOOSE,))))

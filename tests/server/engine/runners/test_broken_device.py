@@ -1,4 +1,4 @@
-"""A device that answers nothing any more, or does not end a step: the engine ends, and everybody is told."""
+"""A device that fails every call, or does not end a step: the engine ends, and every sample fails."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ async def test_a_lost_device_ends_the_engine_at_once_and_the_log_says_why_in_a_l
     async with started(runner, Recorder()) as engine:
         futures = engine.submit([picture(n) for n in range(4)], contract())
         failed = await asyncio.gather(*futures, return_exceptions=True)
-        assert [type(one) for one in failed] == [InferenceFailed] * 4
+        assert [type(each) for each in failed] == [InferenceFailed] * 4
         assert not engine.alive
         with pytest.raises(EngineStopped):
             engine.submit([picture(0)], contract())
@@ -61,12 +61,12 @@ async def test_a_lost_device_ends_the_engine_at_once_and_the_log_says_why_in_a_l
     assert record.exc_info is None
 
 
-async def test_three_steps_in_a_row_in_which_everybody_fails_end_the_engine():
+async def test_three_steps_in_a_row_in_which_every_sample_fails_end_the_engine():
     runner = ScriptedRunner(faults=Faults(RuntimeError("cuDNN error: CUDNN_STATUS_EXECUTION_FAILED")))
     async with started(runner, Recorder(), max_batch_size=8) as engine:
         futures = engine.submit([picture(n) for n in range(64)], contract())
         failed = await asyncio.gather(*futures, return_exceptions=True)
-        assert [type(one) for one in failed] == [InferenceFailed] * 64
+        assert [type(each) for each in failed] == [InferenceFailed] * 64
         assert not engine.alive
     # Together and each alone, three times.
     assert len(runner.steps) == 3 * (1 + 8)
@@ -76,7 +76,7 @@ async def test_failures_with_a_success_between_them_end_nothing():
     runner = ScriptedRunner(faults=Faults(RuntimeError("no memory"), steps=(1, 2, 4, 5)))
     async with started(runner, Recorder()) as engine:
         given = await outcomes(engine, 6)
-        assert [type(one).__name__ for one in given] == [
+        assert [type(each).__name__ for each in given] == [
             *("InferenceFailed", "InferenceFailed", "Answer"),
             *("InferenceFailed", "InferenceFailed", "Answer"),
         ]
@@ -116,7 +116,7 @@ async def test_a_failing_step_is_logged_once_a_second(server_log):
 
 
 @pytest.mark.timeout(60)
-async def test_a_step_that_does_not_end_ends_the_engine_and_nobody_waits_for_it(server_log):
+async def test_a_step_that_does_not_end_ends_the_engine_and_nothing_waits_for_it(server_log):
     runner = ScriptedRunner(gated=True)
     engine = Engine(runner, Recorder(), clock=runner.clock, hung_after_s=0.06)
     await engine.start(asyncio.get_running_loop())
@@ -124,7 +124,7 @@ async def test_a_step_that_does_not_end_ends_the_engine_and_nobody_waits_for_it(
     await runner.entered()
     [queued] = engine.submit([picture(1)], contract())
     failed = await asyncio.gather(running, queued, return_exceptions=True)
-    assert [type(one) for one in failed] == [InferenceFailed] * 2
+    assert [type(each) for each in failed] == [InferenceFailed] * 2
     assert not engine.alive
     assert "a step has not ended for 0.06 s" in server_log.text
     await engine.drain()
@@ -143,7 +143,7 @@ def test_looks_are_counted_at_one_step_alone():
     assert not any(looks(watch, 2 * LOOKS))
     watch.begin()
     assert not any(looks(watch, LOOKS))
-    watch.succeeded()
+    watch.succeed()
     watch.end()
     watch.begin()
     assert not any(looks(watch, LOOKS))

@@ -11,7 +11,7 @@ import torch
 
 from offramp.models.bundle import Bundle
 from offramp.server.engine.errors import DeviceLost
-from offramp.server.engine.runners.agreement import probabilities, trial_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner, FastRunner
 from offramp.server.engine.runners.cuda.capture import Eager, Work
 from offramp.server.engine.runners.cuda.cuda_graphs import CaptureFailed, CudaGraphRunner
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 PRECISIONS = ("float16", "bfloat16", "float32")
-PICTURES = trial_pictures(SIZE, 6)
+PICTURES = example_pictures(SIZE, 6)
 
 
 @pytest.fixture(scope="module")
@@ -119,7 +119,7 @@ def test_where_nothing_can_be_captured_and_graphs_were_asked_for_it_is_refused(b
         checked(bundle, unwilling(bundle), falls_back=False).warm_up(4)
 
 
-# ---- whatever a library raises ---------------------------------------------------------------------------------------
+# ---- errors of a library ---------------------------------------------------------------------------------------------
 
 OPENVINO = "Exception from src/core/src/dimension.cpp:208:\nCannot get length of dynamic dimension\n\n"
 RAISED = [
@@ -159,7 +159,7 @@ def failing(when: str, error: Exception) -> Callable[[str], FastRunner]:
 
 @pytest.mark.parametrize(("error", "cause"), RAISED)
 @pytest.mark.parametrize("when", ["loading", "warming_up", "running"])
-def test_whatever_is_raised_torch_takes_over_with_one_warning(bundle, server_log, when, error, cause):
+def test_after_any_error_torch_takes_over_with_one_warning(bundle, server_log, when, error, cause):
     runner = checked(bundle, failing(when, error))
     runner.warm_up(2)
     assert isinstance(runner.chosen, TorchRunner)
@@ -171,7 +171,7 @@ def test_whatever_is_raised_torch_takes_over_with_one_warning(bundle, server_log
 
 @pytest.mark.parametrize(("error", "cause"), RAISED[:-1])
 @pytest.mark.parametrize("when", ["loading", "warming_up", "running"])
-def test_whatever_is_raised_a_runner_that_was_asked_for_ends_in_one_sentence(bundle, when, error, cause):
+def test_any_error_of_a_named_runner_becomes_one_sentence(bundle, when, error, cause):
     with pytest.raises(ValueError, match=rf"^runner 'cuda-graphs' cannot run this network: {cause}.*--runner torch$"):
         checked(bundle, failing(when, error), falls_back=False).warm_up(2)
 

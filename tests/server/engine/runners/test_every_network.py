@@ -19,7 +19,7 @@ from offramp.models.exit_policy import Calibration
 from offramp.models.heads import HEADS
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing, normalize
-from offramp.server.engine.runners.agreement import probabilities, trial_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.cuda.cuda_graphs import CudaGraphRunner
 from offramp.server.engine.runners.runner import Runner
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 CPU = torch.device("cpu")
 CLASSES, BATCH_SIZE = 5, 4
-# The narrowest that each family can be built with is among these.
+# Each architecture can be built with one of these widths.
 WIDTHS = (4, 8, 16)
 # A hundred layers in another order of sums; the confidences themselves differ by some 0.1 from picture to picture.
 TOLERANCE = 1e-3
@@ -54,7 +54,7 @@ def make_bundle(architecture: str) -> Bundle:
     kinds = islice(cycle([net, *others]), first, first + net.num_exits - 1)
     for exit, kind in enumerate(kinds):
         net.heads[exit] = kind.heads[exit]
-    pictures_BHWC = torch.from_numpy(np.stack(trial_pictures(size, BATCH_SIZE)))
+    pictures_BHWC = torch.from_numpy(np.stack(example_pictures(size, BATCH_SIZE)))
     x_BCHW = normalize(pictures_BHWC, Preprocessing(size))
     with torch.no_grad():
         for norm in (module for module in net.modules() if isinstance(module, nn.BatchNorm2d)):
@@ -75,7 +75,7 @@ def cuda_graphs(bundle: Bundle) -> Runner:
 @pytest.mark.parametrize("architecture", BACKBONES)
 def test_every_runner_answers_as_the_reference(architecture):
     bundle = make_bundle(architecture)
-    pictures = trial_pictures(bundle.preprocessing.size, BATCH_SIZE)
+    pictures = example_pictures(bundle.preprocessing.size, BATCH_SIZE)
     wanted_KNC = probabilities(TorchRunner(bundle, CPU), pictures)
     assert wanted_KNC.std(axis=1).mean() > 0.02
     for runner in (cuda_graphs(bundle), choose_runner(bundle, CPU, "openvino", "float32", threads=1)):

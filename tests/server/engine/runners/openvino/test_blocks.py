@@ -1,4 +1,4 @@
-"""Blocks: used again once nobody refers to them, within bounds."""
+"""Blocks: used again once nothing refers to them, within bounds."""
 
 import threading
 
@@ -24,7 +24,7 @@ def test_a_block_has_the_shapes_and_types_asked_for(pool):
     assert len(block) == 4
 
 
-def test_a_block_is_used_again_only_once_nobody_refers_to_it(pool):
+def test_a_block_is_used_again_only_once_nothing_refers_to_it(pool):
     block = pool.block(4)
     other = pool.block(4)
     assert address(other) != address(block)

@@ -15,7 +15,7 @@ from PIL import Image
 from offramp.models.bundle import Bundle, save_bundle
 from offramp.models.preprocess import Preprocessing
 from offramp.server.engine.engine import Engine
-from offramp.server.engine.runners.agreement import probabilities, trial_pictures
+from offramp.server.engine.runners.agreement import example_pictures, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.openvino.runner import OpenVinoRunner
@@ -29,7 +29,7 @@ from tests.project import PYTHONPATH
 from tests.server.engine.lively import SIZE, lively_net
 
 CPU = torch.device("cpu")
-PICTURES = trial_pictures(SIZE, 64)
+PICTURES = example_pictures(SIZE, 64)
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +75,7 @@ def test_the_ranges_are_those_of_the_pictures(runner, bundle):
     dark = [picture // 32 for picture in PICTURES[:40]]
     of_dark = choose_runner(bundle, CPU, precision="int8", threads=1, pictures=dark)
     reference = probabilities(TorchRunner(bundle, CPU), PICTURES)
-    right, wrong = (np.abs(probabilities(one, PICTURES) - reference).mean() for one in (runner, of_dark))
+    right, wrong = (np.abs(probabilities(each, PICTURES) - reference).mean() for each in (runner, of_dark))
     assert wrong > 2 * right
 
 
@@ -112,7 +112,7 @@ def test_a_server_learns_from_the_pictures_of_a_folder(tmp_path):
 
 @pytest.mark.parametrize("values", [{"precision": "int8"}, {"int8_pictures": "some/folder"}])
 def test_the_precision_and_its_pictures_go_together(values):
-    with pytest.raises(ValueError, match="--precision int8 needs --int8-pictures FOLDER"):
+    with pytest.raises(ValueError, match="--precision int8 and --int8-pictures FOLDER belong together"):
         Settings(**values)
 
 

@@ -18,7 +18,7 @@ from offramp.models.config import ModelConfig
 from offramp.models.exit_policy import Calibration, ExitRule, exits_taken
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
-from offramp.server.engine.runners.agreement import largest_difference, probabilities, trial_pictures
+from offramp.server.engine.runners.agreement import example_pictures, largest_difference, probabilities
 from offramp.server.engine.runners.checked import CheckedRunner
 from offramp.server.engine.runners.choice import choose_runner
 from offramp.server.engine.runners.openvino.runner import OpenVinoRunner, native_precision
@@ -30,7 +30,7 @@ EXITS = 4
 CPU = torch.device("cpu")
 
 
-PICTURES = trial_pictures(SIZE, 64)
+PICTURES = example_pictures(SIZE, 64)
 
 
 def make_bundle(net: MultiExitNet, temperature: float = 1.0) -> Bundle:
@@ -68,7 +68,7 @@ def test_answers_are_the_references_at_every_batch_size(runner, reference, batch
     np.testing.assert_allclose(given_KNC, expected_KNC, rtol=0, atol=2e-5)
     for threshold in (0.35, 0.5, 0.7):
         rule = ExitRule.uniform(threshold, EXITS)
-        given, expected = (exits_taken(one.max(axis=2).T, rule) for one in (given_KNC, expected_KNC))
+        given, expected = (exits_taken(each.max(axis=2).T, rule) for each in (given_KNC, expected_KNC))
         assert (given == expected).all()
 
 
@@ -81,14 +81,14 @@ def test_batch_mates_change_no_bit_of_an_answer(bundle, precision):
 
 
 def test_survivors_of_different_batches_merge_in_any_order_while_other_steps_run_between(runner, reference):
-    kept = {}
+    states = {}
     for n in range(0, 20, 2):
         output = runner.run(1, PICTURES[n : n + 2])
-        [kept[n + n % 4 // 2]] = output.keep([n % 4 // 2])
-    order = sorted(kept, key=lambda n: n * 7 % 20)
+        [states[n + n % 4 // 2]] = output.keep([n % 4 // 2])
+    order = sorted(states, key=lambda n: n * 7 % 20)
     expected_KNC = probabilities(reference, PICTURES)
-    behind: Sequence[object] = runner.run(2, [kept[n] for n in order]).keep(range(len(order)))
-    runner.run(2, [kept[n] for n in order[:3]])
+    behind: Sequence[object] = runner.run(2, [states[n] for n in order]).keep(range(len(order)))
+    runner.run(2, [states[n] for n in order[:3]])
     for stage in (3, 4):
         output = runner.run(stage, behind)
         np.testing.assert_allclose(output.probabilities_BC, expected_KNC[stage - 1, order], rtol=0, atol=2e-5)
@@ -219,15 +219,15 @@ def test_what_does_not_go_together_is_refused(bundle, name, precision, message):
 @pytest.mark.skipif(os.cpu_count() == 1, reason="one core has no second thread")
 def test_small_batches_get_one_thread_until_more_are_worth_it(bundle):
     # With one thread and with all, of batches of 1 and of 2: 1 ms against 0.8, 2 against 1.3. No more is asked.
-    told = iter([1e-3, 0.8e-3, 2e-3, 1.3e-3])
+    measured = iter([1e-3, 0.8e-3, 2e-3, 1.3e-3])
 
     def seconds(work):
         work()
-        return next(told)
+        return next(measured)
 
     runner = OpenVinoRunner(bundle, "float32", seconds=seconds)
     runner.warm_up(32)
-    assert list(told) == []
+    assert list(measured) == []
     assert runner.threads_of == {1: 1, **dict.fromkeys((2, 4, 8, 12, 16, 24, 32), 0)}
     for bucket in runner.threads_of:
         network = runner._stages[0].requests[bucket].get_compiled_model()
