@@ -20,13 +20,12 @@ from offramp.training.certify.calibration_result import (
     choose_exits,
     division,
 )
-from offramp.training.certify.exits import with_exits, without_exits
+from offramp.training.certify.exits import network_with_exits, with_exits
 from offramp.training.certify.held_out import HeldOut
-from offramp.training.certify.promises import ProvingSet
 from offramp.training.certify.stage_costs import StageCosts, measure_stage_costs
 from offramp.training.data import Batches, Pictures
-from offramp.training.evaluate.evaluation import Evaluation, calibrated, collect_logits, evaluate
-from offramp.training.evaluate.predictions import ExitPredictions, ThresholdCounts, count_at_thresholds
+from offramp.training.evaluate.evaluation import Evaluation, collect_logits, evaluate, predictions_of
+from offramp.training.evaluate.predictions import ThresholdCounts, count_at_thresholds
 from offramp.training.record import TrainingRecord
 from offramp.training.report.card import card
 from offramp.training.run import Run
@@ -129,15 +128,12 @@ def recalibrate(
     parts = division(np.asarray(outputs.labels_N), outputs.num_exits, options.promises)
     selection = choose_exits(outputs, cost, bundle.config, parts, options)
     if selection.num_dropped:
-        net = without_exits(net, selection.exits)
+        net = network_with_exits(net, selection.exits)
         cost = count_cost(net.config)
         outputs, on_test = with_exits(outputs, selection.exits), with_exits(on_test, selection.exits)
         costs = costs and costs.with_exits(selection.exits)
-
-    def proving(predictions: ExitPredictions) -> ProvingSet:
-        return ProvingSet(predictions, source, held_out.dataset.subset(parts.prove_M).fingerprint(), options.date)
-
-    result = calibrate_and_certify(outputs, cost, parts, options, proving, costs, source)
+    fingerprint = held_out.dataset.subset(parts.prove_M).fingerprint()
+    result = calibrate_and_certify(outputs, cost, parts, options, costs, source, fingerprint)
     evaluation = evaluate(on_test, result.calibration, cost)
     certificate = result.certificate
     calibrated_bundle = replace(
@@ -152,7 +148,6 @@ def recalibrate(
         training={**bundle.training, "calibration": asdict(result.facts)},
         certificate=certificate,
     )
-    predictions = ExitPredictions.of(calibrated(on_test, result.calibration), on_test.labels_N)
     points = certificate.points if certificate else ()
-    counts = count_at_thresholds(predictions, [point.thresholds for point in points])
+    counts = count_at_thresholds(predictions_of(on_test, result.calibration), [point.thresholds for point in points])
     return CalibratedBundle(calibrated_bundle, evaluation, result, selection, tuple(counts))

@@ -23,13 +23,9 @@ from offramp.training.data import Batches, ImageSet
 from offramp.training.evaluate.evaluation import collect_logits
 from offramp.training.evaluate.predictions import divide
 from offramp.training.finish import CalibratedBundle, recalibrate
-from offramp.training.report.certificate_tables import (
-    closing_sentences,
-    plot_calibration,
-    selection_sentence,
-    shortfall_sentence,
-    write_calibration,
-)
+from offramp.training.report.plots import plot_calibration
+from offramp.training.report.sentences import closing_sentences, selection_sentence, shortfall_sentence
+from offramp.training.report.tables import write_calibration
 from tests.training.conftest import coloured
 
 OPTIONS = CalibrationOptions("2026-01-31", keep_exits=True)

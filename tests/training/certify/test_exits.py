@@ -16,10 +16,10 @@ from offramp.training.certify.exits import (
     MARGIN,
     best_choice,
     compare_exits,
+    network_with_exits,
     sequential_cost,
     why_kept,
     with_exits,
-    without_exits,
 )
 from offramp.training.evaluate.evaluation import ExitLogits
 from offramp.training.prune import prune
@@ -36,7 +36,7 @@ from offramp.training.prune import prune
         ("densenet100_12", (), (1, 4)),
     ],
 )
-def test_the_network_without_exits_answers_as_before_at_those_that_stay(
+def test_the_network_with_fewer_exits_answers_as_before_at_those_that_stay(
     architecture: str, exits: tuple[int, ...], kept: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
@@ -45,7 +45,7 @@ def test_the_network_without_exits_answers_as_before_at_those_that_stay(
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean, module.running_var = torch.rand(2, module.num_features) + 0.5
-    fewer = without_exits(net, kept)
+    fewer = network_with_exits(net, kept)
     x_BCHW = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         before, after = net(x_BCHW).logits, fewer(x_BCHW).logits
