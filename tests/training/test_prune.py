@@ -22,7 +22,7 @@ from offramp.models.exit_policy import Calibration
 from offramp.models.heads import HEADS
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
-from offramp.training.prune import TOLERANCE, PruneError, _rebuilt, prune
+from offramp.training.prune import TOLERANCE, PruneError, _rebuild, prune
 
 torch_pruning = pytest.importorskip("torch_pruning", reason="torch-pruning is not installed (the prune extra)")
 
@@ -88,7 +88,7 @@ def test_every_family_is_pruned_and_comes_back_from_a_bundle(architecture: str, 
     ("architecture", "stem"),
     [("resnet18", "stages.0.0.0"), ("mobilenetv2", "stages.0.0"), ("densenet100_12", "stages.0.0")],
 )
-def test_the_rebuilt_network_equals_to_the_bit_what_the_library_cut(architecture: str, stem: str) -> None:
+def test_the_rebuild_network_equals_to_the_bit_what_the_library_cut(architecture: str, stem: str) -> None:
     net = lived_in(architecture)
     cut = deepcopy(net)
     graph = torch_pruning.DependencyGraph().build_dependency(
@@ -96,7 +96,7 @@ def test_the_rebuilt_network_equals_to_the_bit_what_the_library_cut(architecture
     )
     for name in (stem, "heads.1.reduce.0.1"):
         graph.get_pruning_group(layer_of(cut, name), torch_pruning.prune_conv_out_channels, idxs=[1]).prune()
-    rebuilt = _rebuilt(net.config, cut)
+    rebuilt = _rebuild(net.config, cut)
     assert len(rebuilt.config.shapes) > 5
     assert all(map(torch.equal, logits(rebuilt), logits(cut)))
 
@@ -107,9 +107,9 @@ def test_the_least_important_channels_leave() -> None:
     with torch.no_grad():
         for weight in (block.conv1.weight, block.bn1.weight, block.conv2.weight.transpose(0, 1)):
             weight[faint] *= 1e-3
-    kept = layer_of(prune(net, 0.9).net, "stages.1.1.bn1").weight.tolist()
-    assert len(kept) == 4
-    assert set(kept) == set(block.bn1.weight.tolist()) - set(block.bn1.weight[faint].tolist())
+    remaining = layer_of(prune(net, 0.9).net, "stages.1.1.bn1").weight.tolist()
+    assert len(remaining) == 4
+    assert set(remaining) == set(block.bn1.weight.tolist()) - set(block.bn1.weight[faint].tolist())
 
 
 def test_backbone_and_heads_both_shrink_and_classes_stay() -> None:

@@ -1,7 +1,7 @@
 """Augmentation policies for whole uint8 batches of RGB: AutoAugment, RandAugment and TrivialAugment.
 
-A policy draws an operation and a strength for each image. There are three families of operations. Each family runs once
-over the whole batch, and leaves images with an operation of another family as they are:
+A policy draws an operation and a strength for each image. There are three kinds of operations. Each kind runs once over
+the whole batch, and leaves images with an operation of another kind as they are:
 
 - a table of 256 values for each channel: posterize, solarize, auto_contrast, equalize, invert
 - a blend with a poorer picture: brightness, saturation, contrast, sharpness

@@ -25,7 +25,7 @@ class CifarLayout:
     """The layout of one of the two sets, on disk and inside its files.
 
     train, test, meta: file names, each with the MD5 of the official file. labels_key, names_key: keys of the pickled
-    dictionaries.
+    dictionaries. mosaic_folder: None for a set without mosaics.
     """
 
     title: str
@@ -79,7 +79,7 @@ LAYOUTS: dict[str, CifarLayout] = {
 
 @dataclass(frozen=True)
 class CifarSets:
-    """The two official sets, in the official order. source: what was read, in words."""
+    """The two official sets, in the official order. source: the files, in words."""
 
     train: ImageSet
     test: ImageSet
@@ -90,8 +90,8 @@ def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout]
     """Read "cifar10" or "cifar100" from `data_root`: the official folder, the official archive or mosaics.
 
     The first that exists is read; archives are read in memory. The files are Python pickles, which can run code: a file
-    is unpickled only when its MD5 is that of the official one.
-    Raises DataError that names the broken file, or, when nothing exists, every place that was looked at.
+    is unpickled only when its MD5 is that of the official file.
+    Raises DataError that names the broken file, or all places when nothing exists.
     """
     layout = layouts[dataset]
     folder, archive = data_root / layout.folder, data_root / layout.archive
@@ -102,20 +102,15 @@ def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout]
     if layout.mosaic_folder is not None and (data_root / layout.mosaic_folder).is_dir():
         train, test = read_mosaics(data_root / layout.mosaic_folder)
         return CifarSets(train, test, f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
-    raise DataError(_nothing_there(layout, data_root))
-
-
-def _nothing_there(layout: CifarLayout, data_root: Path) -> str:
-    lines = [f"{layout.title} was not found. Looked for:"]
-    lines.append(f"  {data_root / layout.folder}/ (the official folder, with {', '.join(layout.md5)})")
-    lines.append(f"  {data_root / layout.archive} (the official archive, as downloaded)")
-    if layout.mosaic_folder is not None:
-        lines.append(f"  {data_root / layout.mosaic_folder}/ (lossless mosaics, with labels.json)")
-    lines.append(
-        f"Download {layout.archive} from {HOME_PAGE} into {data_root}, unpacked or not, or name the folder "
+    mosaics = data_root / (layout.mosaic_folder or "")
+    raise DataError(
+        f"{layout.title} was not found. Looked for:\n"
+        f"  {folder}/ (the official folder, with {', '.join(layout.md5)})\n"
+        f"  {archive} (the official archive, as downloaded)\n"
+        + (f"  {mosaics}/ (lossless mosaics, with labels.json)\n" if layout.mosaic_folder is not None else "")
+        + f"Download {layout.archive} from {HOME_PAGE} into {data_root}, unpacked or not, or name the folder "
         "that holds it with --data-root or the environment variable OFFRAMP_DATA_ROOT."
     )
-    return "\n".join(lines)
 
 
 def _read_folder(layout: CifarLayout, folder: Path) -> dict[str, bytes]:
@@ -137,7 +132,7 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
                     stream = tar.extractfile(member) if name is not None and member.isfile() else None
                     if name is not None and stream is not None:
                         files[name] = stream.read()
-            # gzip checks its own checksum, which comes last, when the stream is read to its end.
+            # gzip checks its checksum at the end of the stream.
             while content.read(1024 * 1024):
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -151,7 +146,7 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
 
 
 def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> CifarSets:
-    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with the same one.
+    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with equal MD5.
     for name, md5 in layout.md5.items():
         if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
             raise DataError(

@@ -33,7 +33,7 @@ def card(
     selection: ExitSelection,
     on_test: Sequence[ThresholdCounts],
 ) -> str:
-    """What the bundle is, does and promises. on_test: what the promised thresholds did on the test pictures."""
+    """Facts, accuracy and promises of the bundle. on_test: counts of the certified thresholds on the test pictures."""
     config, cost = bundle.config, count_cost(bundle.config)
     several = len(evaluation.exits) > 1
     exits = "One exit, at its end: the plain network."

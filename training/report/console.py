@@ -35,7 +35,7 @@ from offramp.training.report.tables import (
 
 
 def show_training(calibrated: CalibratedBundle) -> None:
-    """Print accuracy and cost of each exit, and what the bundle's default threshold and certificate give."""
+    """Print accuracy and cost of each exit, the default threshold and the certificate."""
     show_tables(short_exits_table(calibrated.evaluation))
     if calibrated.selection.num_dropped:
         typer.echo(selection_sentence(calibrated.selection))
@@ -74,7 +74,7 @@ def show_tables(*tables: str) -> None:
 
 
 def copy_bundle(bundle: Path) -> Path:
-    """Copy a bundle beside itself, before exits are left out. Returns the copy's path."""
+    """Copy a bundle beside itself, before it loses exits; the copy's path."""
     for number in itertools.count(1):
         copy = bundle.with_name(f"{bundle.name}.before" + (f"-{number}" if number > 1 else ""))
         if not copy.exists():

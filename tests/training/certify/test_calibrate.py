@@ -121,7 +121,7 @@ def test_few_pictures_of_a_calibrated_network_leave_its_confidences_alone() -> N
     fitted = [fit_where_it_helps(draw) for draw in draws]
     assert fitted.count(neutral) >= 4
     always = [total_nll(others, fit_calibration(draw)) for draw in draws]
-    assert sum(total_nll(others, one) for one in fitted) < sum(always)
+    assert sum(total_nll(others, calibration) for calibration in fitted) < sum(always)
 
 
 def test_few_pictures_suffice_where_a_network_is_far_too_sure() -> None:

@@ -56,10 +56,10 @@ def test_a_holdout_is_exact_disjoint_sorted_and_proportional(sizes: list[int], s
     labels_N = np.random.RandomState(0).permutation(labels_N)
     least, most = len(sizes), len(labels_N) - len(sizes)
     count = round(least + share * (most - least))
-    kept, held = stratified_holdout(labels_N, count, seed)
+    remaining, held = stratified_holdout(labels_N, count, seed)
     assert len(held) == count
-    assert sorted([*kept, *held]) == list(range(len(labels_N)))
-    assert (np.diff(kept) > 0).all()
+    assert sorted([*remaining, *held]) == list(range(len(labels_N)))
+    assert (np.diff(remaining) > 0).all()
     assert (np.diff(held) > 0).all()
     shares = np.bincount(labels_N[held], minlength=len(sizes))
     assert (shares >= 1).all()
