@@ -24,7 +24,7 @@ from offramp.training.build import (
     build_recipe,
     check_labels,
     load_sources,
-    margins_kept,
+    with_margins,
 )
 from offramp.training.data import FolderSet, ImageSet
 from offramp.training.methods import METHODS, Method
@@ -292,6 +292,6 @@ def test_a_folder_given_as_a_dot_has_a_name_too(
 def test_pictures_decoded_on_demand_keep_a_margin_for_resized_crops(tmp_path: Path) -> None:
     files = FolderSet(tmp_path, ("a.png",), np.zeros(1, np.int64), ("a",), Preprocessing(224, 0.875))
     held = ImageSet(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), ("a",))
-    assert margins_kept(files, imagenet()).preprocessing == Preprocessing(256)  # type: ignore[union-attr]
-    assert margins_kept(files, short()) is files
-    assert margins_kept(held, imagenet()) is held
+    assert with_margins(files, imagenet()).preprocessing == Preprocessing(256)  # type: ignore[union-attr]
+    assert with_margins(files, short()) is files
+    assert with_margins(held, imagenet()) is held

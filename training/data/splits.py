@@ -85,9 +85,10 @@ def load_splits(
     folders = [part for part in parts if isinstance(part, FolderSet)]
     if folders and (len(train) + len(test)) * preprocessing.size**2 * 3 <= memory_limit_bytes:
         parts = decode_all(*folders)
+    train_part, calibration, test = parts
     # The bundle stores the source, and accepts UTF-8 only.
     source = printable(f"{source}; {count} calibration pictures held out of train (seed {HOLDOUT_SEED})")
-    return Splits(*parts, train.class_names, source, fingerprint)
+    return Splits(train_part, calibration, test, train.class_names, source, fingerprint)
 
 
 def _check_memory(cifar: CifarSets, size: int, memory_limit_bytes: int) -> None:

@@ -52,15 +52,24 @@ class ExitLogits:
 def collect_logits(
     net: MultiExitNet, batches: Batches, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32
 ) -> ExitLogits:
-    """Run every picture through every exit; the logits come back on the CPU."""
-    net.eval()
-    collected, labels = [], []
-    for images_BHWC, labels_B in batches.epoch():
-        with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(normalize(images_BHWC, preprocessing)).logits
-        collected.append(torch.stack(logits).float().cpu())
+    """Logits of every picture at every exit, on the CPU."""
+    logits, labels = [], []
+    for logits_KBC, labels_B in _logits_of_batches(net, batches, preprocessing, dtype):
+        logits.append(logits_KBC.float().cpu())
         labels.append(labels_B.cpu())
-    return ExitLogits(torch.cat(collected, dim=1), torch.cat(labels))
+    return ExitLogits(torch.cat(logits, dim=1), torch.cat(labels))
+
+
+def _logits_of_batches(
+    net: MultiExitNet, batches: Batches, preprocessing: Preprocessing, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (K, B, classes) and labels (B) of each batch that has pictures, on its device."""
+    net.eval()
+    for images_BHWC, labels_B in batches.epoch():
+        if len(labels_B):
+            with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
+                logits = net(normalize(images_BHWC, preprocessing)).logits
+            yield torch.stack(logits), labels_B
 
 
 @torch.inference_mode()
@@ -75,14 +84,9 @@ def accuracy_per_exit(
 
     total: the sum over all processes that share the pictures.
     """
-    net.eval()
     counts = torch.zeros(net.num_exits + 1, dtype=torch.float64, device=batches.device)
-    for images_BHWC, labels_B in batches.epoch():
-        if not len(labels_B):
-            continue
-        with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(normalize(images_BHWC, preprocessing)).logits
-        counts[:-1] += torch.stack([(z.argmax(dim=1) == labels_B).sum() for z in logits])
+    for logits_KBC, labels_B in _logits_of_batches(net, batches, preprocessing, dtype):
+        counts[:-1] += (logits_KBC.argmax(dim=2) == labels_B).sum(dim=1)
         counts[-1] += len(labels_B)
     counts = total(counts)
     return tuple((counts[:-1] / counts[-1]).tolist())

@@ -15,7 +15,7 @@ from offramp.training.evaluate.evaluation import Evaluation
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-LINE = {"color": "0.25", "markersize": 4}
+LINE: dict[str, Any] = {"color": "0.25", "markersize": 4}
 
 
 @contextmanager
