@@ -51,7 +51,7 @@ class Pruned:
     after: NetworkCost
 
     @property
-    def kept(self) -> float:
+    def remaining_share(self) -> float:
         """The share of full-depth multiply-adds, all heads included, that remains."""
         return self.after.sequential_multiply_adds[-1] / self.before.sequential_multiply_adds[-1]
 

@@ -134,7 +134,7 @@ def test_the_baseline_is_the_plain_network(options: TrainOptions) -> None:
         ("1,2", r"exits \[1, 2\] do not fit resnet18: it has 4 stages, and the last exit is stage 4"),
     ],
 )
-def test_exits_that_are_none_are_refused(options: TrainOptions, exits: str, message: str) -> None:
+def test_exits_that_do_not_exist_are_refused(options: TrainOptions, exits: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(replace(options, width=8, exits=exits), METHODS["dsn"], LABELS, 16)
 

@@ -53,7 +53,7 @@ def test_a_save_that_was_killed_half_way_leaves_the_old_checkpoint_and_the_next_
     assert load_checkpoint(tmp_path / "run.pt")["epoch"] == 4
 
 
-def test_a_folder_that_is_not_one_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file/run.pt: the checkpoint could not be written"):
         save_checkpoint(tmp_path / "file" / "run.pt", STATE)

@@ -71,7 +71,7 @@ def test_every_family_is_tried() -> None:
 def test_every_family_is_pruned_and_comes_back_from_a_bundle(architecture: str, tmp_path: Path) -> None:
     net = lived_in(architecture, 16 if architecture.startswith("resnext") else 4)
     pruned = prune(net, 0.6)
-    assert pruned.kept == pytest.approx(0.6, abs=TOLERANCE)
+    assert pruned.remaining_share == pytest.approx(0.6, abs=TOLERANCE)
     assert pruned.after == count_cost(pruned.net.config)
     assert pruned.after.total_parameters == sum(parameter.numel() for parameter in pruned.net.parameters())
     assert [tuple(z.shape) for z in logits(pruned.net)] == [(4, 3)] * net.num_exits
@@ -122,7 +122,7 @@ def test_backbone_and_heads_both_shrink_and_classes_stay() -> None:
 @pytest.mark.parametrize("head", HEADS)
 def test_every_kind_of_head_is_pruned(head: HeadKind) -> None:
     pruned = prune(lived_in("resnet18", width=8, head=head), 0.5)
-    assert pruned.kept == pytest.approx(0.5, abs=TOLERANCE)
+    assert pruned.remaining_share == pytest.approx(0.5, abs=TOLERANCE)
     shrunk = {name for name, _ in pruned.net.config.shapes}
     for part in ("stages", "heads"):
         assert {name.split(".")[1] for name in shrunk if name.startswith(part)} == {"0", "1", "2", "3"}
@@ -137,7 +137,7 @@ def test_wide_layers_keep_multiples_of_eight() -> None:
 
 @pytest.mark.parametrize("keep", [0.9, 0.2])
 def test_what_is_kept_is_what_was_asked_for(keep: float) -> None:
-    assert prune(lived_in("resnet18", width=16), keep).kept == pytest.approx(keep, abs=0.02)
+    assert prune(lived_in("resnet18", width=16), keep).remaining_share == pytest.approx(keep, abs=0.02)
 
 
 def test_the_network_given_and_torchs_random_state_stay_as_they_are() -> None:
@@ -156,7 +156,7 @@ def test_a_pruned_network_is_pruned_further() -> None:
     once = prune(lived_in("resnet18", width=8), 0.6)
     twice = prune(once.net, 0.5)
     assert twice.before == once.after
-    assert twice.kept == pytest.approx(0.5, abs=TOLERANCE)
+    assert twice.remaining_share == pytest.approx(0.5, abs=TOLERANCE)
     assert set(dict(once.net.config.shapes)) <= set(dict(twice.net.config.shapes))
 
 

@@ -147,7 +147,7 @@ def test_a_learnable_set_is_learned_at_every_exit(
     assert [report.epoch for report in reports] == list(range(1, 25))
 
 
-def test_progress_is_told_after_every_step(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+def test_progress_is_reported_after_every_step(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
     reports: list[Progress] = []
     make_trainer(replace(toy_recipe, epochs=2)).fit(on_step=reports.append)
     assert [(p.epoch, p.step, p.steps, p.pictures) for p in reports] == [

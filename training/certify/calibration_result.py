@@ -12,7 +12,7 @@ from offramp.models.cost import NetworkCost
 from offramp.models.exit_policy import Calibration
 from offramp.training.certify.calibrate import calibrate
 from offramp.training.certify.exits import ExitChoice, best_choice, compare_exits, why_kept
-from offramp.training.certify.promises import DELTA, PROMISES, ProvingSet, Shortfall, certify, spaced, untried_shortfall
+from offramp.training.certify.promises import DELTA, PROMISES, ProvingSet, Shortfall, certify, shortfall, spaced
 from offramp.training.certify.search import FrontPoint, pareto_front, search
 from offramp.training.certify.stage_costs import StageCosts
 from offramp.training.certify.statistics import pictures_needed
@@ -203,7 +203,7 @@ def calibrate_and_certify(
     )
     if not len(parts.prove_M):
         certifiable = len(divide(predictions.labels_N, SEARCH_SHARE)[1])
-        missed = tuple(untried_shortfall(promise, certifiable, DELTA) for promise in options.promises)
+        missed = tuple(shortfall(promise, certifiable, DELTA) for promise in options.promises)
         return CalibrationResult(calibration, point, facts, fronts, missed=missed)
     proving = ProvingSet(unsearched, data, fingerprint, options.date)
     certificate, missed = certify(searched, front, proving, cost.sequential_multiply_adds, options.promises)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -150,21 +150,18 @@ def any_threshold(levels: Sequence[float], predictions: ExitPredictions, delta: 
     return tuple(ThresholdBound(level, float(bound)) for level, bound in zip(levels, bounds_L, strict=True))
 
 
-def shortfall(
-    steps: Sequence[tuple[float, ...]], promise: float, predictions: ExitPredictions, delta: float
-) -> Shortfall:
-    """How many pictures prove the promise, when no early exit on the path is proven to keep it."""
-    leaving = [counts for counts in count_at_thresholds(predictions, steps) if counts.mix_K[-1] < counts.pictures]
-    observed = leaving[0].disagreed / len(predictions) if leaving else 0.0
-    untried = untried_shortfall(promise, len(predictions), delta)
-    return replace(untried, observed=observed, needed_as_observed=pictures_needed(promise, delta, observed))
-
-
-def untried_shortfall(promise: float, pictures: int, delta: float) -> Shortfall:
-    """How many pictures prove the promise, when too few pictures were held out to certify anything."""
+def shortfall(promise: float, pictures: int, delta: float, observed: float | None = None) -> Shortfall:
+    """How many certifying pictures a promise needs; `pictures` are there, `observed` as in `Shortfall`."""
     needed = pictures_needed(promise, delta)
     assert needed is not None
-    return Shortfall(promise, pictures, needed, None, None)
+    more = None if observed is None else pictures_needed(promise, delta, observed)
+    return Shortfall(promise, pictures, needed, observed, more)
+
+
+def _first_disagreement(steps: Sequence[tuple[float, ...]], predictions: ExitPredictions) -> float:
+    """Disagreement at the first step of a path at which pictures leave early."""
+    leaving = [counts for counts in count_at_thresholds(predictions, steps) if counts.mix_K[-1] < counts.pictures]
+    return leaving[0].disagreed / len(predictions) if leaving else 0.0
 
 
 def certify(
@@ -182,20 +179,21 @@ def certify(
     """
     points: list[CertifiedPoint] = []
     missed: list[Shortfall] = []
+    predictions = proving.predictions
     for promise in sorted(promises):
         steps = path(front, len(searched), promise)
-        point = certified_point(steps, promise, proving.predictions, sequential_K, delta)
+        point = certified_point(steps, promise, predictions, sequential_K, delta)
         if point is None or point.compute >= 1.0:
-            missed.append(shortfall(steps, promise, proving.predictions, delta))
+            missed.append(shortfall(promise, len(predictions), delta, _first_disagreement(steps, predictions)))
         elif not points or point.compute < points[-1].compute:
             points.append(point)
     certificate = Certificate(
         delta=delta,
-        pictures=len(proving.predictions),
+        pictures=len(predictions),
         data=proving.data,
         fingerprint=proving.fingerprint,
         date=proving.date,
         points=tuple(points),
-        any_threshold=any_threshold(threshold_levels(searched), proving.predictions, delta),
+        any_threshold=any_threshold(threshold_levels(searched), predictions, delta),
     )
     return certificate, tuple(missed)

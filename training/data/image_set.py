@@ -29,7 +29,7 @@ class DataError(ValueError):
     """Pictures or labels that cannot be used. The message names the file or value, and the fix."""
 
 
-def check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str, ...]) -> None:
+def _check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str, ...]) -> None:
     """Raise DataError unless each of `count` pictures has one int64 label, the index of a class name."""
     if labels_N.dtype != np.int64 or labels_N.shape != (count,):
         raise DataError(
@@ -86,7 +86,7 @@ class ImageSet:
         images = self.images_NHWC
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(f"pictures must be uint8 of shape (N, H, W, 3); got {images.dtype} {images.shape}")
-        check_labels(self.labels_N, len(images), self.class_names)
+        _check_labels(self.labels_N, len(images), self.class_names)
         # torch shares this memory. It has to be contiguous and, for torch, writable.
         object.__setattr__(self, "images_NHWC", np.require(images, requirements=["C", "W"]))
         object.__setattr__(self, "labels_N", np.require(self.labels_N, requirements=["C", "W"]))
@@ -155,7 +155,7 @@ class FolderSet:
     preprocessing: Preprocessing
 
     def __post_init__(self) -> None:
-        check_labels(self.labels_N, len(self.names), self.class_names)
+        _check_labels(self.labels_N, len(self.names), self.class_names)
         object.__setattr__(self, "names", self.names if isinstance(self.names, Names) else Names(self.names))
 
     def __len__(self) -> int:

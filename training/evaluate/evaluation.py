@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -177,10 +176,6 @@ class Evaluation:
     oracle: Oracle
     operating_points: tuple[OperatingPoint, ...]
     curves: tuple[ExitCurves, ...]
-
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for a JSON file."""
-        return asdict(self)
 
 
 def evaluate(

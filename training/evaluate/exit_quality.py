@@ -57,7 +57,8 @@ def failure_auroc(confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np
     None when all answers are right, or all are wrong.
     Source: Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples" (ICLR 2017).
     """
-    right, wrong = confidence_N[right_N], confidence_N[~right_N]
+    # In float64: scipy sums ranks in the type of its arguments.
+    right, wrong = confidence_N[right_N].astype(np.float64), confidence_N[~right_N].astype(np.float64)
     if not len(right) or not len(wrong):
         return None
     return float(mannwhitneyu(right, wrong, method="asymptotic").statistic / (len(right) * len(wrong)))

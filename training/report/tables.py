@@ -116,7 +116,7 @@ def choices_table(choices: Sequence[ExitChoice]) -> str:
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
     """Write `folder/evaluation.json`, whole or not at all."""
-    _write_json(evaluation.as_json(), folder / "evaluation.json")
+    _write_json(asdict(evaluation), folder / "evaluation.json")
 
 
 def write_calibration(bundle: Bundle, result: CalibrationResult, selection: ExitSelection, folder: Path) -> None:

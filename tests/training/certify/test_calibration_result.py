@@ -66,7 +66,7 @@ def calibrated_once(held_out: ImageSet) -> CalibratedBundle:
     return made(held_out, coloured(30, seed=4))
 
 
-def test_no_test_picture_influences_what_is_claimed(held_out: ImageSet, calibrated_once: CalibratedBundle) -> None:
+def test_no_test_picture_influences_a_claim(held_out: ImageSet, calibrated_once: CalibratedBundle) -> None:
     other_test = coloured(30, seed=99)
     other = made(held_out, replace(other_test, labels_N=(other_test.labels_N + 1) % 3))
     assert other.evaluation != calibrated_once.evaluation
@@ -143,7 +143,9 @@ def test_too_few_pictures_all_calibrate_and_certify_nothing() -> None:
     assert not len(division(np.arange(4700) % 3, 1, (0.1,)).prove_M)
 
 
-def test_promises_that_are_not_proven_are_told_with_what_they_take(calibrated_once: CalibratedBundle) -> None:
+def test_promises_that_are_not_proven_are_reported_with_the_pictures_they_need(
+    calibrated_once: CalibratedBundle,
+) -> None:
     by_promise = {missed.promise: missed for missed in calibrated_once.result.missed}
     assert {0.005, 0.01, 0.02} <= by_promise.keys()
     sentence = shortfall_sentence(by_promise[0.005])

@@ -65,7 +65,7 @@ def test_no_combination_beats_the_front_and_the_front_has_no_other(num_exits: in
     assert [point.disagreed for point in front] == sorted(point.disagreed for point in front)
 
 
-def test_levels_reach_from_all_pictures_to_none_and_are_finer_near_one() -> None:
+def test_levels_go_from_all_pictures_to_no_picture_and_are_finer_near_1() -> None:
     confidence_N = np.random.default_rng(0).beta(2, 1, 5000).astype(np.float32)
     levels = levels_of(confidence_N, 50)
     assert levels[-1] == 1.0

@@ -163,7 +163,7 @@ def test_the_batches_of_all_ranks_make_up_the_batch_of_one_process(
 
 
 @pytest.mark.parametrize("kwargs", [{"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}])
-def test_a_rank_that_is_none_is_refused(kwargs: dict[str, int]) -> None:
+def test_a_rank_out_of_range_is_refused(kwargs: dict[str, int]) -> None:
     with pytest.raises(DataError, match="the rank must be 0 to"):
         Batches(image_set(), 5, CPU, shuffle=True, drop_last=False, **kwargs)
 
@@ -203,7 +203,7 @@ def test_workers_end_by_themselves_even_in_a_cycle_of_garbage(folder_set: Folder
 
 
 @pytest.mark.parametrize("workers", [pytest.param(2, marks=WITH_WORKERS)])
-def test_workers_outlive_a_walk_that_was_left(folder_set: FolderSet, workers: int) -> None:
+def test_workers_outlive_an_unfinished_pass(folder_set: FolderSet, workers: int) -> None:
     batches = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False, workers=workers)
     expected = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False)
     others = set(multiprocessing.active_children())
@@ -218,7 +218,7 @@ def test_workers_outlive_a_walk_that_was_left(folder_set: FolderSet, workers: in
         next(left)
 
 
-def test_a_walk_leaves_the_global_random_state_alone(folder_set: FolderSet) -> None:
+def test_a_pass_does_not_change_the_global_random_state(folder_set: FolderSet) -> None:
     before = torch.get_rng_state()
     for pictures in (image_set(), folder_set):
         read(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=0)

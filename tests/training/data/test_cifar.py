@@ -273,7 +273,7 @@ def test_broken_mosaics_are_named(tmp_path: Path) -> None:
         read_cifar("cifar100", tmp_path)
 
 
-def test_where_nothing_is_found_every_place_and_the_fix_are_named(tmp_path: Path) -> None:
+def test_an_error_for_missing_data_names_every_place_and_the_fix(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_cifar("cifar100", tmp_path)
     places = ("cifar-100-python/", "cifar-100-python.tar.gz", "cifar100/")

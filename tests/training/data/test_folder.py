@@ -162,7 +162,7 @@ def test_names_are_sorted_part_by_part(tmp_path: Path) -> None:
     assert listed == [path.relative_to(tmp_path).as_posix() for path in names]
 
 
-def test_classes_may_be_links_and_a_link_around_all_of_them_is_none(tmp_path: Path) -> None:
+def test_classes_may_be_links_and_a_link_around_all_of_them_is_not_a_class(tmp_path: Path) -> None:
     write_part(tmp_path / "elsewhere", 3)
     root = tmp_path / "root"
     root.mkdir()
@@ -209,7 +209,7 @@ def test_names_that_are_not_utf8_are_taken_and_classes_of_such_names_are_refused
         load_splits(str(tmp_path), None, PREPROCESSING)
 
 
-def test_a_folder_whose_own_name_is_not_utf8_is_told_in_letters(tmp_path: Path) -> None:
+def test_a_folder_name_that_is_not_utf8_is_printed_in_letters(tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"photos\xff")
     write_part(root, 3)
     assert "folder photos\\xff" in load_splits(str(root), None, PREPROCESSING).source

@@ -106,9 +106,7 @@ def test_an_unknown_data_set_is_refused_with_places_and_fix(tmp_path: Path) -> N
         assert expected in str(caught.value)
 
 
-def test_the_data_root_comes_from_the_environment_where_none_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_root_comes_from_the_environment_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_DATA_ROOT", str(tmp_path))
     with pytest.raises(DataError, match=str(tmp_path / "cifar-10-python.tar.gz")):
         load_splits("cifar10", None, Preprocessing(size=32))

@@ -108,7 +108,7 @@ class Killed(FolderSet):
     ("kind", "timeout_s", "cause"),
     [(Stuck, 1, "DataLoader timed out after 1 seconds"), (Killed, 100, r"DataLoader worker \(pid.* (killed|exited)")],
 )
-def test_a_walk_ends_with_the_cause_when_no_picture_will_come(
+def test_a_pass_ends_with_the_cause_when_the_workers_fail(
     kind: type[FolderSet], timeout_s: float, cause: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=rf"(?s)decoding processes give no more pictures \({cause}.*--workers"):

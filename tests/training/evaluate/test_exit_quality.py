@@ -67,6 +67,12 @@ def test_ranking_by_hand(confidences: list[float], rights: list[int], expected: 
     assert failure_auroc(*answers(confidences, rights)) == pytest.approx(expected)
 
 
+def test_ranking_of_many_answers_is_exact() -> None:
+    confidence_N = np.arange(20_000, dtype=np.float32) / 20_000
+    # The k-th of n right answers is above k wrong ones.
+    assert failure_auroc(confidence_N, np.arange(20_000) % 2 == 1) == pytest.approx(10_001 / 20_000, rel=1e-12)
+
+
 @pytest.mark.parametrize("right", [0, 1])
 def test_without_right_or_without_wrong_answers_there_is_no_ranking(right: int) -> None:
     assert failure_auroc(*answers([0.2, 0.7], [right, right])) is None
@@ -81,7 +87,7 @@ def test_ranking_is_the_share_of_pairs_in_order(pictures: Answers) -> None:
 
 
 @given(judged_pictures)
-def test_ranking_knows_order_only_and_turns_with_it(pictures: Answers) -> None:
+def test_ranking_depends_on_the_order_alone_and_reverses_with_it(pictures: Answers) -> None:
     confidence_N, right_N = pictures
     result = failure_auroc(confidence_N, right_N)
     assert failure_auroc(np.exp(3 * confidence_N), right_N) == result
@@ -147,7 +153,7 @@ def test_the_oracle_by_hand() -> None:
 
 
 @given(right_tables)
-def test_the_oracle_gains_exactly_what_is_overthought(table: list[list[bool]]) -> None:
+def test_the_oracle_gains_exactly_the_overthought_share(table: list[list[bool]]) -> None:
     right_NK = np.array(table, dtype=np.bool_)
     costs = (10, 30, 60, 100)[: right_NK.shape[1]]
     result = oracle(right_NK, costs)
