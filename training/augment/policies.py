@@ -13,7 +13,6 @@ ImageEnhance, Image.transform) gives for a single picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
@@ -92,14 +91,14 @@ def auto_augment(images_BCHW: Tensor, generator: torch.Generator, searched: Sear
 
     Each of its two operations happens with its own probability. Geometric operations and blends get a random sign.
     """
-    batch, _, height, width = images_BCHW.shape
     device = images_BCHW.device
-    tables = _auto_tables(searched, height, width, device)
+    table_S23 = _auto_table(searched, *images_BCHW.shape[2:], device)
     chosen_B = _draw(len(SUB_POLICIES[searched]), images_BCHW, generator)
     for place in range(2):
-        happens_B = torch.rand(batch, generator=generator, device=device) < tables.probability_S2[chosen_B, place]
-        operation_B = torch.where(happens_B, tables.operation_S2[chosen_B, place], 0)
-        strength_B = _with_random_sign(operation_B, tables.strength_S2[chosen_B, place], generator)
+        number_B, probability_B, strength_B = table_S23[chosen_B, place].unbind(1)
+        happens_B = torch.rand(len(images_BCHW), generator=generator, device=device) < probability_B
+        operation_B = torch.where(happens_B, number_B.long(), 0)
+        strength_B = _with_random_sign(operation_B, strength_B, generator)
         images_BCHW = apply_operations(images_BCHW, operation_B, strength_B)
     return images_BCHW
 
@@ -283,29 +282,18 @@ def _strengths(
     }
 
 
-@dataclass(frozen=True)
-class _AutoTables:
-    """The sub-policies as tensors, S sub-policies × 2 places."""
-
-    operation_S2: Tensor
-    probability_S2: Tensor
-    strength_S2: Tensor
-
-
 # The tables below are cached and shared. Never change them in place.
 
 
 @lru_cache(maxsize=16)
-def _auto_tables(searched: Searched, height: int, width: int, device: torch.device) -> _AutoTables:
-    pairs = SUB_POLICIES[searched]
+def _auto_table(searched: Searched, height: int, width: int, device: torch.device) -> Tensor:
+    """Number, probability and strength of the two operations of each of S sub-policies, S×2×3."""
     strengths = [auto_strengths(level / 9, height, width) for level in range(10)]
-    return _AutoTables(
-        operation_S2=torch.tensor([[OPERATIONS.index(name) for name, _, _ in pair] for pair in pairs], device=device),
-        probability_S2=torch.tensor([[probability for _, probability, _ in pair] for pair in pairs], device=device),
-        strength_S2=torch.tensor(
-            [[strengths[level][name] for name, _, level in pair] for pair in pairs], device=device
-        ),
-    )
+    rows = [
+        [(OPERATIONS.index(name), probability, strengths[level][name]) for name, probability, level in pair]
+        for pair in SUB_POLICIES[searched]
+    ]
+    return torch.tensor(rows, device=device)
 
 
 @lru_cache(maxsize=16)

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.training.data.image_set import DataError, ImageSet, Int64Array, UInt8Array
+from offramp.training.data.image_set import DataError, ImageSet, Int64Array, Parts, UInt8Array
 from offramp.training.data.mosaics import read_mosaics
 
 CIFAR_PIXELS = 32
@@ -77,20 +77,11 @@ LAYOUTS: dict[str, CifarLayout] = {
 }
 
 
-@dataclass(frozen=True)
-class CifarSets:
-    """The two official sets, in the official order. source: the files, in words."""
-
-    train: ImageSet
-    test: ImageSet
-    source: str
-
-
-def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout] = LAYOUTS) -> CifarSets:
+def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout] = LAYOUTS) -> Parts[ImageSet]:
     """Read "cifar10" or "cifar100" from `data_root`: the official folder, the official archive or mosaics.
 
-    The first that exists is read; archives are read in memory. The files are Python pickles, which can run code: a file
-    is unpickled only when its MD5 is that of the official file.
+    Pictures are in the official order. The first place that exists is read; archives are read in memory. The files are
+    Python pickles, which can run code: a file is unpickled only when its MD5 is that of the official file.
     Raises DataError that names the broken file, or all places when nothing exists.
     """
     layout = layouts[dataset]
@@ -99,10 +90,9 @@ def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout]
         return _from_files(layout, _read_folder(layout, folder), folder, f"official folder {layout.folder}")
     if archive.is_file():
         return _from_files(layout, _read_archive(layout, archive), archive, f"official archive {layout.archive}")
-    if layout.mosaic_folder is not None and (data_root / layout.mosaic_folder).is_dir():
-        train, test = read_mosaics(data_root / layout.mosaic_folder)
-        return CifarSets(train, test, f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
     mosaics = data_root / (layout.mosaic_folder or "")
+    if layout.mosaic_folder is not None and mosaics.is_dir():
+        return Parts(*read_mosaics(mosaics), f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
     raise DataError(
         f"{layout.title} was not found. Looked for:\n"
         f"  {folder}/ (the official folder, with {', '.join(layout.md5)})\n"
@@ -145,7 +135,7 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
     return files
 
 
-def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> CifarSets:
+def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> Parts[ImageSet]:
     # MD5 is enough here: nobody can make another file with a given MD5, only two new files with equal MD5.
     for name, md5 in layout.md5.items():
         if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
@@ -158,7 +148,7 @@ def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, sourc
     train, test = (
         [_read_batch(layout, files[name]) for name in part_names] for part_names in (layout.train, layout.test)
     )
-    return CifarSets(_joined(train, class_names), _joined(test, class_names), f"{layout.title}, {source}")
+    return Parts(_joined(train, class_names), _joined(test, class_names), f"{layout.title}, {source}")
 
 
 def _read_batch(layout: CifarLayout, content: bytes) -> tuple[UInt8Array, Int64Array]:

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import numpy as np
 from offramp.models.pictures.folder import find_pictures, listed, printable
 from offramp.models.pictures.picture import EXTENSIONS
 from offramp.models.preprocess import Preprocessing
-from offramp.training.data.image_set import DataError, FolderSet, ImageSet
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Parts
 from offramp.training.data.stratify import HOLDOUT_SEED, fraction_count, stratified_holdout
 
 logger = logging.getLogger(__name__)
@@ -25,16 +24,7 @@ TEST_FOLDERS = ("test", "val")
 TEST_FRACTION = 0.1
 
 
-@dataclass(frozen=True)
-class FolderParts:
-    """The train and test pictures of a folder. source: the folder and its split, in words."""
-
-    train: FolderSet
-    test: FolderSet
-    source: str
-
-
-def read_image_folder(root: Path, preprocessing: Preprocessing) -> FolderParts:
+def read_image_folder(root: Path, preprocessing: Preprocessing) -> Parts[FolderSet]:
     """List `root/train/<class>/…` with `root/test/…` or `root/val/…`, or plain `root/<class>/…`.
 
     Classes are the sorted folder names. Pictures may lie deeper below them. Hidden files are ignored. Without a test
@@ -60,7 +50,7 @@ def read_image_folder(root: Path, preprocessing: Preprocessing) -> FolderParts:
     _check_same_classes(pictures.class_names, test.class_names, root / "train", root / test_names[0])
     _check_class_sizes(pictures, 2, "train and calibration", root)
     unused = "".join(f"; {name}/ unused" for name in test_names[1:])
-    return FolderParts(pictures, test, f"{title} (train/ and {test_names[0]}/{unused})")
+    return Parts(pictures, test, f"{title} (train/ and {test_names[0]}/{unused})")
 
 
 def decode_all(*parts: FolderSet) -> list[ImageSet]:
@@ -157,12 +147,12 @@ def _check_same_classes(train: Sequence[str], test: Sequence[str], train_root: P
         )
 
 
-def _hold_out_test(pictures: FolderSet, root: Path, title: str) -> FolderParts:
+def _hold_out_test(pictures: FolderSet, root: Path, title: str) -> Parts[FolderSet]:
     _check_class_sizes(pictures, 3, "train, calibration and test", root)
     count = fraction_count(pictures.labels_N, TEST_FRACTION)
     train, test = stratified_holdout(pictures.labels_N, count, HOLDOUT_SEED)
     source = f"{title}; no test/ or val/, so {count} test pictures held out (seed {HOLDOUT_SEED})"
-    return FolderParts(pictures.subset(train), pictures.subset(test), source)
+    return Parts(pictures.subset(train), pictures.subset(test), source)
 
 
 def _check_class_sizes(pictures: FolderSet, least: int, parts: str, root: Path) -> None:

@@ -10,7 +10,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -195,3 +195,13 @@ class FolderSet:
 
 
 Pictures = ImageSet | FolderSet
+Kind = TypeVar("Kind", ImageSet, FolderSet)
+
+
+@dataclass(frozen=True)
+class Parts(Generic[Kind]):
+    """The train and test pictures of a data set. source: the data set, in words."""
+
+    train: Kind
+    test: Kind
+    source: str

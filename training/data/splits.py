@@ -14,9 +14,9 @@ from PIL import Image
 
 from offramp.models.pictures.folder import printable
 from offramp.models.preprocess import Preprocessing
-from offramp.training.data.cifar import CIFAR_PIXELS, LAYOUTS, CifarSets, read_cifar
+from offramp.training.data.cifar import CIFAR_PIXELS, LAYOUTS, read_cifar
 from offramp.training.data.image_folder import decode_all, read_image_folder
-from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Pictures, read_file
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Parts, Pictures, read_file
 from offramp.training.data.stratify import HOLDOUT_SEED, fraction_count, stratified_holdout
 
 DATA_ROOT_VARIABLE = "OFFRAMP_DATA_ROOT"
@@ -91,7 +91,7 @@ def load_splits(
     return Splits(train_part, calibration, test, train.class_names, source, fingerprint)
 
 
-def _check_memory(cifar: CifarSets, size: int, memory_limit_bytes: int) -> None:
+def _check_memory(cifar: Parts[ImageSet], size: int, memory_limit_bytes: int) -> None:
     size_bytes = (len(cifar.train) + len(cifar.test)) * size**2 * 3
     if size_bytes > memory_limit_bytes:
         raise DataError(
