@@ -155,7 +155,7 @@ def build_network(
         return net
     from offramp.training.prune import prune
 
-    return prune(net, options.prune).net
+    return prune(net, options.prune)
 
 
 def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:

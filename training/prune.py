@@ -19,7 +19,6 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.config import ModelConfig
-from offramp.models.cost import NetworkCost, count_cost
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.resize import Resizable, changed_shapes, weight_shapes
 
@@ -42,22 +41,10 @@ class NotFollowedError(PruneError):
     """A network whose sets of channels the library does not find."""
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned network before fine-tuning, on the CPU, in float32 and evaluation mode. before, after: its costs."""
-
-    net: MultiExitNet
-    before: NetworkCost
-    after: NetworkCost
-
-    @property
-    def remaining_share(self) -> float:
-        """The share of full-depth multiply-adds, all heads included, that remains."""
-        return self.after.sequential_multiply_adds[-1] / self.before.sequential_multiply_adds[-1]
-
-
-def prune(net: MultiExitNet, keep: float) -> Pruned:
+def prune(net: MultiExitNet, keep: float) -> MultiExitNet:
     """A copy of `net` without its least important channels, so that about `keep` of its multiply-adds remain.
+
+    It is not fine-tuned, and it is on the CPU, in float32 and evaluation mode.
 
     keep: share of the full-depth multiply-adds, all heads included, in (0, 1); met within 0.05. Channels are ranked
     over the whole network, backbone and heads alike, by the norm of all weights that leave with them, relative to the
@@ -70,10 +57,9 @@ def prune(net: MultiExitNet, keep: float) -> Pruned:
         raise PruneError(f"keep {keep} is out of range: give the share of multiply-adds to keep, above 0 and below 1")
     library = _library()
     try:
-        pruned = _cut(library, net, keep, moving=())
+        return _cut(library, net, keep, moving=()).float()
     except NotFollowedError:
-        pruned = _cut(library, net, keep, moving=MOVING)
-    return Pruned(pruned.float(), count_cost(net.config), count_cost(pruned.config))
+        return _cut(library, net, keep, moving=MOVING).float()
 
 
 def _cut(library: ModuleType, net: MultiExitNet, keep: float, moving: Sequence[str]) -> MultiExitNet:

@@ -101,6 +101,6 @@ def test_logits_of_kept_exits_are_taken(outputs: ExitLogits) -> None:
 def test_pruned_networks_and_plain_ones_keep_their_exits() -> None:
     net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
     assert why_kept(net.config, 4) == ""
-    assert "pruned" in why_kept(prune(net, 0.7).net.config, 4)
+    assert "pruned" in why_kept(prune(net, 0.7).config, 4)
     assert "one" in why_kept(net.config, 1)
     assert "choices" in why_kept(net.config, 9)
