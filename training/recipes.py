@@ -112,9 +112,4 @@ def imagenet(epochs: int = 90) -> Recipe:
     )
 
 
-RECIPES: dict[str, Callable[..., Recipe]] = {
-    "journal": journal,
-    "short": short,
-    "fast": fast,
-    "imagenet": imagenet,
-}
+RECIPES: dict[str, Callable[..., Recipe]] = {"journal": journal, "short": short, "fast": fast, "imagenet": imagenet}

@@ -18,14 +18,7 @@ from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
 from offramp.training import build
 from offramp.training.augment.mixing import Mixing
-from offramp.training.build import (
-    build_config,
-    build_method,
-    build_recipe,
-    check_labels,
-    load_sources,
-    with_margins,
-)
+from offramp.training.build import build_config, build_method, build_recipe, check_labels, load_sources, with_margins
 from offramp.training.data import FolderSet, ImageSet
 from offramp.training.methods import METHODS, Method
 from offramp.training.options import TrainOptions

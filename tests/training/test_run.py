@@ -16,11 +16,7 @@ from offramp.training.checkpoint import CheckpointError
 from offramp.training.data import FolderSet, ImageSet
 from offramp.training.epoch import EpochReport, Progress
 from offramp.training.options import TrainOptions
-from offramp.training.run import (
-    channel_statistics,
-    prepare,
-    train,
-)
+from offramp.training.run import channel_statistics, prepare, train
 
 
 class Stop(Exception):

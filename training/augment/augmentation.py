@@ -126,11 +126,7 @@ def random_boxes(
 
 
 def random_resized_crop(
-    images_BCHW: Tensor,
-    area: Range,
-    generator: torch.Generator,
-    aspect: Range = CROP_ASPECT,
-    side: int | None = None,
+    images_BCHW: Tensor, area: Range, generator: torch.Generator, aspect: Range = CROP_ASPECT, side: int | None = None
 ) -> Tensor:
     """Resize a random box of each image to one size, bilinearly.
 

@@ -211,11 +211,7 @@ def calibrate_and_certify(
 
 
 def _readable(
-    front: Sequence[FrontPoint],
-    searched: int,
-    unsearched: ExitPredictions,
-    cost: NetworkCost,
-    costs: StageCosts | None,
+    front: Sequence[FrontPoint], searched: int, unsearched: ExitPredictions, cost: NetworkCost, costs: StageCosts | None
 ) -> tuple[ReadablePoint, ...]:
     points = spaced(front, searched, 0.0, 1.0, READABLE_STEP)
     pictures = len(unsearched)

@@ -111,11 +111,7 @@ def test_each_step_keeps_shape_type_device_layout_and_input(
     shape: tuple[int, int, int, int], layout: torch.memory_format
 ) -> None:
     images = torch.zeros(shape, dtype=torch.uint8).contiguous(memory_format=layout)
-    steps = (
-        random_crop(images, 4, seeded(0)),
-        random_flip(images, seeded(0)),
-        cutout(images, 4, seeded(0), (9, 9, 9)),
-    )
+    steps = (random_crop(images, 4, seeded(0)), random_flip(images, seeded(0)), cutout(images, 4, seeded(0), (9, 9, 9)))
     for augmented in steps:
         assert augmented.shape == images.shape
         assert augmented.dtype == torch.uint8

@@ -84,10 +84,7 @@ def test_cutmix_boxes_have_the_proportions_of_the_picture_and_lie_anywhere() -> 
 def test_the_picture_in_the_box_comes_from_the_same_place() -> None:
     images = noise(40)
     for item in mix_distinct(Mixing(cutmix=1.0), images):
-        from_own, from_partner = (
-            item.image_CHW == images[item.own],
-            item.image_CHW == images[item.partner],
-        )
+        from_own, from_partner = (item.image_CHW == images[item.own], item.image_CHW == images[item.partner])
         assert (from_own | from_partner).all()
 
 

@@ -82,10 +82,7 @@ def test_solarize_inverts_what_pillow_inverts(height: int, width: int) -> None:
 )
 @SIZES
 def test_operations_without_strength_equal_pillow(
-    name: str,
-    pillows: Callable[[Image.Image], Image.Image],
-    height: int,
-    width: int,
+    name: str, pillows: Callable[[Image.Image], Image.Image], height: int, width: int
 ) -> None:
     images = pictures(height, width)
     assert torch.equal(operate(name, images), by_pillow(images, lambda image, _: pillows(image)))
@@ -126,12 +123,7 @@ def enhanced_by(enhancer: Enhancer, factors: tuple[float, ...], image: Image.Ima
     ],
 )
 @SIZES
-def test_enhancements_equal_pillow_to_a_grey_level(
-    name: str,
-    pillows: Enhancer,
-    height: int,
-    width: int,
-) -> None:
+def test_enhancements_equal_pillow_to_a_grey_level(name: str, pillows: Enhancer, height: int, width: int) -> None:
     images = pictures(height, width)
     for shift in range(len(FACTORS)):
         factors = FACTORS[shift:] + FACTORS[:shift]

@@ -285,12 +285,7 @@ def test_read_only_pictures_can_be_batched() -> None:
 @pytest.mark.parametrize(
     ("images_NHWC", "labels_N", "names", "message"),
     [
-        (
-            np.zeros((2, 4, 4), np.uint8),
-            np.zeros(2, np.int64),
-            ("a",),
-            r"\(N, H, W, 3\); got uint8 \(2, 4, 4\)",
-        ),
+        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.int64), ("a",), r"\(N, H, W, 3\); got uint8 \(2, 4, 4\)"),
         (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.int64), ("a",), r"got uint8 \(2, 3, 4, 4\)"),
         (np.zeros((2, 4, 4, 3)), np.zeros(2, np.int64), ("a",), "got float64"),
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64), ("a",), r"shape \(2,\).*got int64 \(3,\)"),

@@ -277,11 +277,7 @@ def test_what_exceeds_the_memory_limit_is_decoded_on_demand_to_the_same_pixels(t
     exactly_bytes = (15 + 6) * 16 * 16 * 3
     held = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes)
     streamed = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes - 1)
-    for a, b in (
-        (held.train, streamed.train),
-        (held.calibration, streamed.calibration),
-        (held.test, streamed.test),
-    ):
+    for a, b in ((held.train, streamed.train), (held.calibration, streamed.calibration), (held.test, streamed.test)):
         assert isinstance(b, FolderSet)
         np.testing.assert_array_equal(as_image_set(a).images_NHWC, [b[i][0] for i in range(len(b))])
         np.testing.assert_array_equal(a.labels_N, [b[i][1] for i in range(len(b))])

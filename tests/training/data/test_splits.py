@@ -47,9 +47,7 @@ def test_the_default_holdout_of_cifar100_never_changes() -> None:
 
 @settings(deadline=None)
 @given(
-    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1)
 )
 def test_a_holdout_is_exact_disjoint_sorted_and_proportional(sizes: list[int], share: float, seed: int) -> None:
     labels_N = np.repeat(np.arange(len(sizes)), sizes)
