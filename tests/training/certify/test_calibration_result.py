@@ -49,7 +49,7 @@ def untrained(**changed) -> Bundle:
 
 
 def batches(pictures: ImageSet) -> Batches:
-    return Batches(pictures, 64, torch.device("cpu"), shuffle=False, drop_last=False)
+    return Batches(pictures, 64, torch.device("cpu"))
 
 
 def made(held_out: ImageSet, test: ImageSet, options: CalibrationOptions = OPTIONS, **changed) -> CalibratedBundle:

@@ -48,7 +48,7 @@ def assert_same_batches(
 
 def test_without_shuffle_batches_follow_the_set() -> None:
     pictures = image_set()
-    batches = Batches(pictures, 5, CPU, shuffle=False, drop_last=False)
+    batches = Batches(pictures, 5, CPU)
     batch_list = list(batches.epoch())
     assert len(batches) == len(batch_list) == 5
     assert [len(labels_B) for _, labels_B in batch_list] == [5, 5, 5, 5, 3]
@@ -105,7 +105,7 @@ def test_a_broken_picture_is_named_without_a_worker_traceback(folder_set: Folder
     broken = folder_set.paths[11]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(DataError) as caught:
-        read(Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers), None)
+        read(Batches(folder_set, 5, CPU, workers=workers), None)
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
 
 
@@ -129,7 +129,7 @@ def test_an_epoch_can_begin_at_any_batch(folder_set: FolderSet, workers: int, dr
 def test_what_lies_before_the_start_is_not_read(folder_set: FolderSet) -> None:
     for path in folder_set.paths[:10]:
         path.unlink()
-    batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False)
+    batches = Batches(folder_set, 5, CPU)
     assert [len(labels_B) for _, labels_B in batches.epoch(start=2)] == [5, 5, 3]
 
 
@@ -179,7 +179,7 @@ def test_workers_end_by_themselves_even_in_a_cycle_of_garbage(folder_set: Folder
     others = set(multiprocessing.active_children())
 
     def fail() -> set[multiprocessing.process.BaseProcess]:
-        batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers)
+        batches = Batches(folder_set, 5, CPU, workers=workers)
         try:
             read(batches, None)
         except DataError as error:
@@ -228,7 +228,7 @@ def test_a_pass_does_not_change_the_global_random_state(folder_set: FolderSet) -
 def test_changing_a_batch_leaves_the_set_as_it_was() -> None:
     pictures = image_set()
     before = pictures.fingerprint()
-    for images_BHWC, labels_B in Batches(pictures, 5, CPU, shuffle=False, drop_last=False).epoch():
+    for images_BHWC, labels_B in Batches(pictures, 5, CPU).epoch():
         images_BHWC.zero_()
         labels_B.zero_()
     assert pictures.fingerprint() == before
@@ -279,7 +279,7 @@ def test_read_only_pictures_can_be_batched() -> None:
     pictures = image_set()
     pictures.images_NHWC.setflags(write=False)
     again = ImageSet(pictures.images_NHWC, pictures.labels_N, pictures.class_names)
-    assert len(read(Batches(again, 23, CPU, shuffle=False, drop_last=False), None)) == 1
+    assert len(read(Batches(again, 23, CPU), None)) == 1
 
 
 @pytest.mark.parametrize(

@@ -267,7 +267,7 @@ def test_broken_pictures_of_all_parts_are_counted_together(tmp_path: Path) -> No
 
 def read_all(splits: Splits) -> None:
     for part in (splits.train, splits.calibration, splits.test):
-        for _ in Batches(part, 1, torch.device("cpu"), shuffle=False, drop_last=False).epoch():
+        for _ in Batches(part, 1, torch.device("cpu")).epoch():
             pass
 
 

@@ -48,9 +48,7 @@ def pictures(folder: Path, kind: type[FolderSet] = FolderSet) -> FolderSet:
 
 def walk(pictures: FolderSet, workers: int, timeout_s: float = TIMEOUT_S) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """All batches of one walk; copies, as shared memory is to be free again."""
-    batches = Batches(
-        pictures, 8, torch.device("cpu"), shuffle=False, drop_last=False, workers=workers, timeout_s=timeout_s
-    )
+    batches = Batches(pictures, 8, torch.device("cpu"), workers=workers, timeout_s=timeout_s)
     return [(images_BHWC.clone(), labels_B.clone()) for images_BHWC, labels_B in batches.epoch()]
 
 

@@ -50,7 +50,7 @@ def answers_of(outputs: ExitLogits, calibration: Calibration = CALIBRATION) -> E
 def test_logits_are_those_of_the_network_picture_by_picture(toy_set: ImageSet) -> None:
     torch.manual_seed(0)
     net, preprocessing = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16)), Preprocessing(16)
-    batches = Batches(toy_set, 7, torch.device("cpu"), shuffle=False, drop_last=False)
+    batches = Batches(toy_set, 7, torch.device("cpu"))
     outputs = collect_logits(net.train(), batches, preprocessing)
     assert outputs.logits_KNC.shape == (4, 24, 3)
     assert outputs.num_exits == 4
@@ -65,7 +65,7 @@ def test_logits_are_those_of_the_network_picture_by_picture(toy_set: ImageSet) -
 
 def test_bfloat16_logits_come_back_in_float32(toy_set: ImageSet) -> None:
     net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
-    batches = Batches(toy_set, 24, torch.device("cpu"), shuffle=False, drop_last=False)
+    batches = Batches(toy_set, 24, torch.device("cpu"))
     assert collect_logits(net, batches, Preprocessing(16), torch.bfloat16).logits_KNC.dtype == torch.float32
 
 
