@@ -19,7 +19,7 @@ from offramp.training.certify.promises import (
     threshold_levels,
 )
 from offramp.training.certify.search import FrontPoint, pareto_front, search
-from offramp.training.certify.statistics import last_disagreement, upper_bound
+from offramp.training.certify.statistics import last_disagreement, pictures_needed, upper_bound
 from offramp.training.evaluate.predictions import ExitPredictions, count_at_thresholds
 
 COSTS = (2.0, 5.0, 8.0)
@@ -92,10 +92,17 @@ def test_spaced_points_skip_no_gap_and_rise_by_the_step() -> None:
 
 
 def test_too_few_pictures_certify_less_and_say_how_many_would() -> None:
-    certificate, missed = certified_with(sure_where_right(2000, 1), sure_where_right(100, 2))
+    searched, proving = sure_where_right(2000, 1), sure_where_right(100, 2)
+    front = pareto_front(search(searched), COSTS)
+    certificate, missed = certified_with(searched, proving)
     assert {shortfall.promise for shortfall in missed} >= {0.005, 0.01, 0.02}
     for shortfall in missed:
         assert shortfall.pictures == 100
+        counts_P = count_at_thresholds(proving, path(front, 2000, shortfall.promise))
+        most_careful = next(counts for counts in counts_P if counts.mix_K[-1] < 100)
+        assert shortfall.observed == most_careful.disagreed / 100
+        needed = pictures_needed(shortfall.promise, DELTA, most_careful.disagreed / 100)
+        assert shortfall.needed_as_observed == needed
         assert shortfall.needed == {0.005: 598, 0.01: 299, 0.02: 149, 0.05: 59, 0.1: 29}[shortfall.promise]
     promised = {point.max_disagreement for point in certificate.points}
     assert promised | {shortfall.promise for shortfall in missed} <= set(PROMISES)

@@ -68,7 +68,7 @@ def test_ranking_by_hand(confidences: list[float], rights: list[int], expected: 
 
 
 def test_ranking_of_many_answers_is_exact() -> None:
-    confidence_N = np.arange(20_000, dtype=np.float32) / 20_000
+    confidence_N = (np.arange(20_000) / 20_000).astype(np.float32)
     # The k-th of n right answers is above k wrong ones.
     assert failure_auroc(confidence_N, np.arange(20_000) % 2 == 1) == pytest.approx(10_001 / 20_000, rel=1e-12)
 
