@@ -1,4 +1,4 @@
-"""From options to recipe, method and network. Mistyped options are refused here."""
+"""From options to recipe, method and network. Wrong options are refused here."""
 
 from __future__ import annotations
 
@@ -21,26 +21,25 @@ from offramp.training.methods import METHODS, Method
 from offramp.training.options import TrainOptions
 from offramp.training.recipes import RECIPES, Recipe, short
 
-# Options that change a value of the same name, where they are given.
+# Options that replace a value of the same name.
 RECIPE_OPTIONS = (
-    "batch_size", "accumulate", "optimizer", "learning_rate", "muon_rate", "backbone_share", "ema",
-    "smoothing",
+    "batch_size", "accumulate", "optimizer", "learning_rate", "muon_rate", "backbone_share", "ema", "smoothing",
 )  # fmt: skip
-# The share of a picture's shorter side that evaluation keeps of photographs: 224 of 256 pixels.
+METHOD_OPTIONS = ("alpha", "temperature", "beta", "feature_term")
+# The share of a photograph's shorter side that evaluation keeps: 224 of 256 pixels.
 CENTRE = 0.875
 DEFAULT_ARCHITECTURE = "resnet18"
-METHOD_OPTIONS = ("alpha", "temperature", "beta", "feature_term")
 
 
 @dataclass(frozen=True)
 class Sources:
-    """The bundles that a run learns from beside its data. start: its network goes on. teacher: its answers teach."""
+    """The bundles that a run learns from. start: gives the network to train. teacher: gives answers to learn from."""
 
     start: Bundle | None = None
     teacher: Bundle | None = None
 
     def identity(self, options: TrainOptions) -> dict[str, Any]:
-        """What must be equal for a run to resume: the bundles' digests, and the teacher's share; None without one."""
+        """Values that must be equal to resume: digests of the bundles, and the teacher's share; None without one."""
         return {
             "start_from": self.start and self.start.digest,
             "teacher": self.teacher and self.teacher.digest,
@@ -62,8 +61,8 @@ def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
         raise ValueError(f"recipe {options.recipe!r} is unknown: choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[options.recipe]() if options.epochs is None else RECIPES[options.recipe](options.epochs)
     red, green, blue = (round(255 * mean) for mean in preprocessing.mean)
-    changed = _given(options, ("policy", "cutout", "erase"))
-    augmentation = replace(recipe.augmentation, mean_colour=(red, green, blue), **changed)
+    changes = _given(options, ("policy", "cutout", "erase"))
+    augmentation = replace(recipe.augmentation, mean_colour=(red, green, blue), **changes)
     if augmentation.resized_crop is not None:
         augmentation = replace(augmentation, resized_side=preprocessing.size)
     mixing = replace(recipe.mixing, **_given(options, ("mixup", "cutmix")))
@@ -73,17 +72,17 @@ def build_recipe(options: TrainOptions, preprocessing: Preprocessing) -> Recipe:
 def build_preprocessing(options: TrainOptions, start: Bundle | None = None) -> Preprocessing:
     """Preprocessing to the network's size, without colour statistics.
 
-    A recipe of resized crops trains on parts of pictures, so the network then answers for their centre.
+    A recipe of resized crops trains on parts of pictures. Its network then takes the centre of a picture.
     """
     recipe = RECIPES.get(options.recipe, short)()
     crop_fraction = CENTRE if recipe.augmentation.resized_crop is not None else 1.0
     return Preprocessing(input_size(options, start), crop_fraction)
 
 
-def margins_kept(pictures: Pictures, recipe: Recipe) -> Pictures:
+def with_margins(pictures: Pictures, recipe: Recipe) -> Pictures:
     """The training set with whole pictures, larger than the network's input, for a recipe of resized crops.
 
-    Only for sets decoded on demand; a set in memory holds the centre, at the network's size.
+    A set in memory stays as it is: it holds the centre, at the network's size.
     """
     if recipe.augmentation.resized_crop is None or isinstance(pictures, ImageSet):
         return pictures
@@ -142,9 +141,8 @@ def build_network(
             raise ValueError("--prune needs a trained network: name its bundle with --start-from")
         return MultiExitNet(build_config(options, method, len(labels), input_size))
     config = start.config
-    asked: dict[str, Any] = {"architecture": options.architecture, "width": options.width, "head": options.head}
-    asked |= {"input_size": input_size, "exits": _exits(options.exits) or None}
-    for name, value in asked.items():
+    wanted = _given(options, ("architecture", "width", "head")) | {"input_size": input_size}
+    for name, value in (wanted | {"exits": _exits(options.exits) or None}).items():
         if value not in (None, getattr(config, name)):
             raise ValueError(
                 f"the bundle {options.start_from} has {name} {getattr(config, name)}, not {value}: "
@@ -157,20 +155,20 @@ def build_network(
         return net
     from offramp.training.prune import prune
 
-    return prune(net, options.prune).net
+    return prune(net, options.prune)
 
 
 def _with_new_classifiers(net: MultiExitNet, num_classes: int) -> MultiExitNet:
     """The same weights with new classifiers: the last linear layer of every head."""
-    made = MultiExitNet(for_classes(net.config, num_classes))
+    new = MultiExitNet(for_classes(net.config, num_classes))
     classifiers = tuple(f"heads.{index}.classifier." for index in range(net.num_exits))
-    kept = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(classifiers)}
-    made.load_state_dict(kept, strict=False)
-    return made
+    others = {name: tensor for name, tensor in net.state_dict().items() if not name.startswith(classifiers)}
+    new.load_state_dict(others, strict=False)
+    return new
 
 
 def check_labels(labels: Sequence[str], class_names: Sequence[str]) -> None:
-    """Raise ValueError when a data set's classes are not the bundle's, in the same order."""
+    """Raise ValueError unless a data set has the bundle's classes, in the same order."""
     if tuple(labels) != tuple(class_names):
         differing = sorted(set(labels) ^ set(class_names))
         raise ValueError(

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-# Stands for a field that one of two runs does not know.
+# Stands for a field that only the other of two runs has.
 ABSENT = object()
 
 
@@ -18,7 +18,7 @@ class CheckpointError(ValueError):
 
 
 def save_checkpoint(path: Path, state: dict[str, Any]) -> None:
-    """Write `state` beside `path` and move it into place, so that an interrupted write leaves the old file.
+    """Write `state` beside `path` and move it into place. So an interrupted write leaves the old file.
 
     Raises CheckpointError when the disk is full or the folder cannot be written.
     """
@@ -55,12 +55,12 @@ def load_checkpoint(path: Path) -> dict[str, Any]:
     return state
 
 
-def check_identity(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> None:
-    """Raises CheckpointError where the checkpoint at `path` is of another run, naming a field that differs."""
-    # The recipe last: other data change it too (its mean colour), and are the cause to name.
-    ours, theirs = _comparable(ours), _comparable(theirs)
-    for key in reversed({**theirs, **ours}):
-        here, there = ours.get(key), theirs.get(key)
+def check_identity(path: Path, run: dict[str, Any], stored: dict[str, Any]) -> None:
+    """Raise CheckpointError, with a field that differs, when the checkpoint at `path` belongs to another run."""
+    # The recipe last: other data change its mean colour too, and the data are the cause to name.
+    run, stored = _comparable(run), _comparable(stored)
+    for key in reversed({**stored, **run}):
+        here, there = run.get(key), stored.get(key)
         if there == here:
             continue
         if isinstance(here, dict) and isinstance(there, dict):
@@ -73,6 +73,6 @@ def check_identity(path: Path, ours: dict[str, Any], theirs: dict[str, Any]) -> 
 
 
 def _comparable(identity: dict[str, Any]) -> dict[str, Any]:
-    """What has to be the same for a run to continue. Not in how many parts a step is computed: memory decides that."""
+    """The values that must be equal to resume: all but the number of parts of a step, which memory decides."""
     recipe = {name: value for name, value in identity["recipe"].items() if name != "accumulate"}
     return {**identity, "recipe": recipe}

@@ -1,7 +1,7 @@
-"""Several processes that train one network: who they are, and batch norm over the pictures of all of them.
+"""Several processes that train one network: their ranks, and batch norm over all their pictures.
 
-`torchrun --nproc-per-node N -m offramp train …` starts them; each takes its share of every step's pictures, and
-DistributedDataParallel averages their gradients. The leader alone writes files and talks.
+`torchrun --nproc-per-node N -m offramp train …` starts them. Each takes its share of every step's pictures, and
+DistributedDataParallel averages the gradients. Only the leader writes files and messages.
 """
 
 from __future__ import annotations
@@ -29,19 +29,19 @@ class World:
 
     @property
     def leader(self) -> bool:
-        """Whether this process writes the files and talks."""
+        """Whether this process writes files and messages."""
         return self.rank == 0
 
     def sum(self, value: Tensor) -> Tensor:
         """The sum of all processes' values."""
-        return value if self.size == 1 else _summed(value)
+        return value if self.size == 1 else _sum(value)
 
     def mean(self, value: Tensor) -> Tensor:
         """The mean of all processes' values."""
         return value if self.size == 1 else self.sum(value) / self.size
 
 
-def _summed(own: Tensor) -> Tensor:
+def _sum(own: Tensor) -> Tensor:
     total = own.clone()
     dist.all_reduce(total)
     return total
@@ -49,9 +49,9 @@ def _summed(own: Tensor) -> Tensor:
 
 @contextmanager
 def join_processes(device_name: str) -> Iterator[tuple[World, torch.device]]:
-    """Meet the other processes that torchrun started, if it did; each gets a GPU of its own where there are GPUs.
+    """Connect to the other processes of torchrun, if it started this one. Each gets its own GPU when there are GPUs.
 
-    Raises ValueError when a GPU is named for several processes, or a machine has fewer GPUs than processes.
+    Raises ValueError for one GPU and several processes, and for fewer GPUs than processes.
     """
     size = int(os.environ.get("WORLD_SIZE", "1"))
     if size == 1:
@@ -66,22 +66,22 @@ def join_processes(device_name: str) -> Iterator[tuple[World, torch.device]]:
     dist.init_process_group("nccl" if cuda else "gloo")
     try:
         yield World(dist.get_rank(), dist.get_world_size()), device
-        # All leave together. A process that ends at once can abort: a thread of gloo that lets go of the last sum's
-        # tensor needs the interpreter, which is gone by then. Waiting here gives it the time, and keeps nothing itself.
+        # All processes leave together. A process that ends at once can abort: a thread of gloo releases the last sum's
+        # tensor and needs the interpreter for it. The barrier gives that thread time.
         dist.barrier()
     finally:
         dist.destroy_process_group()
 
 
 def synchronized_batch_norm(net: MultiExitNet, device: torch.device) -> MultiExitNet:
-    """The same network with batch norm over the pictures of all processes: torch's SyncBatchNorm on GPUs.
+    """The same network with batch norm over the pictures of all processes.
 
-    torch has none for the CPU; there it is `CpuSyncBatchNorm`. Names and values of all parameters stay.
-    Raises ValueError for a batch norm that does more than that, or less: its kind would be lost.
+    It is torch's SyncBatchNorm on GPUs, and `CpuSyncBatchNorm` on the CPU, for which torch has none. Names and values
+    of all parameters stay. Raises ValueError for any other kind of batch norm, which would be lost.
     """
     for name, module in net.named_modules():
         known = type(module) in (nn.BatchNorm1d, nn.BatchNorm2d)
-        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not (known and _usual(module)):
+        if isinstance(module, nn.modules.batchnorm._BatchNorm) and not (known and _is_plain(module)):
             raise ValueError(
                 f"{name} is a {type(module).__name__} that cannot be synchronised: --sync-bn knows plain "
                 "BatchNorm1d and BatchNorm2d with weights, statistics and a momentum; train without it"
@@ -96,7 +96,7 @@ def synchronized_batch_norm(net: MultiExitNet, device: torch.device) -> MultiExi
     return net
 
 
-def _usual(norm: nn.modules.batchnorm._BatchNorm) -> bool:
+def _is_plain(norm: nn.modules.batchnorm._BatchNorm) -> bool:
     return norm.affine and norm.track_running_stats and norm.momentum is not None
 
 
@@ -105,12 +105,12 @@ class _SumOverProcesses(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, own: Tensor) -> Tensor:
-        return _summed(own)
+        return _sum(own)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> Tensor:
         (gradient,) = gradients
-        return _summed(gradient)
+        return _sum(gradient)
 
 
 class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
@@ -118,16 +118,16 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
 
     @classmethod
     def like(cls, norm: nn.BatchNorm1d | nn.BatchNorm2d) -> CpuSyncBatchNorm:
-        """With the very parameters and statistics of `norm`."""
-        made = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
-        made._parameters, made._buffers = norm._parameters, norm._buffers
-        return made.train(norm.training)
+        """A layer that shares the parameters and statistics of `norm`."""
+        layer = cls(norm.num_features, norm.eps, norm.momentum, norm.affine, norm.track_running_stats)
+        layer._parameters, layer._buffers = norm._parameters, norm._buffers
+        return layer.train(norm.training)
 
     def _check_input_dim(self, input: Tensor) -> None:
-        """All shapes that have channels."""
+        """Accept all shapes with channels."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Normalise by the statistics of all processes' pictures, and follow them in the running statistics."""
+        """Normalise by the statistics of all processes' pictures, and update the running statistics."""
         if not self.training:
             normalized: Tensor = super().forward(input)
             return normalized
@@ -137,7 +137,7 @@ class CpuSyncBatchNorm(nn.modules.batchnorm._BatchNorm):
         totals = _SumOverProcesses.apply(torch.cat([x.sum(axes), count]))  # type: ignore[no-untyped-call]
         total = totals[-1]
         mean_C = totals[:-1] / total
-        # Squares of what is centred: of large values with a small spread the difference of squares would be noise.
+        # Squares of centred values: for large values with a small spread the difference of squares would be noise.
         centred = x - mean_C.view(shape)
         variance_C = _SumOverProcesses.apply((centred * centred).sum(axes)) / total  # type: ignore[no-untyped-call]
         with torch.no_grad():

@@ -1,4 +1,4 @@
-"""What is told of an epoch: while it runs, where it was left, when it is over."""
+"""Reports of an epoch: while it runs, at a checkpoint, and at its end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Progress:
-    """Where an epoch stands: reported after every step."""
+    """The progress of an epoch, reported after every step."""
 
     epoch: int
     step: int
@@ -20,7 +20,7 @@ class Progress:
 
 @dataclass(frozen=True)
 class EpochSoFar:
-    """What is done of an epoch: steps, pictures, the sum of their losses (on the device while it runs), seconds."""
+    """An epoch so far: steps, pictures, the sum of their losses (on the device while it runs), seconds."""
 
     steps: int = 0
     pictures: int = 0

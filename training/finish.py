@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -20,14 +22,14 @@ from offramp.training.certify.calibration_result import (
     choose_exits,
     division,
 )
-from offramp.training.certify.exits import with_exits, without_exits
+from offramp.training.certify.exits import network_with_exits, with_exits
 from offramp.training.certify.held_out import HeldOut
-from offramp.training.certify.promises import ProvingSet
 from offramp.training.certify.stage_costs import StageCosts, measure_stage_costs
-from offramp.training.data import Batches, Pictures
-from offramp.training.evaluate.evaluation import Evaluation, calibrated, collect_logits, evaluate
-from offramp.training.evaluate.predictions import ExitPredictions, ThresholdCounts, count_at_thresholds
-from offramp.training.record import TrainingRecord
+from offramp.training.data import Batches
+from offramp.training.evaluate.evaluation import Evaluation, collect_logits, evaluate, predictions_of
+from offramp.training.evaluate.predictions import ThresholdCounts, count_at_thresholds
+from offramp.training.methods import Method
+from offramp.training.recipes import Recipe
 from offramp.training.report.card import card
 from offramp.training.run import Run
 
@@ -40,10 +42,40 @@ def today() -> str:
 
 
 @dataclass(frozen=True)
+class TrainingRecord:
+    """How a bundle was trained.
+
+    data: the data set and its split, in words. train_pictures: number of pictures that trained the weights.
+    held_out: the pictures held out of train. precision: number type of training. hours: duration of training.
+    command: the command that makes the bundle again. teacher, start_from: other bundles that the run learnt from.
+    processes: number of processes, None for one.
+    """
+
+    data: str
+    train_pictures: int
+    held_out: HeldOut
+    method: Method
+    recipe: Recipe
+    seed: int
+    precision: str
+    hours: float
+    hardware: str
+    command: str
+    teacher: str | None = None
+    start_from: str | None = None
+    processes: int | None = None
+
+    def as_json(self) -> dict[str, Any]:
+        """Plain values for the bundle's description, without fields that are None."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
+
+
+@dataclass(frozen=True)
 class CalibratedBundle:
     """A calibrated bundle and its report.
 
-    evaluation: of the test pictures. on_test: the certified thresholds on the test pictures, which certified nothing.
+    evaluation: of the test pictures. on_test: counts of the certified thresholds on the test pictures, which certify
+    nothing.
     """
 
     bundle: Bundle
@@ -63,17 +95,13 @@ def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False)
     """Calibrate, certify, evaluate and write `output/bundle`.
 
     keep_exits: keep exits that do not pay. timed: measure the milliseconds of every stage, for the bundle's readers.
-    Weights, calibration and threshold come from train and calibration pictures alone. Figures of the test pictures are
-    reported beside them: in the card, in `exits` and in `operating_points`.
+    Weights, calibration and threshold come from train and calibration pictures alone. Test pictures only give figures:
+    in the card, in `exits` and in `operating_points`.
     """
     trainer, splits = run.trainer, run.splits
-    device = trainer.device
+    device, processes = trainer.device, trainer.world.size
     net = rounded(trainer.result).to(device)
-
-    def batches(pictures: Pictures) -> Batches:
-        return Batches(pictures, BATCH_SIZE, device, shuffle=False, drop_last=False, workers=run.options.workers)
-
-    several = trainer.world.size > 1
+    batches = partial(Batches, batch_size=BATCH_SIZE, device=device, workers=run.options.workers)
     teacher, start = trainer.teacher, run.sources.start
     record = TrainingRecord(
         data=splits.source,
@@ -85,12 +113,12 @@ def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False)
         precision=str(trainer.dtype).removeprefix("torch."),
         hours=round(sum(report.seconds for report in trainer.history) / 3600, 3),
         hardware=hardware(device),
-        command=f"torchrun --nproc-per-node {trainer.world.size} -m {command}" if several else printable(command),
+        command=f"torchrun --nproc-per-node {processes} -m {command}" if processes > 1 else printable(command),
         teacher=None
         if teacher is None
         else f"{teacher.bundle.name} ({teacher.weight:g} of the loss, T = {teacher.temperature:g})",
         start_from=None if start is None else start.name,
-        processes=trainer.world.size if several else None,
+        processes=processes if processes > 1 else None,
     )
     bundle = Bundle(
         name=run.name,
@@ -120,8 +148,8 @@ def recalibrate(
 ) -> CalibratedBundle:
     """The bundle with calibration, default threshold and certificate from `held_out`, and its report on `test`.
 
-    Exits that do not pay are left out of its network. source: where the pictures come from, in words. costs: of the
-    network's stages; heads must be timed apart when exits are left out.
+    Its network has only the exits that pay. source: where the pictures come from, in words. costs: of the network's
+    stages; a network that loses exits keeps them only with separate times of the heads.
     """
     cost, net = count_cost(bundle.config), bundle.net.to(held_out.device)
     outputs = collect_logits(net, held_out, bundle.preprocessing)
@@ -129,15 +157,12 @@ def recalibrate(
     parts = division(np.asarray(outputs.labels_N), outputs.num_exits, options.promises)
     selection = choose_exits(outputs, cost, bundle.config, parts, options)
     if selection.num_dropped:
-        net = without_exits(net, selection.exits)
+        net = network_with_exits(net, selection.exits)
         cost = count_cost(net.config)
         outputs, on_test = with_exits(outputs, selection.exits), with_exits(on_test, selection.exits)
         costs = costs and costs.with_exits(selection.exits)
-
-    def proving(predictions: ExitPredictions) -> ProvingSet:
-        return ProvingSet(predictions, source, held_out.dataset.subset(parts.prove_M).fingerprint(), options.date)
-
-    result = calibrate_and_certify(outputs, cost, parts, options, proving, costs, source)
+    fingerprint = held_out.dataset.subset(parts.prove_M).fingerprint()
+    result = calibrate_and_certify(outputs, cost, parts, options, costs, source, fingerprint)
     evaluation = evaluate(on_test, result.calibration, cost)
     certificate = result.certificate
     calibrated_bundle = replace(
@@ -152,7 +177,6 @@ def recalibrate(
         training={**bundle.training, "calibration": asdict(result.facts)},
         certificate=certificate,
     )
-    predictions = ExitPredictions.of(calibrated(on_test, result.calibration), on_test.labels_N)
     points = certificate.points if certificate else ()
-    counts = count_at_thresholds(predictions, [point.thresholds for point in points])
+    counts = count_at_thresholds(predictions_of(on_test, result.calibration), [point.thresholds for point in points])
     return CalibratedBundle(calibrated_bundle, evaluation, result, selection, tuple(counts))

@@ -1,4 +1,4 @@
-"""One process trains into a folder at a time."""
+"""The lock of a run's folder: one process trains into it at a time."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from pathlib import Path
 
 @contextmanager
 def lock_folder(folder: Path) -> Iterator[bool]:
-    """Lock a run's folder, which is made when missing. Yields False when another process holds the lock.
+    """Create and lock a run's folder. Yields False when another process holds the lock.
 
     The lock ends with the process that holds it, however that process ends. Raises ValueError when `folder` is a file.
     """

@@ -18,7 +18,7 @@ def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: floa
 
 
 def teachers_of(exit: int, logits: Sequence[Tensor], teacher: Teacher) -> list[Tensor]:
-    """The logits (B, classes) that exit 1..K learns from; empty for the deepest exit, which has the labels alone."""
+    """The logits (B, classes) that teach exit 1..K; empty for the deepest exit, which learns from labels alone."""
     return list(logits[exit:]) if teacher == "later" or exit == len(logits) else list(logits[-1:])
 
 
@@ -33,11 +33,11 @@ def self_distillation_loss(
 ) -> Tensor:
     """The loss of every exit's logits, summed over exits; alpha = 0 is deep supervision (DSN), the control.
 
-    sum_k [(1-alpha) CE(z_k, y) + alpha s mean_t CE_soft(z_k/T, z_t/T)], t the teachers of exit k, s = T^2 if `scaled`,
-    else 1. The deepest exit has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 it is the
-    journal's.
+    sum_k [(1-alpha) CE(z_k, y) + alpha s mean_t CE_soft(z_k/T, z_t/T)], with the teachers t of exit k, and s = T^2 if
+    `scaled`, else 1. The deepest exit has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 this is the
+    journal's loss.
 
-    logits: K tensors (B, classes). targets: class numbers (B) or probabilities (B, classes), as of mixed labels.
+    logits: K tensors (B, classes). targets: class numbers (B), or probabilities (B, classes) for mixed labels.
     Source: Zhang, Bao, Ma, TPAMI 2022, and its public code.
     """
     scale = temperature**2 if scaled else 1.0
@@ -62,9 +62,9 @@ def external_distillation_loss(logits: Sequence[Tensor], teacher_BC: Tensor, tem
 
 
 def feature_loss(students: Sequence[Tensor], teacher_BD: Tensor, squared: bool) -> Tensor:
-    """sum_k |f_k - f_K|_2 over embeddings (B, D): the L2 norm of the whole B x D tensor, as the authors' code takes it.
+    """sum_k |f_k - f_K|_2 over embeddings (B, D): the L2 norm of the whole B x D tensor, as in the authors' code.
 
-    Unsquared in the journal's code, `squared` in SCAN. The teacher gets no gradient.
+    The journal's code does not square it, SCAN does. The teacher gets no gradient.
     """
     norms = [(student_BD - teacher_BD.detach()).norm(p=2) for student_BD in students]
     return torch.stack([norm**2 if squared else norm for norm in norms]).sum()

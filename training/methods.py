@@ -1,4 +1,4 @@
-"""Methods: what the exits of one network learn from: the labels, one another's answers and features."""
+"""Methods: the teachers of each exit: labels, other exits' answers and features."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ FeatureTerm = Literal["off", "code", "comment", "all"]
 
 @dataclass(frozen=True)
 class Method:
-    """What each exit learns from. The terms of the loss are `self_distillation_loss` and `feature_loss`.
+    """The teachers of each exit. The parts of the loss are `self_distillation_loss` and `feature_loss`.
 
-    exits: "all", or "last": the plain network, without the shallow exits.
+    exits: "all", or "last": the plain network without shallow exits.
     alpha: weight of the teacher's answer against the label; 0 is deep supervision.
     temperature: T of both softmaxes. scaled: multiply the soft term by T^2 (Hinton et al. 2015).
     teacher: the teacher of an exit: the "deepest" exit, or the mean over all "later" exits.
     beta: weight of the feature term. feature_term: its students among the exits 1..K-1: all but the deepest of them
         (as the journal paper's "code" does), all but the shallowest (as that code's "comment" says), "all", or "off".
     squared: the feature term as the squared norm. adapters: a linear layer on each student's embedding, used in
-        training only; if off, only embeddings whose width differs from the teacher's get one.
+        training only. If off, only embeddings with another width than the teacher's get one.
     """
 
     name: str
@@ -36,23 +36,21 @@ class Method:
     adapters: bool = False
 
     def __post_init__(self) -> None:
-        if self.exits not in ("all", "last"):
-            raise ValueError(f"exits {self.exits!r} is unknown: choose all or last")
-        if not 0.0 <= self.alpha <= 1.0:
-            raise ValueError(f"alpha {self.alpha} is out of range: give a number in [0, 1]")
-        if not 0.0 <= self.beta < math.inf:
-            raise ValueError(f"beta {self.beta} is out of range: give a finite number of 0 or more")
-        if not 0.0 < self.temperature < math.inf:
-            raise ValueError(f"temperature {self.temperature} is out of range: give a finite number above 0")
-        if self.teacher not in get_args(Teacher):
-            raise ValueError(f"teacher {self.teacher!r} is unknown: choose one of {', '.join(get_args(Teacher))}")
-        if self.feature_term not in get_args(FeatureTerm):
-            raise ValueError(
-                f"feature_term {self.feature_term!r} is unknown: choose one of {', '.join(get_args(FeatureTerm))}"
-            )
+        teachers, choices = get_args(Teacher), get_args(FeatureTerm)
+        checks = (
+            ("exits", self.exits in ("all", "last"), "unknown: choose all or last"),
+            ("alpha", 0.0 <= self.alpha <= 1.0, "out of range: give a number in [0, 1]"),
+            ("beta", 0.0 <= self.beta < math.inf, "out of range: give a finite number of 0 or more"),
+            ("temperature", 0.0 < self.temperature < math.inf, "out of range: give a finite number above 0"),
+            ("teacher", self.teacher in teachers, f"unknown: choose one of {', '.join(teachers)}"),
+            ("feature_term", self.feature_term in choices, f"unknown: choose one of {', '.join(choices)}"),
+        )
+        for name, valid, fault in checks:
+            if not valid:
+                raise ValueError(f"{name} {getattr(self, name)!r} is {fault}")
 
     def feature_exits(self, num_exits: int) -> tuple[int, ...]:
-        """The exits (1-based) whose embedding is pulled to the deepest one's."""
+        """The exits (1-based) whose embedding learns from the deepest exit's."""
         students = tuple(range(1, num_exits))
         if not self.beta or self.feature_term == "off":
             return ()

@@ -10,7 +10,7 @@ PRECISIONS = {"auto": None, "float32": torch.float32, "bfloat16": torch.bfloat16
 
 
 def resolve_precision(name: str, device: torch.device) -> torch.dtype:
-    """The autocast type. "auto" is bfloat16 where the device computes it natively, else float32.
+    """The autocast type. "auto" is bfloat16 when the device computes it natively, else float32.
 
     Raises ValueError for a name other than auto, float32 and bfloat16.
     """

@@ -1,4 +1,4 @@
-"""What a training run shows: a progress bar on a terminal, lines elsewhere, TensorBoard where it is installed."""
+"""The display of a training run: a progress bar on a terminal, lines elsewhere, TensorBoard if it is installed."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from offramp.training.run import Run
 
 
 class Display:
-    """Told of every step and epoch; `bar` and `board` are absent where there is no terminal or no TensorBoard."""
+    """Shows every step and epoch. bar: None without a terminal. board: None without TensorBoard."""
 
     def __init__(self, console: Console, bar: Bar | None, board: Any | None, epochs: int, done: int) -> None:
         self._console = console
@@ -29,18 +29,12 @@ class Display:
         """Move the bar."""
         if self._bar is None or self._steps is None or self._epochs is None:
             return
-        speed = f"{progress.pictures / progress.seconds:,.0f} images/s"
-        self._bar.update(
-            self._steps,
-            description=f"epoch {progress.epoch}",
-            completed=progress.step,
-            total=progress.steps,
-            speed=speed,
-        )
+        speed, name = f"{progress.pictures / progress.seconds:,.0f} images/s", f"epoch {progress.epoch}"
+        self._bar.update(self._steps, description=name, completed=progress.step, total=progress.steps, speed=speed)
         self._bar.update(self._epochs, completed=progress.epoch - 1 + progress.step / progress.steps)
 
     def epoch(self, report: EpochReport) -> None:
-        """One line an epoch: loss, accuracy per exit on the calibration pictures, speed, time left."""
+        """Print one line: loss, accuracy per exit on the calibration pictures, speed, time left."""
         accuracy = "  ".join(f"{share:.1%}" for share in report.accuracy)
         left_min = (report.epochs - report.epoch) * report.seconds / 60
         self._console.print(
@@ -51,19 +45,17 @@ class Display:
             soft_wrap=True,
         )
         if self._board is not None:
-            self._board.add_scalar("train/loss", report.loss, report.epoch)
-            self._board.add_scalar("train/learning_rate", report.learning_rate, report.epoch)
-            self._board.add_scalar("train/images_per_s", report.images_per_s, report.epoch)
+            for name in ("loss", "learning_rate", "images_per_s"):
+                self._board.add_scalar(f"train/{name}", getattr(report, name), report.epoch)
             for exit, share in enumerate(report.accuracy, start=1):
                 self._board.add_scalar(f"validation/accuracy_exit_{exit}", share, report.epoch)
 
 
 @contextmanager
 def progress_display(run: Run) -> Iterator[Display]:
-    """The display of one run; closes bar and TensorBoard file however the run ends."""
-    console = Console()
-    trainer = run.trainer
-    board = open_board(run.options.output)
+    """The display of one run. Bar and TensorBoard file are closed at its end, also after an error."""
+    console, trainer, board = Console(), run.trainer, open_board(run.options.output)
+    epochs, done = trainer.recipe.epochs, trainer.epoch
     columns = (
         TextColumn("{task.description}"),
         BarColumn(),
@@ -74,16 +66,16 @@ def progress_display(run: Run) -> Iterator[Display]:
     try:
         if console.is_terminal:
             with Bar(*columns, console=console) as bar:
-                yield Display(console, bar, board, trainer.recipe.epochs, trainer.epoch)
+                yield Display(console, bar, board, epochs, done)
         else:
-            yield Display(console, None, board, trainer.recipe.epochs, trainer.epoch)
+            yield Display(console, None, board, epochs, done)
     finally:
         if board is not None:
             board.close()
 
 
 def open_board(folder: Path) -> Any | None:
-    """A TensorBoard writer, or None where the `train` extra is not installed."""
+    """A TensorBoard writer; None without the `train` extra."""
     try:
         from torch.utils.tensorboard import SummaryWriter
     except ModuleNotFoundError:

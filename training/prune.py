@@ -1,7 +1,7 @@
 """Structured pruning: whole channels leave a trained network, all its exits stay; fine-tune it afterwards.
 
-Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023), through its authors' library
-torch-pruning: it finds the channels that must go together, says how much each such set matters, and cuts them out.
+Source: Fang, Ma, Song, Mi, Wang, "DepGraph: Towards Any Structural Pruning" (CVPR 2023). The authors' library,
+torch-pruning, finds sets of channels that must leave together, measures their importance, and cuts them out.
 """
 
 from __future__ import annotations
@@ -19,51 +19,37 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from offramp.models.config import ModelConfig
-from offramp.models.cost import NetworkCost, count_cost
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.resize import Resizable, changed_shapes, weight_shapes
 
-# Share of the full-depth multiply-adds by which the result may miss what was asked for.
+# Largest distance of the result from the wanted share of full-depth multiply-adds.
 TOLERANCE = 0.05
-# No layer shrinks below this share of its channels.
+# Every layer keeps at least this share of its channels.
 LEAST_SHARE = 1 / 8
-# Channels stay in multiples of this where there are enough: vector and matrix units work in such blocks.
+# Layers with enough channels keep a multiple of this: vector and matrix units work in such blocks.
 MULTIPLE = 8
-# Operations that may move channels to places where the library does not look for them (ShuffleNet's shuffle,
-# PyramidNet's padded shortcuts). Many do no harm, on rows or columns for instance, so they count only when it failed.
+# Operations that may move channels to places where the library does not search (ShuffleNet's shuffle, PyramidNet's
+# padded shortcuts). Many are harmless, on rows or columns for instance, so they count only after a first failure.
 MOVING = ("Split", "Stack", "Pad", "Permute", "Transpose", "Roll", "Flip", "Index", "Repeat")
 
 
 class PruneError(ValueError):
-    """A network that cannot be pruned, or not that far; the message says why and what can be done."""
+    """A network that cannot be pruned to the wanted share; the message says why, and the fix."""
 
 
 class NotFollowedError(PruneError):
-    """The library lost track of which channels belong together."""
+    """A network whose sets of channels the library does not find."""
 
 
-@dataclass(frozen=True)
-class Pruned:
-    """A pruned network, not yet fine-tuned: on the CPU, in float32 and evaluation mode. before, after: what it cost."""
-
-    net: MultiExitNet
-    before: NetworkCost
-    after: NetworkCost
-
-    @property
-    def kept(self) -> float:
-        """The share of full-depth multiply-adds, all heads included, that is left."""
-        return self.after.sequential_multiply_adds[-1] / self.before.sequential_multiply_adds[-1]
-
-
-def prune(net: MultiExitNet, keep: float) -> Pruned:
+def prune(net: MultiExitNet, keep: float) -> MultiExitNet:
     """A copy of `net` without its least important channels, so that about `keep` of its multiply-adds remain.
 
+    It is not fine-tuned, and it is on the CPU, in float32 and evaluation mode.
+
     keep: share of the full-depth multiply-adds, all heads included, in (0, 1); met within 0.05. Channels are ranked
-    over the whole network, backbone and heads alike, by the norm of all weights that would leave with them, relative
-    to the mean of their set; where the library does not follow a network's channels, those that it mistakes stay. A
-    network that was pruned before is pruned further. `net` itself, and torch's random state, stay as they are; the
-    same network gives the same result.
+    over the whole network, backbone and heads alike, by the norm of all weights that leave with them, relative to the
+    mean of their set. Channels that the library does not follow stay. A pruned network is pruned further. `net` and
+    torch's random state are not changed. The same network gives the same result.
     Raises PruneError when `keep` is out of range or cannot be met, or when the library cannot follow the network;
     ModuleNotFoundError without torch-pruning (the `prune` extra).
     """
@@ -71,15 +57,14 @@ def prune(net: MultiExitNet, keep: float) -> Pruned:
         raise PruneError(f"keep {keep} is out of range: give the share of multiply-adds to keep, above 0 and below 1")
     library = _library()
     try:
-        pruned = _cut(library, net, keep, moving=())
+        return _cut(library, net, keep, moving=()).float()
     except NotFollowedError:
-        pruned = _cut(library, net, keep, moving=MOVING)
-    return Pruned(pruned.float(), count_cost(net.config), count_cost(pruned.config))
+        return _cut(library, net, keep, moving=MOVING).float()
 
 
 def _cut(library: ModuleType, net: MultiExitNet, keep: float, moving: Sequence[str]) -> MultiExitNet:
     """The pruned network in float64. moving: operations whose channels all stay."""
-    # In float64, so that a wrong result can be told from rounding.
+    # In float64, so that rounding does not look like a wrong result.
     exact = deepcopy(net).cpu().double().eval().requires_grad_(True)
     size, generator = net.config.input_size, torch.Generator().manual_seed(0)
     x_BCHW = torch.randn(2, 3, size, size, generator=generator, dtype=torch.float64)
@@ -87,12 +72,12 @@ def _cut(library: ModuleType, net: MultiExitNet, keep: float, moving: Sequence[s
         graph, sets = _channel_sets(library, exact, x_BCHW, moving)
     removed = _choose(exact, sets, keep, _applications(exact, x_BCHW))
     with torch.no_grad():
-        expected = _silenced(exact, sets, removed)(x_BCHW).logits
+        expected = _silence(exact, sets, removed)(x_BCHW).logits
         with _refusing(net.config):
             for channels, leaving in zip(sets, removed, strict=True):
                 if leaving:
                     graph.get_pruning_group(channels.root, channels.handler, leaving).prune()
-            pruned = _rebuilt(net.config, exact)
+            pruned = _rebuild(net.config, exact)
             answers = pruned(x_BCHW).logits
     if not all(torch.allclose(a, b, rtol=1e-6, atol=1e-9) for a, b in zip(answers, expected, strict=True)):
         raise _refusal(net.config, "the wrong channels left")
@@ -120,14 +105,14 @@ def _refusal(config: ModelConfig, reason: str) -> NotFollowedError:
 def _refusing(config: ModelConfig) -> Iterator[None]:
     try:
         yield
-    # What the library, or a network that it cut wrongly, raises.
+    # Errors of the library, or of a network that it cut wrongly.
     except (LookupError, TypeError, RuntimeError, ValueError, AssertionError) as error:
         raise _refusal(config, f"{type(error).__name__}: {error}") from error
 
 
 @dataclass(frozen=True)
 class Member:
-    """A layer's share in a set of channels: which of its own channels, in or out, leave with which of the set's."""
+    """A layer's part of a set: its own input or output channels, and the channels of the set that they leave with."""
 
     layer: str
     of_output: bool
@@ -137,10 +122,10 @@ class Member:
 
 @dataclass(frozen=True)
 class ChannelSet:
-    """Channels of all layers that have to go together.
+    """Channels of all layers that must leave together.
 
-    root, handler: how the library names the set. importance: one number a channel, on average 1. groups: as many
-    times these channels follow one another, for grouped convolutions; they lose the same channels in every group.
+    root, handler: the library's name of the set. importance: one number for each channel, on average 1. groups: for
+    grouped convolutions, how many times the set's channels are repeated; each group loses the same channels.
     """
 
     root: nn.Module
@@ -151,22 +136,22 @@ class ChannelSet:
 
     @property
     def multiple(self) -> int:
-        """Steps of at most a quarter of the set, a power of two up to MULTIPLE, counted over all groups."""
+        """Step of the number of channels: a power of two up to MULTIPLE and a quarter of the set, over all groups."""
         channels = len(self.importance) * self.groups
         return max(1, min(MULTIPLE, 1 << max(0, (channels // 4).bit_length() - 1)) // self.groups)
 
     def leaving(self, threshold: float) -> set[int]:
-        """The set's channels that leave when all up to the threshold are to go, but for rounding and LEAST_SHARE."""
+        """The set's channels up to the threshold of importance, subject to rounding and LEAST_SHARE."""
         size = len(self.importance)
         wanted = int((self.importance > threshold).sum())
         staying = min(size, max(1, round(wanted / self.multiple)) * self.multiple)
         ranked: list[int] = torch.argsort(self.importance, stable=True).tolist()
-        # Layers may own different parts of a set (their outputs are concatenated): each keeps the best of its own.
-        kept: set[int] = set()
+        # Layers may own different parts of a set (their outputs are concatenated): each keeps its best channels.
+        safe: set[int] = set()
         for member in self.members:
             own = {channel % size for channel in member.set_channels}
-            kept.update([channel for channel in ranked if channel in own][-ceil(len(own) * LEAST_SHARE) :])
-        chosen = [channel for channel in ranked if channel not in kept][: size - staying]
+            safe.update([channel for channel in ranked if channel in own][-ceil(len(own) * LEAST_SHARE) :])
+        chosen = [channel for channel in ranked if channel not in safe][: size - staying]
         return {channel + group * size for channel in chosen for group in range(self.groups)}
 
 
@@ -181,17 +166,17 @@ def _channel_sets(
     names = {layer: name for name, layer in net.named_modules()}
     # The classes are the classifiers' outputs: they stay.
     groups = graph.get_all_groups(ignored_layers=[head.classifier for head in net.heads])
-    free = [group for group in groups if not any(_holds(item.dep.target.module, moving) for item in group)]
+    free = [group for group in groups if not any(_blocks(item.dep.target.module, moving) for item in group)]
     return graph, [_channel_set(graph, names, group, importance(group)) for group in free]
 
 
-def _holds(part: nn.Module | nn.Parameter, moving: Sequence[str]) -> bool:
-    """Whether a set of channels stays whole because it runs through this layer, parameter or operation."""
+def _blocks(part: nn.Module | nn.Parameter, moving: Sequence[str]) -> bool:
+    """Whether a set of channels stays whole because it passes this layer, parameter or operation."""
     if isinstance(part, Resizable):
         return isinstance(part, nn.ConvTranspose2d) and part.groups > 1
     if isinstance(part, nn.Parameter) or any(True for _ in part.parameters()):
         return True
-    # One of the library's stand-ins for what is no layer: they name the operation, or autograd's class for it.
+    # The library's object for an operation has the name of the operation, or of its autograd class.
     return any(name in str(part) for name in moving)
 
 
@@ -210,7 +195,7 @@ def _channel_set(graph: Any, names: dict[nn.Module, str], group: Any, importance
 
 
 def _applications(net: MultiExitNet, x_BCHW: Tensor) -> dict[str, int]:
-    """Multiplications by each weight of a layer for one picture, by the layer's name."""
+    """For each layer, by name: multiplications by each of its weights for one picture."""
     with torch.no_grad(), FlopCounterMode(display=False) as counter:
         net(x_BCHW)
     operations = counter.get_flop_counts()
@@ -228,7 +213,7 @@ def _applications(net: MultiExitNet, x_BCHW: Tensor) -> dict[str, int]:
 def _choose(
     net: MultiExitNet, sets: Sequence[ChannelSet], keep: float, applications: dict[str, int]
 ) -> list[list[int]]:
-    """The channels to remove from each set, by the one threshold whose cost is nearest to `keep`."""
+    """The channels to remove from each set, by one threshold for all, with the cost nearest to `keep`."""
 
     def multiply_adds(shapes: dict[str, tuple[int, ...]]) -> int:
         return sum(count * prod(shapes[name]) for name, count in applications.items())
@@ -258,21 +243,20 @@ def _remaining_shapes(
     layers, shapes = dict(net.named_modules()), {name: list(shape) for name, shape in weight_shapes(net).items()}
     for channels, leaving in zip(sets, removed, strict=True):
         for member in channels.members:
-            layer, gone = layers[member.layer], sum(channel in leaving for channel in member.set_channels)
+            layer, removals = layers[member.layer], sum(channel in leaving for channel in member.set_channels)
             dimension = _dimension(layer, member.of_output)
-            shapes[member.layer][dimension] -= gone // (
-                layer.groups if dimension and isinstance(layer, nn.Conv2d) else 1
-            )
+            groups = layer.groups if dimension and isinstance(layer, nn.Conv2d) else 1
+            shapes[member.layer][dimension] -= removals // groups
     return {name: tuple(shape) for name, shape in shapes.items()}
 
 
 def _dimension(layer: nn.Module, of_output: bool) -> int:
-    """Where a layer's weight counts its outputs, or its inputs."""
+    """The dimension of a layer's weight for its outputs, or its inputs."""
     return int(of_output == isinstance(layer, nn.ConvTranspose2d))
 
 
-def _silenced(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[Sequence[int]]) -> MultiExitNet:
-    """A copy in which the removed channels are still there and say nothing: what the pruned network must equal."""
+def _silence(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[Sequence[int]]) -> MultiExitNet:
+    """A copy in which the removed channels are zero. The pruned network must give the same outputs."""
     silent = deepcopy(net)
     layers = dict(silent.named_modules())
     for channels, leaving in zip(sets, map(set, removed), strict=True):
@@ -286,8 +270,8 @@ def _silenced(net: MultiExitNet, sets: Sequence[ChannelSet], removed: Sequence[S
     return silent
 
 
-def _rebuilt(config: ModelConfig, cut: MultiExitNet) -> MultiExitNet:
-    """The network of `cut`'s weights, from a description alone, as a bundle rebuilds it."""
+def _rebuild(config: ModelConfig, cut: MultiExitNet) -> MultiExitNet:
+    """The network with `cut`'s weights, built from its description, as a bundle builds it."""
     with torch.random.fork_rng(devices=[]):
         unpruned = weight_shapes(MultiExitNet(replace(config, shapes=())))
         net = MultiExitNet(replace(config, shapes=changed_shapes(unpruned, weight_shapes(cut)))).eval()

@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 
 import numpy as np
 import torch
 
-from offramp.models.bundle import Bundle
 from offramp.models.device import choose_device, device_errors
 from offramp.models.preprocess import Channels, Preprocessing
 from offramp.training.build import (
@@ -20,7 +20,7 @@ from offramp.training.build import (
     build_recipe,
     bundle_name,
     load_sources,
-    margins_kept,
+    with_margins,
 )
 from offramp.training.certify.held_out import check_start
 from offramp.training.data import Batches, FolderSet, ImageSet, Splits, load_splits
@@ -29,20 +29,20 @@ from offramp.training.epoch import EpochReport, Progress
 from offramp.training.options import TrainOptions
 from offramp.training.precision import resolve_precision
 from offramp.training.recipes import Recipe
-from offramp.training.teacher import ExternalTeacher, external_teacher
+from offramp.training.teacher import external_teacher
 from offramp.training.trainer import ALONE, Trainer
 
 STATISTICS_SAMPLE = 5_000
 VALIDATION_BATCH = 500
 
-# The fix for a full GPU.
+# The advice for a full GPU.
 MEMORY = "give --accumulate a larger number, with --resume to continue; or lower --batch-size and start anew"
 
 
 def channel_statistics(dataset: ImageSet | FolderSet) -> tuple[Channels, Channels]:
     """Mean and std per channel (0..1 scale, rounded to 4 digits) of up to 5,000 evenly spread training pictures."""
     sample = np.unique(np.linspace(0, len(dataset) - 1, min(len(dataset), STATISTICS_SAMPLE)).astype(int))
-    # One picture at a time, as sums of integers: exact, and large pictures need no memory.
+    # Sums of integers, one picture at a time: exact, and large pictures need little memory.
     pixels, total, squares = 0, np.zeros(3, np.int64), np.zeros(3, np.int64)
     for index in sample.tolist():
         picture_HWC = dataset.images_NHWC[index] if isinstance(dataset, ImageSet) else dataset[index][0]
@@ -73,9 +73,9 @@ class Run:
 def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | None = None) -> Run:
     """Load the data, build network and trainer, and load the checkpoint with `resume`.
 
-    world, device: of a run by several processes (`offramp.training.distributed.join_processes`); None takes
+    world, device: from `offramp.training.distributed.join_processes`, for several processes; None takes
     `options.device`.
-    Raises ValueError (DataError, CheckpointError) that names the option or file at fault, and when `output` holds a run
+    Raises ValueError (DataError, CheckpointError) that names the wrong option or file, and when `output` holds a run
     and `resume` is off.
     """
     sources = load_sources(options)
@@ -97,13 +97,19 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     preprocessing = replace(unscaled, mean=mean, std=std)
     recipe = build_recipe(options, preprocessing)
     if options.batch_size is None and recipe.batch_size > len(splits.train) // (4 * world.size):
-        # For a folder of few pictures: at least four steps an epoch.
+        # A folder with few pictures gets at least four steps in an epoch.
         recipe = replace(recipe, batch_size=max(2, len(splits.train) // (4 * world.size)))
+    teacher = None
+    if options.teacher is not None and sources.teacher is not None:
+        weight, temperature = options.teacher_weight, options.teacher_temperature
+        classes = splits.class_names
+        teacher = external_teacher(sources.teacher, options.teacher, size, classes, device, weight, temperature)
     method = build_method(options)
+    synchronized = options.sync_bn and world.size > 1
     torch.manual_seed(options.seed)
     net = build_network(options, method, splits.class_names, size, sources.start)
     trainer = Trainer(
-        synchronized_batch_norm(net, device) if options.sync_bn and world.size > 1 else net,
+        synchronized_batch_norm(net, device) if synchronized else net,
         method,
         recipe,
         *_batches(options, splits, recipe, device, world),
@@ -112,13 +118,13 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
         dtype=dtype,
         seed=options.seed,
         checkpoint=checkpoint,
-        teacher=_teacher(options, sources.teacher, splits, size, device),
+        teacher=teacher,
         checkpoint_s=60.0 * options.checkpoint_minutes,
         world=world,
         identity={
             "data": splits.train.fingerprint(),
             "precision": str(dtype),
-            "sync_bn": options.sync_bn and world.size > 1,
+            "sync_bn": synchronized,
             **sources.identity(options),
         },
     )
@@ -128,40 +134,15 @@ def prepare(options: TrainOptions, world: World = ALONE, device: torch.device | 
     return Run(options, name, sources, splits, preprocessing, trainer)
 
 
-def _teacher(
-    options: TrainOptions, bundle: Bundle | None, splits: Splits, input_size: int, device: torch.device
-) -> ExternalTeacher | None:
-    if options.teacher is None or bundle is None:
-        return None
-    weight, temperature = options.teacher_weight, options.teacher_temperature
-    return external_teacher(bundle, options.teacher, input_size, splits.class_names, device, weight, temperature)
-
-
 def _batches(
     options: TrainOptions, splits: Splits, recipe: Recipe, device: torch.device, world: World
 ) -> tuple[Batches, Batches]:
     """This process's share of the training pictures, and of the calibration pictures."""
-    train = Batches(
-        margins_kept(splits.train, recipe),
-        recipe.batch_size,
-        device,
-        shuffle=True,
-        drop_last=True,
-        workers=options.workers,
-        rank=world.rank,
-        world_size=world.size,
+    share = partial(Batches, device=device, workers=options.workers, rank=world.rank, world_size=world.size)
+    return (
+        share(with_margins(splits.train, recipe), recipe.batch_size, shuffle=True, drop_last=True),
+        share(splits.calibration, VALIDATION_BATCH),
     )
-    calibration = Batches(
-        splits.calibration,
-        VALIDATION_BATCH,
-        device,
-        shuffle=False,
-        drop_last=False,
-        workers=options.workers,
-        rank=world.rank,
-        world_size=world.size,
-    )
-    return train, calibration
 
 
 @device_errors(MEMORY, "--resume continues from the last checkpoint")
@@ -170,7 +151,7 @@ def train(
     on_epoch: Callable[[EpochReport], None] = lambda report: None,
     on_step: Callable[[Progress], None] = lambda progress: None,
 ) -> None:
-    """Train the epochs that are left; the leader writes one JSON line an epoch into `log.jsonl`."""
+    """Train the epochs that are left. The leader writes one JSON line for each epoch into `log.jsonl`."""
     if not run.trainer.world.leader:
         run.trainer.fit()
         return
@@ -190,7 +171,7 @@ def train(
             write(report)
             on_epoch(report)
 
-        # The log is rewritten from the checkpoint: a run killed between checkpoint and log leaves a gap in it.
+        # The log is rewritten from the checkpoint, because a run that ends between checkpoint and log leaves a gap.
         for report in run.trainer.history:
             write(report)
         run.trainer.fit(record, on_step)

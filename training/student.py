@@ -1,4 +1,4 @@
-"""Student: all that a run trains, as one module."""
+"""Student: the network and its adapters, as one module."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from offramp.training.methods import Method
 
 
 class StudentOutputs(NamedTuple):
-    """logits: (B, classes) of every exit; students: adapted embeddings of the feature term; embedding_BD: its aim."""
+    """logits: (B, classes) of every exit. students: adapted embeddings. embedding_BD: their target."""
 
     logits: list[Tensor]
     students: list[Tensor]
@@ -19,7 +19,7 @@ class StudentOutputs(NamedTuple):
 
 
 class Student(nn.Module):
-    """All that is trained, as one module: the network, and the adapters of the method's feature term."""
+    """All parts that are trained: the network, and the adapters of the method's feature term."""
 
     def __init__(self, net: MultiExitNet, adapters: nn.ModuleList, method: Method) -> None:
         super().__init__()
@@ -28,17 +28,17 @@ class Student(nn.Module):
         self.feature_exits = method.feature_exits(net.num_exits)
 
     def forward(self, x_BCHW: Tensor, backbone_only: bool) -> StudentOutputs:
-        """(B, 3, H, W) normalised -> what the losses need; `backbone_only`: of the deepest exit alone."""
+        """(B, 3, H, W) normalised -> the inputs of the losses; `backbone_only`: of the deepest exit alone."""
         if backbone_only:
             logits, embeddings = self.net.forward_last(x_BCHW)
             return StudentOutputs(logits, [], embeddings[-1])
         logits, embeddings = self.net(x_BCHW)
-        taught = zip(self.adapters, self.feature_exits, strict=True)
-        return StudentOutputs(logits, [adapter(embeddings[exit - 1]) for adapter, exit in taught], embeddings[-1])
+        pairs = zip(self.adapters, self.feature_exits, strict=True)
+        return StudentOutputs(logits, [adapter(embeddings[exit - 1]) for adapter, exit in pairs], embeddings[-1])
 
 
 def feature_adapters(net: MultiExitNet, method: Method) -> nn.ModuleList:
-    """What brings each student's embedding to the teacher's width, one for each exit of the feature term."""
+    """Layers that bring each student's embedding to the teacher's width, one for each exit of the feature term."""
     width = net.embedding_sizes[-1]
     sizes = [net.embedding_sizes[exit - 1] for exit in method.feature_exits(net.num_exits)]
     return nn.ModuleList(

@@ -1,4 +1,4 @@
-"""An external teacher: a trained bundle whose answers another network learns from."""
+"""An external teacher: a trained bundle whose answers teach another network."""
 
 from __future__ import annotations
 
@@ -33,9 +33,9 @@ class ExternalTeacher:
     @torch.no_grad()
     def logits(self, images_BHWC: Tensor) -> Tensor:
         """uint8 (B, H, W, 3) -> (B, classes) float32, its log-probabilities up to a constant in each row."""
-        calibration = self.bundle.calibration
+        calibration, x_BCHW = self.bundle.calibration, normalize(images_BHWC, self.bundle.preprocessing)
         accumulated: Tensor | None = None
-        for exit, logits_BC in enumerate(self.bundle.net(normalize(images_BHWC, self.bundle.preprocessing)).logits, 1):
+        for exit, logits_BC in enumerate(self.bundle.net(x_BCHW).logits, start=1):
             accumulated = calibration.accumulate(exit, accumulated, logits_BC)
         assert accumulated is not None
         return accumulated / calibration.temperatures[-1]

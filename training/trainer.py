@@ -6,7 +6,7 @@ import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
-from dataclasses import asdict, replace
+from dataclasses import KW_ONLY, asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any, cast
 
@@ -35,57 +35,40 @@ from offramp.training.whole_steps import WholeSteps
 ALONE = World()
 
 
+@dataclass(eq=False)
 class Trainer:
-    """Trains `net` by `method` and `recipe` on `train`, watching `validation`, with checkpoints.
+    """Trains `net` by `method` and `recipe` on `train`, with the accuracy on `validation` after each epoch.
 
-    All randomness is a function of (seed, epoch, step), so a resumed run takes the very steps of an uninterrupted one.
-    teacher: another network to learn from as well.
+    All randomness is a function of (seed, epoch, step), so a resumed run takes the steps of an uninterrupted one.
+    teacher: another network to learn from.
     checkpoint_s: seconds between checkpoints; one more is written at the end, and on Ctrl-C.
     world: the processes of the run, each with its own part of `train` and `validation`; the leader writes checkpoints.
-    `identity` is stored in the checkpoint: a run can only be resumed as what it was.
+    identity: values that must be equal for a run to resume, added to those of recipe, method and network.
     """
 
-    def __init__(
-        self,
-        net: MultiExitNet,
-        method: Method,
-        recipe: Recipe,
-        train: Batches,
-        validation: Batches,
-        preprocessing: Preprocessing,
-        *,
-        device: torch.device,
-        dtype: torch.dtype,
-        seed: int,
-        checkpoint: Path,
-        teacher: ExternalTeacher | None = None,
-        checkpoint_s: float = 600.0,
-        world: World = ALONE,
-        identity: dict[str, Any] | None = None,
-        clock: Callable[[], float] = time.monotonic,
-    ) -> None:
-        self.net: MultiExitNet = net.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
-        self.method = method
-        self.recipe = recipe
-        self.train = train
-        self.validation = validation
-        self.preprocessing = preprocessing
-        self.device = device
-        self.dtype = dtype
-        self.seed = seed
-        self.checkpoint = checkpoint
-        self.teacher = teacher
-        self.checkpoint_s = checkpoint_s
-        self.world = world
-        self.identity = {
-            "recipe": asdict(recipe),
-            "method": asdict(method),
-            "model": asdict(net.config),
-            "seed": seed,
-            "processes": world.size,
-            **(identity or {}),
-        }
-        self.student = Student(self.net, feature_adapters(net, method).to(device), method)
+    net: MultiExitNet
+    method: Method
+    recipe: Recipe
+    train: Batches
+    validation: Batches
+    preprocessing: Preprocessing
+    _: KW_ONLY
+    device: torch.device
+    dtype: torch.dtype
+    seed: int
+    checkpoint: Path
+    teacher: ExternalTeacher | None = None
+    checkpoint_s: float = 600.0
+    world: World = ALONE
+    identity: dict[str, Any] = field(default_factory=dict)
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        net, method, recipe, world = self.net, self.method, self.recipe, self.world
+        self.net = net.to(self.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+        run = {"recipe": asdict(recipe), "method": asdict(method), "model": asdict(net.config), "seed": self.seed}
+        self.identity = {**run, "processes": world.size, **self.identity}
+        self.student = Student(self.net, feature_adapters(net, method).to(self.device), method)
         self.adapters = self.student.adapters
         self._parallel: DistributedDataParallel | None = None
         if world.size > 1:
@@ -93,30 +76,27 @@ class Trainer:
             unused = recipe.backbone_share > 0
             self._parallel = DistributedDataParallel(self.student, find_unused_parameters=unused)
         self._forward: Callable[[Tensor, bool], StudentOutputs] = self._parallel or self.student
-        self.averaged = (
-            AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
-            if recipe.ema
-            else None
-        )
+        self.averaged: AveragedModel | None = None
+        if recipe.ema:
+            self.averaged = AveragedModel(self.net, multi_avg_fn=get_ema_multi_avg_fn(recipe.ema), use_buffers=True)
         self.optimizers = Optimizers([net, self.adapters], recipe)
         self.epoch = 0
         self.history: list[EpochReport] = []
         self._begun = EpochSoFar()
-        self._clock = clock
-        self._saved_at_s = clock()
-        # Processes wait for one another inside a step: none may outlast another's end.
+        self._saved_at_s = self.clock()
+        # Processes wait for one another inside a step, so none may delay its end.
         self._steps = WholeSteps(enabled=world.size == 1)
 
     @property
     def result(self) -> MultiExitNet:
-        """The network that the run is for: with averaged weights where the recipe averages them."""
+        """The network of the bundle: with averaged weights if the recipe averages them."""
         if self.averaged is None:
             return self.net
         return cast(MultiExitNet, self.averaged.module)
 
     @property
     def done(self) -> str:
-        """How far the run is, in words."""
+        """The progress of the run, in words."""
         steps = f" and {self._begun.steps} of {len(self.train)} steps" if self._begun.steps else ""
         return f"{self.epoch} of {self.recipe.epochs} epochs{steps}"
 
@@ -145,12 +125,12 @@ class Trainer:
 
     @property
     def _save_is_due(self) -> bool:
-        return self._clock() - self._saved_at_s >= self.checkpoint_s
+        return self.clock() - self._saved_at_s >= self.checkpoint_s
 
     def train_epoch(self, on_step: Callable[[Progress], None]) -> EpochReport:
-        """One walk over the training set, or what is left of it, then the validation accuracy of every exit."""
+        """One pass over the training set, or the rest of it, then the validation accuracy of every exit."""
         steps, begun = len(self.train), self._begun
-        start = self._clock() - begun.seconds
+        start = self.clock() - begun.seconds
         loss, pictures = torch.tensor(float(begun.loss), device=self.device), begun.pictures
         self.net.train()
         batches = self.train.epoch(self._seed(self.epoch), begun.steps)
@@ -158,13 +138,13 @@ class Trainer:
             with self._steps.step():
                 loss += self.world.mean(self._seeded_step(step, images_BHWC, labels_B))
                 pictures += len(labels_B) * self.world.size
-                seconds = self._clock() - start
+                seconds = self.clock() - start
                 self._begun = EpochSoFar(step + 1, pictures, loss, seconds)
             if self._save_is_due and step + 1 < steps:
                 self._check_finite(loss.item())
                 self.save()
             on_step(Progress(self.epoch + 1, step + 1, steps, pictures, seconds))
-        seconds = self._clock() - start
+        seconds = self.clock() - start
         self._check_finite(loss.item())
         return EpochReport(
             epoch=self.epoch + 1,
@@ -181,12 +161,12 @@ class Trainer:
         return (self.epoch + step / len(self.train)) / self.recipe.epochs
 
     def _seeded_step(self, step: int, images_BHWC: Tensor, labels_B: Tensor) -> Tensor:
-        """A training step at the place in the run that its number within the epoch says; its loss."""
+        """The training step with this number within the epoch; its loss."""
         progress = self._progress(step)
         self.optimizers.set_rate(self.recipe.rate_at(progress))
         seed = self._seed(self.epoch, step + 1, *self._own_stream)
         generator = torch.Generator(self.device).manual_seed(seed)
-        # Dropout and the like draw from torch's own generator.
+        # Dropout and similar layers draw from torch's own generator.
         torch.manual_seed(seed)
         return self.train_step(images_BHWC, labels_B, generator, progress < self.recipe.backbone_share)
 
@@ -200,15 +180,14 @@ class Trainer:
         self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator, backbone_only: bool
     ) -> Tensor:
         """One optimiser step on a uint8 batch, in the recipe's number of parts; the detached loss."""
-        images_BHWC, targets = self.augmented(images_BHWC, labels_B, generator)
+        images_BHWC, targets = self.augment(images_BHWC, labels_B, generator)
         parts = self.recipe.accumulate
         total = torch.zeros((), device=self.device)
         pieces = list(zip(images_BHWC.tensor_split(parts), targets.tensor_split(parts), strict=True))
-        for number, (images, wanted) in enumerate(pieces, start=1):
-            # Gradients travel between processes once a step, with its last part.
-            waits = number < parts
-            with self._parallel.no_sync() if self._parallel and waits else nullcontext():
-                loss = self.loss(images, wanted, backbone_only) * (len(images) / len(images_BHWC))
+        for number, (images, labels) in enumerate(pieces, start=1):
+            # Processes exchange gradients once in a step, with its last part.
+            with self._parallel.no_sync() if self._parallel and number < parts else nullcontext():
+                loss = self.loss(images, labels, backbone_only) * (len(images) / len(images_BHWC))
                 loss.backward()
             total += loss.detach()
         self.optimizers.step()
@@ -216,8 +195,8 @@ class Trainer:
             self.averaged.update_parameters(self.net)
         return total
 
-    def augmented(self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """The recipe's variation of a uint8 batch, and its targets: class numbers, or probabilities where it mixes."""
+    def augment(self, images_BHWC: Tensor, labels_B: Tensor, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """The recipe's variation of a uint8 batch, and its targets: class numbers, or probabilities of mixed labels."""
         recipe = self.recipe
         images_BCHW, targets = recipe.augmentation(images_BHWC.permute(0, 3, 1, 2), generator), labels_B
         if recipe.smoothing or recipe.mixing.enabled:
@@ -226,11 +205,11 @@ class Trainer:
         return images_BCHW.permute(0, 2, 3, 1), targets
 
     def loss(self, images_BHWC: Tensor, targets: Tensor, backbone_only: bool = False) -> Tensor:
-        """The method's loss on augmented uint8 pictures; `backbone_only`: of the deepest exit alone."""
+        """The method's loss on augmented uint8 pictures; `backbone_only`: the loss of the deepest exit alone."""
         method = self.method
         with torch.autocast(self.device.type, self.dtype, enabled=self.dtype != torch.float32):
             logits, students, embedding_BD = self._forward(normalize(images_BHWC, self.preprocessing), backbone_only)
-            taught = self.teacher.logits(images_BHWC) if self.teacher else None
+            teacher_BC = self.teacher.logits(images_BHWC) if self.teacher else None
         logits = [z.float() for z in logits]
         loss = self_distillation_loss(
             logits,
@@ -242,17 +221,17 @@ class Trainer:
         )
         if students:
             features = feature_loss([f.float() for f in students], embedding_BD.float(), method.squared)
-            # A norm over all pictures of a step, of which this is one part of one process.
+            # The norm is over all pictures of a step, and these are one part of one process.
             parts = self.recipe.accumulate * self.world.size
             loss = loss + method.beta * (parts if method.squared else parts**0.5) * features
-        if self.teacher is not None and taught is not None:
-            external = external_distillation_loss(logits, taught, self.teacher.temperature)
+        if self.teacher is not None and teacher_BC is not None:
+            external = external_distillation_loss(logits, teacher_BC, self.teacher.temperature)
             loss = (1.0 - self.teacher.weight) * loss + self.teacher.weight * external
         return loss
 
     @property
     def _own_stream(self) -> tuple[int, ...]:
-        """What sets the augmentation of this process apart from the others'."""
+        """The part of the seed that differs between processes, for their augmentation."""
         return (self.world.rank,) if self.world.size > 1 else ()
 
     def _seed(self, *place: int) -> int:
@@ -260,8 +239,8 @@ class Trainer:
         return int(np.random.SeedSequence((self.seed, *place)).generate_state(1, np.uint64)[0] >> np.uint64(1))
 
     def save(self) -> None:
-        """Write the checkpoint. Raises CheckpointError when the disk does not take it."""
-        self._saved_at_s = self._clock()
+        """Write the checkpoint. Raises CheckpointError when the disk is full or the folder cannot be written."""
+        self._saved_at_s = self.clock()
         if not self.world.leader:
             return
         state = {

@@ -10,9 +10,9 @@ from types import FrameType
 
 
 class WholeSteps:
-    """Delays Ctrl-C until a step is over; a second one cuts the step.
+    """Delays Ctrl-C to the end of a step. A second Ctrl-C cuts the step.
 
-    enabled: else Ctrl-C cuts every step at once. cut: whether a step was begun and not finished.
+    enabled: if off, Ctrl-C cuts a step at once. cut: whether a step has begun and not ended.
     """
 
     def __init__(self, enabled: bool) -> None:
@@ -21,16 +21,16 @@ class WholeSteps:
 
     @contextmanager
     def step(self) -> Iterator[None]:
-        """One step. Raises KeyboardInterrupt at its end when Ctrl-C came meanwhile."""
-        asked = False
+        """One step. Raises KeyboardInterrupt at its end after a Ctrl-C."""
+        interrupted = False
 
         def delay(number: int, frame: FrameType | None) -> None:
-            nonlocal asked
-            if asked:
+            nonlocal interrupted
+            if interrupted:
                 raise KeyboardInterrupt
-            asked = True
+            interrupted = True
 
-        # Signals can be handled in the main thread alone, and who ignores Ctrl-C goes on doing so.
+        # Only the main thread can handle signals. A process that ignores Ctrl-C still ignores it.
         main = threading.current_thread() is threading.main_thread()
         delays = self.enabled and main and signal.getsignal(signal.SIGINT) is signal.default_int_handler
         if delays:
@@ -42,5 +42,5 @@ class WholeSteps:
         finally:
             if delays:
                 signal.signal(signal.SIGINT, signal.default_int_handler)
-        if asked:
+        if interrupted:
             raise KeyboardInterrupt

@@ -30,7 +30,6 @@ from offramp.training.data.image_folder import read_image_folder
 
 # Pictures whose mean file size is reported.
 SIZED_PICTURES = 1_000
-HOLDOUT_SEED = 0
 
 
 @dataclass(frozen=True)
@@ -110,7 +109,7 @@ def read_pictures(options: PipelineOptions) -> FolderSet:
     """The training pictures, spread evenly over the folder."""
     if not Path(options.path).is_dir():
         raise BenchmarkError(f"{options.path} is not a folder of classes")
-    train = read_image_folder(Path(options.path), Preprocessing(options.size), HOLDOUT_SEED).train
+    train = read_image_folder(Path(options.path), Preprocessing(options.size)).train
     count = min(len(train), options.pictures)
     return train.subset(np.unique(np.linspace(0, len(train) - 1, count).astype(np.int64)))
 

@@ -35,7 +35,7 @@ def make(data_root: Path) -> None:
     splits = load_splits("cifar100", data_root, bundle.preprocessing)
     parts = []
     for pictures in (splits.calibration, splits.test):
-        batches = Batches(pictures, 256, torch.device("cpu"), shuffle=False, drop_last=False)
+        batches = Batches(pictures, 256, torch.device("cpu"))
         outputs = collect_logits(bundle.net, batches, bundle.preprocessing)
         parts.append(ExitPredictions.of(calibrated(outputs, bundle.calibration), outputs.labels_N))
     np.savez_compressed(

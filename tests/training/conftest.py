@@ -85,7 +85,7 @@ def make_trainer(toy_set: ImageSet, tmp_path: Path) -> Callable[..., Trainer]:
             method,
             recipe,
             Batches(toy_set, recipe.batch_size, CPU, shuffle=True, drop_last=True),
-            Batches(coloured(12, seed=1), 12, CPU, shuffle=False, drop_last=False),
+            Batches(coloured(12, seed=1), 12, CPU),
             Preprocessing(16),
             device=CPU,
             dtype=dtype,

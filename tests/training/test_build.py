@@ -18,14 +18,7 @@ from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
 from offramp.training import build
 from offramp.training.augment.mixing import Mixing
-from offramp.training.build import (
-    build_config,
-    build_method,
-    build_recipe,
-    check_labels,
-    load_sources,
-    margins_kept,
-)
+from offramp.training.build import build_config, build_method, build_recipe, check_labels, load_sources, with_margins
 from offramp.training.data import FolderSet, ImageSet
 from offramp.training.methods import METHODS, Method
 from offramp.training.options import TrainOptions
@@ -134,7 +127,7 @@ def test_the_baseline_is_the_plain_network(options: TrainOptions) -> None:
         ("1,2", r"exits \[1, 2\] do not fit resnet18: it has 4 stages, and the last exit is stage 4"),
     ],
 )
-def test_exits_that_are_none_are_refused(options: TrainOptions, exits: str, message: str) -> None:
+def test_exits_that_do_not_exist_are_refused(options: TrainOptions, exits: str, message: str) -> None:
     with pytest.raises(ValueError, match=message):
         build_network(replace(options, width=8, exits=exits), METHODS["dsn"], LABELS, 16)
 
@@ -292,6 +285,6 @@ def test_a_folder_given_as_a_dot_has_a_name_too(
 def test_pictures_decoded_on_demand_keep_a_margin_for_resized_crops(tmp_path: Path) -> None:
     files = FolderSet(tmp_path, ("a.png",), np.zeros(1, np.int64), ("a",), Preprocessing(224, 0.875))
     held = ImageSet(np.zeros((1, 32, 32, 3), np.uint8), np.zeros(1, np.int64), ("a",))
-    assert margins_kept(files, imagenet()).preprocessing == Preprocessing(256)  # type: ignore[union-attr]
-    assert margins_kept(files, short()) is files
-    assert margins_kept(held, imagenet()) is held
+    assert with_margins(files, imagenet()).preprocessing == Preprocessing(256)  # type: ignore[union-attr]
+    assert with_margins(files, short()) is files
+    assert with_margins(held, imagenet()) is held

@@ -53,7 +53,7 @@ def test_a_save_that_was_killed_half_way_leaves_the_old_checkpoint_and_the_next_
     assert load_checkpoint(tmp_path / "run.pt")["epoch"] == 4
 
 
-def test_a_folder_that_is_not_one_is_named(tmp_path: Path) -> None:
+def test_a_file_in_place_of_the_folder_is_named(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     with pytest.raises(CheckpointError, match=r"file/run.pt: the checkpoint could not be written"):
         save_checkpoint(tmp_path / "file" / "run.pt", STATE)
@@ -64,11 +64,11 @@ def test_no_checkpoint_says_to_start_without_resume(tmp_path: Path) -> None:
         load_checkpoint(tmp_path / "run.pt")
 
 
-@pytest.mark.parametrize("kept", [0.0, 0.01, 0.5, 0.95, 0.999])
-def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path, kept: float) -> None:
+@pytest.mark.parametrize("share", [0.0, 0.01, 0.5, 0.95, 0.999])
+def test_a_truncated_checkpoint_is_refused_by_name(tmp_path: Path, share: float) -> None:
     path = tmp_path / "run.pt"
     save_checkpoint(path, STATE)
-    path.write_bytes(path.read_bytes()[: int(kept * path.stat().st_size)])
+    path.write_bytes(path.read_bytes()[: int(share * path.stat().st_size)])
     with pytest.raises(CheckpointError, match=r"run.pt: not a usable checkpoint .* without --resume"):
         load_checkpoint(path)
 

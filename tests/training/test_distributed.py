@@ -47,8 +47,10 @@ def start(tmp_path: Path) -> Start:
     return run
 
 
-def largest_difference(one: dict[str, Any], other: dict[str, Any]) -> float:
-    return max((tensor.float() - other["net"][name].float()).abs().max().item() for name, tensor in one["net"].items())
+def largest_difference(first: dict[str, Any], second: dict[str, Any]) -> float:
+    return max(
+        (tensor.float() - second["net"][name].float()).abs().max().item() for name, tensor in first["net"].items()
+    )
 
 
 def test_two_processes_equal_one_with_the_doubled_batch(start: Start) -> None:

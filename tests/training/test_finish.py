@@ -90,7 +90,7 @@ def test_calibration_is_fitted_to_the_rounded_weights_on_the_held_out_pictures(t
     run = trained(tree_options)
     bundle = finish(run, "").bundle
     net = rounded(run.trainer.net)
-    held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
+    held_out = Batches(run.splits.calibration, 256, CPU)
     logits = collect_logits(net, held_out, run.preprocessing)
     calibration, point = calibrate(logits, count_cost(net.config), TOLERANCE)
     assert (bundle.calibration, bundle.threshold) == (calibration, point.threshold)
@@ -147,8 +147,8 @@ def test_recalibration_fits_anew_and_leaves_the_weights(tree_options: TrainOptio
     run = trained(tree_options)
     finished = finish(run, "the command")
     bundle, evaluation = finished.bundle, finished.evaluation
-    test = Batches(run.splits.test, 256, CPU, shuffle=False, drop_last=False)
-    held_out = Batches(run.splits.calibration, 256, CPU, shuffle=False, drop_last=False)
+    test = Batches(run.splits.test, 256, CPU)
+    held_out = Batches(run.splits.calibration, 256, CPU)
     made = recalibrate(bundle, held_out, test, OPTIONS, run.splits.source)
     same, same_evaluation = made.bundle, made.evaluation
     assert (same.calibration, same.threshold, same.exits) == (bundle.calibration, bundle.threshold, bundle.exits)
@@ -185,7 +185,7 @@ def test_the_plain_network_of_one_exit_becomes_a_bundle(toy_set: ImageSet, tmp_p
         threshold=0.5,
         net=rounded(MultiExitNet(config)),
     )
-    pictures = Batches(toy_set, 8, CPU, shuffle=False, drop_last=False)
+    pictures = Batches(toy_set, 8, CPU)
     made = recalibrate(bundle, pictures, pictures, OPTIONS, "the toy set")
     fitted, text = made.bundle, made.card
     save_bundle(fitted, tmp_path / "bundle", text)

@@ -58,16 +58,16 @@ def test_a_step_is_torchs_muon_on_the_kernel_as_a_matrix(
     torch.manual_seed(0)
     start, gradients = torch.randn(shape), [torch.randn(shape) for _ in range(3)]
     kernel = nn.Parameter(layout(start.clone()))
-    ours = KernelMuon([kernel], rate=0.1, decay=0.2)
+    muon = KernelMuon([kernel], rate=0.1, decay=0.2)
     matrix = nn.Parameter(start.flatten(1).clone())
     reference = torch.optim.Muon([matrix], lr=0.1, weight_decay=0.2)
     for gradient in gradients:
         kernel.grad, matrix.grad = gradient.clone(), gradient.flatten(1).clone()
-        ours.step()
+        muon.step()
         reference.step()
-        ours.zero_grad()
+        muon.zero_grad()
         assert kernel.grad is None
-        assert ours.param_groups[0]["params"][0].grad is None
+        assert muon.param_groups[0]["params"][0].grad is None
     # The order of a matrix's columns changes the rounding of bfloat16 sums, nothing else.
     torch.testing.assert_close(kernel.detach().flatten(1), matrix.detach(), rtol=0.0, atol=0.01)
     assert not torch.allclose(kernel, start, atol=0.05)

@@ -16,11 +16,7 @@ from offramp.training.checkpoint import CheckpointError
 from offramp.training.data import FolderSet, ImageSet
 from offramp.training.epoch import EpochReport, Progress
 from offramp.training.options import TrainOptions
-from offramp.training.run import (
-    channel_statistics,
-    prepare,
-    train,
-)
+from offramp.training.run import channel_statistics, prepare, train
 
 
 class Stop(Exception):
@@ -81,10 +77,10 @@ def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: Tra
     assert [line["epoch"] for line in log_of(options)] == [1, 2]
     # Killed after the checkpoint, before the line was written.
     (options.output / "log.jsonl").write_text(json.dumps(log_of(options)[0]) + "\n")
-    told: list[EpochReport] = []
+    reports: list[EpochReport] = []
     run = prepare(replace(options, resume=True))
-    train(run, on_epoch=told.append)
-    assert [report.epoch for report in told] == [3]
+    train(run, on_epoch=reports.append)
+    assert [report.epoch for report in reports] == [3]
     assert log_of(options) == json.loads(json.dumps([asdict(report) for report in run.trainer.history]))
     assert [line["epoch"] for line in log_of(options)] == [1, 2, 3]
 
@@ -92,9 +88,9 @@ def test_the_log_has_a_line_for_each_epoch_also_after_resuming(tree_options: Tra
 def test_a_finished_run_resumes_to_nothing_left(tree_options: TrainOptions) -> None:
     train(prepare(tree_options))
     before = (tree_options.output / "log.jsonl").read_bytes()
-    told: list[EpochReport] = []
-    train(prepare(replace(tree_options, resume=True)), on_epoch=told.append)
-    assert told == []
+    reports: list[EpochReport] = []
+    train(prepare(replace(tree_options, resume=True)), on_epoch=reports.append)
+    assert reports == []
     assert (tree_options.output / "log.jsonl").read_bytes() == before
 
 

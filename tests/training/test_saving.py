@@ -49,26 +49,26 @@ def test_epochs_shorter_than_the_interval_share_a_checkpoint_and_the_last_has_on
 ) -> None:
     clock = Clock()
     trainer = make_trainer(replace(toy_recipe, epochs=8), checkpoint_s=300.0, clock=clock)
-    found: list[tuple[int, int]] = []
+    saved: list[tuple[int, int]] = []
 
     def on_step(progress: Progress) -> None:
         clock.now_s += 102.0 / progress.steps
 
-    trainer.fit(lambda report: found.append(stored(trainer)), on_step)
-    assert found == [(0, 0), (0, 0), (3, 0), (3, 0), (3, 0), (6, 0), (6, 0), (8, 0)]
+    trainer.fit(lambda report: saved.append(stored(trainer)), on_step)
+    assert saved == [(0, 0), (0, 0), (3, 0), (3, 0), (3, 0), (6, 0), (6, 0), (8, 0)]
 
 
 def test_epochs_longer_than_the_interval_have_checkpoints_inside(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
     clock = Clock()
     trainer = make_trainer(replace(toy_recipe, epochs=2), checkpoint_s=20.0, clock=clock)
-    found: list[tuple[int, int]] = []
+    saved: list[tuple[int, int]] = []
 
     def on_step(progress: Progress) -> None:
-        found.append(stored(trainer))
+        saved.append(stored(trainer))
         clock.now_s += 20.0
 
     trainer.fit(on_step=on_step)
-    assert found == [(0, 0), (0, 2), (0, 2), (1, 0), (1, 2), (1, 2)]
+    assert saved == [(0, 0), (0, 2), (0, 2), (1, 0), (1, 2), (1, 2)]
 
 
 def test_a_run_killed_between_checkpoints_repeats_epochs_to_the_bit(
@@ -122,7 +122,7 @@ def press() -> None:
     ("call", "training", "held"),
     [
         pytest.param(5, True, (1, 2), id="inside a step"),
-        pytest.param(2, False, (1, 3), id="while an epoch is judged"),
+        pytest.param(2, False, (1, 3), id="while an epoch is evaluated"),
     ],
 )
 def test_ctrl_c_leaves_a_checkpoint_of_all_whole_steps(

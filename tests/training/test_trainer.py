@@ -139,18 +139,18 @@ def test_a_learnable_set_is_learned_at_every_exit(
     make_trainer: MakeTrainer, toy_recipe: Recipe, dtype: torch.dtype
 ) -> None:
     trainer = make_trainer(replace(toy_recipe, epochs=24, augmentation=Augmentation(crop_padding=0)), dtype=dtype)
-    told: list[EpochReport] = []
-    trainer.fit(on_epoch=told.append)
-    assert told == trainer.history
-    assert told[-1].loss < 0.5 * told[0].loss
-    assert min(told[-1].accuracy) >= 0.9
-    assert [report.epoch for report in told] == list(range(1, 25))
+    reports: list[EpochReport] = []
+    trainer.fit(on_epoch=reports.append)
+    assert reports == trainer.history
+    assert reports[-1].loss < 0.5 * reports[0].loss
+    assert min(reports[-1].accuracy) >= 0.9
+    assert [report.epoch for report in reports] == list(range(1, 25))
 
 
-def test_progress_is_told_after_every_step(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
-    told: list[Progress] = []
-    make_trainer(replace(toy_recipe, epochs=2)).fit(on_step=told.append)
-    assert [(p.epoch, p.step, p.steps, p.pictures) for p in told] == [
+def test_progress_is_reported_after_every_step(make_trainer: MakeTrainer, toy_recipe: Recipe) -> None:
+    reports: list[Progress] = []
+    make_trainer(replace(toy_recipe, epochs=2)).fit(on_step=reports.append)
+    assert [(p.epoch, p.step, p.steps, p.pictures) for p in reports] == [
         (1, 1, 3, 8), (1, 2, 3, 16), (1, 3, 3, 24), (2, 1, 3, 8), (2, 2, 3, 16), (2, 3, 3, 24)
     ]  # fmt: skip
 
@@ -318,9 +318,9 @@ def test_a_run_cut_inside_an_epoch_goes_on_there(make_trainer: MakeTrainer, toy_
     resumed = make_trainer(recipe, weights=99, file="cut.pt")
     resumed.resume()
     assert resumed.done == "1 of 3 epochs and 2 of 3 steps"
-    told: list[Progress] = []
-    resumed.fit(on_step=told.append)
-    assert [(p.epoch, p.step, p.pictures) for p in told[:2]] == [(2, 3, 24), (3, 1, 8)]
+    reports: list[Progress] = []
+    resumed.fit(on_step=reports.append)
+    assert [(p.epoch, p.step, p.pictures) for p in reports[:2]] == [(2, 3, 24), (3, 1, 8)]
     expected, got = everything(whole), everything(resumed)
     assert [name for name in expected if not torch.equal(expected[name], got[name])] == []
     assert without_times(whole.history) == without_times(resumed.history)

@@ -1,7 +1,7 @@
-"""Augmentation policies for whole uint8 batches: AutoAugment, RandAugment and TrivialAugment.
+"""Augmentation policies for whole uint8 batches of RGB: AutoAugment, RandAugment and TrivialAugment.
 
-A policy draws an operation and a strength for each sample. Every operation belongs to one of three families, and a
-family runs once over the whole batch, with the identity for samples that have another operation:
+A policy draws an operation and a strength for each image. There are three kinds of operations. Each kind runs once over
+the whole batch, and leaves images with an operation of another kind as they are:
 
 - a table of 256 values for each channel: posterize, solarize, auto_contrast, equalize, invert
 - a blend with a poorer picture: brightness, saturation, contrast, sharpness
@@ -13,14 +13,12 @@ ImageEnhance, Image.transform) gives for a single picture.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from functools import lru_cache
 from typing import Literal
 
 import torch
 from torch import Tensor
 
-Colour = tuple[int, ...]
 Searched = Literal["cifar10", "imagenet"]
 SubPolicy = tuple[tuple[str, float, int], tuple[str, float, int]]
 
@@ -35,111 +33,50 @@ SIGNED = GEOMETRIC | BLENDS
 # The operations of TrivialAugment and RandAugment: all but the last, so that a number means the same operation.
 UNLEARNED_OPERATIONS = OPERATIONS[:-1]
 
+# Value of the pixels from outside the image, in every channel.
+FILL = 128
 TRIVIAL_LEVELS = 31
-# RandAugment as in its paper for CIFAR: two operations at strength 9, where 10 is the strongest of AutoAugment.
+# RandAugment as in its paper for CIFAR: two operations at strength 9, where 10 is AutoAugment's strongest.
 RAND_OPERATIONS, RAND_STRENGTH = 2, 0.9
 
 # The sub-policies of AutoAugment, one set for each data set of its search. A sub-policy is two operations, each with
 # its probability and its strength, 0 to 9. Source: Cubuk et al., "AutoAugment" (CVPR 2019, arXiv 1805.09501), appendix.
 CIFAR10_SUB_POLICIES: tuple[SubPolicy, ...] = (
-    (("invert", 0.1, 0), ("contrast", 0.2, 6)),
-    (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
-    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)),
-    (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
-    (("auto_contrast", 0.5, 0), ("equalize", 0.9, 0)),
-    (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
-    (("saturation", 0.4, 3), ("brightness", 0.6, 7)),
-    (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
-    (("equalize", 0.6, 0), ("equalize", 0.5, 0)),
-    (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
-    (("saturation", 0.7, 7), ("translate_x", 0.5, 8)),
-    (("equalize", 0.3, 0), ("auto_contrast", 0.4, 0)),
-    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)),
-    (("brightness", 0.9, 6), ("saturation", 0.2, 8)),
-    (("solarize", 0.5, 2), ("invert", 0.0, 0)),
-    (("equalize", 0.2, 0), ("auto_contrast", 0.6, 0)),
-    (("equalize", 0.2, 0), ("equalize", 0.6, 0)),
-    (("saturation", 0.9, 9), ("equalize", 0.6, 0)),
-    (("auto_contrast", 0.8, 0), ("solarize", 0.2, 8)),
-    (("brightness", 0.1, 3), ("saturation", 0.7, 0)),
-    (("solarize", 0.4, 5), ("auto_contrast", 0.9, 0)),
-    (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
-    (("auto_contrast", 0.9, 0), ("solarize", 0.8, 3)),
-    (("equalize", 0.8, 0), ("invert", 0.1, 0)),
+    (("invert", 0.1, 0), ("contrast", 0.2, 6)), (("rotate", 0.7, 2), ("translate_x", 0.3, 9)),
+    (("sharpness", 0.8, 1), ("sharpness", 0.9, 3)), (("shear_y", 0.5, 8), ("translate_y", 0.7, 9)),
+    (("auto_contrast", 0.5, 0), ("equalize", 0.9, 0)), (("shear_y", 0.2, 7), ("posterize", 0.3, 7)),
+    (("saturation", 0.4, 3), ("brightness", 0.6, 7)), (("sharpness", 0.3, 9), ("brightness", 0.7, 9)),
+    (("equalize", 0.6, 0), ("equalize", 0.5, 0)), (("contrast", 0.6, 7), ("sharpness", 0.6, 5)),
+    (("saturation", 0.7, 7), ("translate_x", 0.5, 8)), (("equalize", 0.3, 0), ("auto_contrast", 0.4, 0)),
+    (("translate_y", 0.4, 3), ("sharpness", 0.2, 6)), (("brightness", 0.9, 6), ("saturation", 0.2, 8)),
+    (("solarize", 0.5, 2), ("invert", 0.0, 0)), (("equalize", 0.2, 0), ("auto_contrast", 0.6, 0)),
+    (("equalize", 0.2, 0), ("equalize", 0.6, 0)), (("saturation", 0.9, 9), ("equalize", 0.6, 0)),
+    (("auto_contrast", 0.8, 0), ("solarize", 0.2, 8)), (("brightness", 0.1, 3), ("saturation", 0.7, 0)),
+    (("solarize", 0.4, 5), ("auto_contrast", 0.9, 0)), (("translate_y", 0.9, 9), ("translate_y", 0.7, 9)),
+    (("auto_contrast", 0.9, 0), ("solarize", 0.8, 3)), (("equalize", 0.8, 0), ("invert", 0.1, 0)),
     (("translate_y", 0.7, 9), ("auto_contrast", 0.9, 0)),
-)
+)  # fmt: skip
 
 IMAGENET_SUB_POLICIES: tuple[SubPolicy, ...] = (
-    (("posterize", 0.4, 8), ("rotate", 0.6, 9)),
-    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
+    (("posterize", 0.4, 8), ("rotate", 0.6, 9)), (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
+    (("equalize", 0.8, 0), ("equalize", 0.6, 0)), (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)), (("equalize", 0.4, 0), ("rotate", 0.8, 8)),
+    (("solarize", 0.6, 3), ("equalize", 0.6, 0)), (("posterize", 0.8, 5), ("equalize", 1.0, 0)),
+    (("rotate", 0.2, 3), ("solarize", 0.6, 8)), (("equalize", 0.6, 0), ("posterize", 0.4, 6)),
+    (("rotate", 0.8, 8), ("saturation", 0.4, 0)), (("rotate", 0.4, 9), ("equalize", 0.6, 0)),
+    (("equalize", 0.0, 0), ("equalize", 0.8, 0)), (("invert", 0.6, 0), ("equalize", 1.0, 0)),
+    (("saturation", 0.6, 4), ("contrast", 1.0, 8)), (("rotate", 0.8, 8), ("saturation", 1.0, 2)),
+    (("saturation", 0.8, 8), ("solarize", 0.8, 7)), (("sharpness", 0.4, 7), ("invert", 0.6, 0)),
+    (("shear_x", 0.6, 5), ("equalize", 1.0, 0)), (("saturation", 0.4, 0), ("equalize", 0.6, 0)),
+    (("equalize", 0.4, 0), ("solarize", 0.2, 4)), (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
+    (("invert", 0.6, 0), ("equalize", 1.0, 0)), (("saturation", 0.6, 4), ("contrast", 1.0, 8)),
     (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
-    (("posterize", 0.6, 7), ("posterize", 0.6, 6)),
-    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
-    (("equalize", 0.4, 0), ("rotate", 0.8, 8)),
-    (("solarize", 0.6, 3), ("equalize", 0.6, 0)),
-    (("posterize", 0.8, 5), ("equalize", 1.0, 0)),
-    (("rotate", 0.2, 3), ("solarize", 0.6, 8)),
-    (("equalize", 0.6, 0), ("posterize", 0.4, 6)),
-    (("rotate", 0.8, 8), ("saturation", 0.4, 0)),
-    (("rotate", 0.4, 9), ("equalize", 0.6, 0)),
-    (("equalize", 0.0, 0), ("equalize", 0.8, 0)),
-    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
-    (("saturation", 0.6, 4), ("contrast", 1.0, 8)),
-    (("rotate", 0.8, 8), ("saturation", 1.0, 2)),
-    (("saturation", 0.8, 8), ("solarize", 0.8, 7)),
-    (("sharpness", 0.4, 7), ("invert", 0.6, 0)),
-    (("shear_x", 0.6, 5), ("equalize", 1.0, 0)),
-    (("saturation", 0.4, 0), ("equalize", 0.6, 0)),
-    (("equalize", 0.4, 0), ("solarize", 0.2, 4)),
-    (("solarize", 0.6, 5), ("auto_contrast", 0.6, 0)),
-    (("invert", 0.6, 0), ("equalize", 1.0, 0)),
-    (("saturation", 0.6, 4), ("contrast", 1.0, 8)),
-    (("equalize", 0.8, 0), ("equalize", 0.6, 0)),
-)
+)  # fmt: skip
 
 SUB_POLICIES: dict[Searched, tuple[SubPolicy, ...]] = {
     "cifar10": CIFAR10_SUB_POLICIES,
     "imagenet": IMAGENET_SUB_POLICIES,
 }
-
-
-def check_images(images_BCHW: Tensor) -> None:
-    """Raise ValueError unless the argument is a batch of 8-bit pictures, uint8 B×C×H×W."""
-    if images_BCHW.ndim != 4 or images_BCHW.dtype != torch.uint8:
-        raise ValueError(
-            f"images have shape {tuple(images_BCHW.shape)} and type {images_BCHW.dtype}; augmentation takes "
-            "uint8 B×C×H×W: stack the pictures and keep them unnormalised"
-        )
-
-
-def check_colour(name: str, colour: int | Colour) -> None:
-    """Raise ValueError unless every channel of the colour is an 8-bit value."""
-    channels = (colour,) if isinstance(colour, int) else colour
-    if not channels or any(not 0 <= value <= 255 for value in channels):
-        raise ValueError(f"{name} is {colour}; give whole numbers from 0 to 255, one or one for each channel")
-
-
-def colour_1C11(colour: int | Colour, images_BCHW: Tensor) -> Tensor:
-    """A colour as a tensor that broadcasts over the batch; one number stands for every channel.
-
-    Raises ValueError when the colour has another number of channels than the images.
-    """
-    check_colour("fill", colour)
-    channel_count = images_BCHW.shape[1]
-    channels = (colour,) * channel_count if isinstance(colour, int) else colour
-    if len(channels) != channel_count:
-        raise ValueError(
-            f"fill {colour} has {len(channels)} channels, the images have {channel_count}: give one number, "
-            f"or {channel_count} of them"
-        )
-    return _channels_1C11(channels, images_BCHW.dtype, images_BCHW.device)
-
-
-# Cached, because each copy from the host makes a GPU finish its work first. Never changed in place.
-@lru_cache(maxsize=64)
-def _channels_1C11(channels: Colour, dtype: torch.dtype, device: torch.device) -> Tensor:
-    with torch.inference_mode(False):
-        return torch.tensor(channels, dtype=dtype, device=device).view(1, -1, 1, 1)
 
 
 def memory_format_of(images_BCHW: Tensor) -> torch.memory_format:
@@ -149,74 +86,66 @@ def memory_format_of(images_BCHW: Tensor) -> torch.memory_format:
     return torch.contiguous_format
 
 
-def auto_augment(
-    images_BCHW: Tensor, generator: torch.Generator, fill: int | Colour = 128, searched: Searched = "cifar10"
-) -> Tensor:
-    """Give each sample one of the 25 sub-policies that AutoAugment found on CIFAR-10 or on ImageNet.
+def auto_augment(images_BCHW: Tensor, generator: torch.Generator, searched: Searched = "cifar10") -> Tensor:
+    """Give each image one of the 25 sub-policies that AutoAugment found on CIFAR-10 or on ImageNet.
 
     Each of its two operations happens with its own probability. Geometric operations and blends get a random sign.
     """
-    check_images(images_BCHW)
-    batch, _, height, width = images_BCHW.shape
     device = images_BCHW.device
-    tables = _auto_tables(searched, height, width, device)
-    chosen_B = torch.randint(0, len(SUB_POLICIES[searched]), (batch,), generator=generator, device=device)
+    table_S23 = _auto_table(searched, *images_BCHW.shape[2:], device)
+    chosen_B = _draw(len(SUB_POLICIES[searched]), images_BCHW, generator)
     for place in range(2):
-        happens_B = torch.rand(batch, generator=generator, device=device) < tables.probability_S2[chosen_B, place]
-        operation_B = torch.where(happens_B, tables.operation_S2[chosen_B, place], 0)
-        strength_B = _with_random_sign(operation_B, tables.strength_S2[chosen_B, place], generator)
-        images_BCHW = apply_operations(images_BCHW, operation_B, strength_B, fill)
+        number_B, probability_B, strength_B = table_S23[chosen_B, place].unbind(1)
+        happens_B = torch.rand(len(images_BCHW), generator=generator, device=device) < probability_B
+        operation_B = torch.where(happens_B, number_B.long(), 0)
+        strength_B = _with_random_sign(operation_B, strength_B, generator)
+        images_BCHW = apply_operations(images_BCHW, operation_B, strength_B)
     return images_BCHW
 
 
-def rand_augment(images_BCHW: Tensor, generator: torch.Generator, fill: int | Colour = 128) -> Tensor:
-    """Give each sample two operations, each any of fourteen, all at one strength.
+def rand_augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Give each image two operations, each any of fourteen, all at one strength.
 
     Geometric operations and blends get a random sign. Source: Cubuk et al., "RandAugment" (NeurIPS 2020,
     arXiv 1909.13719).
     """
-    check_images(images_BCHW)
-    batch, _, height, width = images_BCHW.shape
-    device = images_BCHW.device
-    strength_O = _rand_table(height, width, device)
+    strength_O = _rand_table(*images_BCHW.shape[2:], images_BCHW.device)
     for _ in range(RAND_OPERATIONS):
-        operation_B = torch.randint(0, len(UNLEARNED_OPERATIONS), (batch,), generator=generator, device=device)
+        operation_B = _draw(len(UNLEARNED_OPERATIONS), images_BCHW, generator)
         strength_B = _with_random_sign(operation_B, strength_O[operation_B], generator)
-        images_BCHW = apply_operations(images_BCHW, operation_B, strength_B, fill)
+        images_BCHW = apply_operations(images_BCHW, operation_B, strength_B)
     return images_BCHW
 
 
-def trivial_augment(images_BCHW: Tensor, generator: torch.Generator, fill: int | Colour = 128) -> Tensor:
-    """Give each sample one operation of fourteen at one strength of 31, all with equal probability.
+def trivial_augment(images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """Give each image one operation of fourteen at one strength of 31, all with equal probability.
 
     Source: Müller & Hutter, "TrivialAugment" (ICCV 2021, arXiv 2103.10158), the "wide" space.
     """
-    check_images(images_BCHW)
-    batch = images_BCHW.shape[0]
-    device = images_BCHW.device
-    operation_B = torch.randint(0, len(UNLEARNED_OPERATIONS), (batch,), generator=generator, device=device)
-    level_B = torch.randint(0, TRIVIAL_LEVELS, (batch,), generator=generator, device=device)
-    strength_B = _with_random_sign(operation_B, _trivial_table(device)[operation_B, level_B], generator)
-    return apply_operations(images_BCHW, operation_B, strength_B, fill)
+    operation_B = _draw(len(UNLEARNED_OPERATIONS), images_BCHW, generator)
+    level_B = _draw(TRIVIAL_LEVELS, images_BCHW, generator)
+    strength_B = _with_random_sign(operation_B, _trivial_table(images_BCHW.device)[operation_B, level_B], generator)
+    return apply_operations(images_BCHW, operation_B, strength_B)
 
 
-def apply_operations(images_BCHW: Tensor, operation_B: Tensor, strength_B: Tensor, fill: int | Colour = 128) -> Tensor:
-    """Give each sample the operation of its number (its place in OPERATIONS) at its strength.
+def _draw(count: int, images_BCHW: Tensor, generator: torch.Generator) -> Tensor:
+    """A whole number below `count` for each image."""
+    return torch.randint(0, count, images_BCHW.shape[:1], generator=generator, device=images_BCHW.device)
 
-    fill: colour of the pixels from outside the picture.
-    Raises ValueError unless there is one number and one strength for each image.
-    """
-    check_images(images_BCHW)
-    if operation_B.shape != images_BCHW.shape[:1] or strength_B.shape != images_BCHW.shape[:1]:
-        raise ValueError(
-            f"operations have shape {tuple(operation_B.shape)} and strengths {tuple(strength_B.shape)} for "
-            f"{images_BCHW.shape[0]} images; give one for each image"
-        )
+
+def _with_random_sign(operation_B: Tensor, strength_B: Tensor, generator: torch.Generator) -> Tensor:
+    signed_B = _signed_table(operation_B.device)[operation_B]
+    negative_B = torch.rand(operation_B.shape, generator=generator, device=operation_B.device) < 0.5
+    return torch.where(signed_B & negative_B, -strength_B, strength_B)
+
+
+def apply_operations(images_BCHW: Tensor, operation_B: Tensor, strength_B: Tensor) -> Tensor:
+    """Give each image the operation of its number (its place in OPERATIONS) at its strength."""
     layout = memory_format_of(images_BCHW)
     has = {name: operation_B == number for number, name in enumerate(OPERATIONS)}
     images_BCHW = _by_table(images_BCHW, has, strength_B)
     images_BCHW = _by_blend(images_BCHW, has, strength_B)
-    images_BCHW = _by_affine_map(images_BCHW, has, strength_B, fill)
+    images_BCHW = _by_affine_map(images_BCHW, has, strength_B)
     return images_BCHW.contiguous(memory_format=layout)
 
 
@@ -281,11 +210,6 @@ def _by_blend(images_BCHW: Tensor, has: dict[str, Tensor], strength_B: Tensor) -
 
 def _luminance_B1HW(images_BCHW: Tensor) -> Tensor:
     """Grey values with Pillow's integer weights (ITU-R 601-2, 16 bits)."""
-    channel_count = images_BCHW.shape[1]
-    if channel_count == 1:
-        return images_BCHW
-    if channel_count != 3:
-        raise ValueError(f"images have {channel_count} channels; saturation and contrast take 3 (RGB) or 1 (grey)")
     red, green, blue = images_BCHW.to(torch.int32).split(1, dim=1)
     luminance_B1HW: Tensor = (red * 19595 + green * 38470 + blue * 7471 + 0x8000) >> 16
     return luminance_B1HW
@@ -302,8 +226,8 @@ def _smoothed(images_BCHW: Tensor) -> Tensor:
     return values_BCHW
 
 
-def _by_affine_map(images_BCHW: Tensor, has: dict[str, Tensor], strength_B: Tensor, fill: int | Colour) -> Tensor:
-    """Fetch pixel (x, y) from (a·x + b·y + c, d·x + e·y + f), the nearest one; what lies outside is `fill`.
+def _by_affine_map(images_BCHW: Tensor, has: dict[str, Tensor], strength_B: Tensor) -> Tensor:
+    """Fetch pixel (x, y) from (a·x + b·y + c, d·x + e·y + f), the nearest one; pixels from outside are FILL.
 
     Coordinates are in pixels, pixel centres at halves, as in Image.transform. Strengths are pixels a row or column for
     shears, pixels to the left or up for translations, degrees counter-clockwise about the centre for rotations.
@@ -326,13 +250,7 @@ def _by_affine_map(images_BCHW: Tensor, has: dict[str, Tensor], strength_B: Tens
     index_BHW = y_BHW.floor().clamp(0, height - 1).long() * width + x_BHW.floor().clamp(0, width - 1).long()
     index_BCP = index_BHW.flatten(1).unsqueeze(1).expand(-1, channels, -1)
     moved_BCHW = images_BCHW.flatten(2).gather(2, index_BCP).view(images_BCHW.shape)
-    return torch.where(inside_BHW.unsqueeze(1), moved_BCHW, colour_1C11(fill, images_BCHW))
-
-
-def _with_random_sign(operation_B: Tensor, strength_B: Tensor, generator: torch.Generator) -> Tensor:
-    signed_B = _signed_table(operation_B.device)[operation_B]
-    negative_B = torch.rand(operation_B.shape, generator=generator, device=operation_B.device) < 0.5
-    return torch.where(signed_B & negative_B, -strength_B, strength_B)
+    return torch.where(inside_BHW.unsqueeze(1), moved_BCHW, FILL)
 
 
 def auto_strengths(share: float, height: int, width: int) -> dict[str, float]:
@@ -340,26 +258,18 @@ def auto_strengths(share: float, height: int, width: int) -> dict[str, float]:
 
     Translations are at most the paper's 150 of 331 pixels, in proportion and in whole pixels.
     """
-    down_and_across_px = height * 150 / 331, width * 150 / 331
-    return _strengths(share, 0.3, down_and_across_px, degrees=30, change=0.9, dropped_bits=4)
+    return _strengths(share, 0.3, height * 150 / 331, width * 150 / 331, degrees=30, change=0.9, dropped_bits=4)
 
 
 def trivial_strengths(share: float) -> dict[str, float]:
     """TrivialAugment's strength of each operation at a share (0..1) of its "wide" range."""
-    return _strengths(share, 0.99, (32, 32), degrees=135, change=0.99, dropped_bits=6)
+    return _strengths(share, 0.99, 32, 32, degrees=135, change=0.99, dropped_bits=6)
 
 
 def _strengths(
-    share: float,
-    shear: float,
-    down_and_across_px: tuple[float, float],
-    *,
-    degrees: float,
-    change: float,
-    dropped_bits: int,
+    share: float, shear: float, down_px: float, across_px: float, *, degrees: float, change: float, dropped_bits: int
 ) -> dict[str, float]:
-    """A share of the strongest values, which are the arguments; 0 for operations without a strength."""
-    down_px, across_px = down_and_across_px
+    """A share of the strongest values, which are the other arguments; 0 for operations without a strength."""
     return {
         **dict.fromkeys(OPERATIONS, 0.0),
         **dict.fromkeys(("shear_x", "shear_y"), shear * share),
@@ -372,29 +282,18 @@ def _strengths(
     }
 
 
-@dataclass(frozen=True)
-class _AutoTables:
-    """The sub-policies as tensors, S sub-policies × 2 places."""
-
-    operation_S2: Tensor
-    probability_S2: Tensor
-    strength_S2: Tensor
-
-
 # The tables below are cached and shared. Never change them in place.
 
 
 @lru_cache(maxsize=16)
-def _auto_tables(searched: Searched, height: int, width: int, device: torch.device) -> _AutoTables:
-    pairs = SUB_POLICIES[searched]
+def _auto_table(searched: Searched, height: int, width: int, device: torch.device) -> Tensor:
+    """Number, probability and strength of the two operations of each of S sub-policies, S×2×3."""
     strengths = [auto_strengths(level / 9, height, width) for level in range(10)]
-    return _AutoTables(
-        operation_S2=torch.tensor([[OPERATIONS.index(name) for name, _, _ in pair] for pair in pairs], device=device),
-        probability_S2=torch.tensor([[probability for _, probability, _ in pair] for pair in pairs], device=device),
-        strength_S2=torch.tensor(
-            [[strengths[level][name] for name, _, level in pair] for pair in pairs], device=device
-        ),
-    )
+    rows = [
+        [(OPERATIONS.index(name), probability, strengths[level][name]) for name, probability, level in pair]
+        for pair in SUB_POLICIES[searched]
+    ]
+    return torch.tensor(rows, device=device)
 
 
 @lru_cache(maxsize=16)

@@ -18,8 +18,8 @@ from offramp.training.evaluate.evaluation import (
     FULL_DEPTH,
     ExitLogits,
     OperatingPoint,
-    calibrated,
     operating_point,
+    predictions_of,
     served_logits,
 )
 from offramp.training.evaluate.predictions import ExitPredictions
@@ -27,16 +27,16 @@ from offramp.training.evaluate.predictions import ExitPredictions
 CARRIES = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
 TEMPERATURE_RANGE = (0.05, 20.0)
 THRESHOLDS = tuple((np.arange(0, 201) / 200).tolist())
-# Over draws from the pictures of two networks, as trained, made too sure and made too unsure: of 10 pictures a fit may
-# double the negative log-likelihood even where cross-validation approves; of 20 to 60 cross-validation refuses the fits
-# that harm, save a few; of 100 and more every fit helped.
+# Measured over draws of pictures of two networks, as trained, overconfident and underconfident. With 10 pictures a fit
+# can double the negative log-likelihood even where cross-validation approves. With 20 to 60 pictures cross-validation
+# refuses nearly all harmful fits. With 100 and more every fit helped.
 LEAST = 20
 CHECKED_BELOW = 1_000
 FOLDS = 5
 
 
 def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
-    """The temperature of least negative log-likelihood, and that likelihood; found by Brent's method in log T.
+    """The temperature with the least negative log-likelihood, and that likelihood; by Brent's method in log T.
 
     Source: Guo et al., "On Calibration of Modern Neural Networks" (ICML 2017).
     """
@@ -50,9 +50,9 @@ def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
 
 
 def fit_calibration(outputs: ExitLogits, carries: Sequence[float] = CARRIES) -> Calibration:
-    """Exit by exit: how much of the visited exits' logits to carry along, and the temperature that fits the sum.
+    """For each exit, the carry of the visited exits' logits, and the temperature that fits the sum.
 
-    Chosen by negative log-likelihood, which rewards ranking and calibration both. O(K x carries) fits.
+    Both have the least negative log-likelihood, which rewards ranking and calibration. O(K x carries) fits.
     """
     temperatures: list[float] = []
     chosen: list[float] = []
@@ -69,9 +69,10 @@ def fit_calibration(outputs: ExitLogits, carries: Sequence[float] = CARRIES) -> 
 
 
 def fit_where_it_helps(outputs: ExitLogits) -> Calibration:
-    """`fit_calibration`; the neutral one for fewer than LEAST pictures, and where cross-validation prefers it.
+    """`fit_calibration`; the neutral calibration for fewer than LEAST pictures.
 
-    That is asked of fewer than CHECKED_BELOW pictures, and judged by the negative log-likelihood over all exits.
+    With fewer than CHECKED_BELOW pictures, the neutral one too where cross-validation does not show that a fit lowers
+    the negative log-likelihood over all exits.
     """
     neutral, pictures = Calibration.neutral(outputs.num_exits), len(outputs.labels_N)
     if pictures < LEAST:
@@ -96,27 +97,22 @@ def total_nll(outputs: ExitLogits, calibration: Calibration) -> float:
 
 
 def threshold_pictures(tolerance: float) -> int | None:
-    """How many pictures tell what leaving early costs: none of them lost then proves a loss of at most `tolerance`.
+    """Number of pictures that prove a loss of at most `tolerance` when early answers lose none of them.
 
-    None: no number does.
+    None when no number does.
     """
     return pictures_needed(tolerance, DELTA)
 
 
-def choose_threshold(
-    outputs: ExitLogits, calibration: Calibration, cost: NetworkCost, tolerance: float
-) -> OperatingPoint:
+def choose_threshold(predictions: ExitPredictions, cost: NetworkCost, tolerance: float) -> OperatingPoint:
     """The cheapest threshold that loses at most `tolerance` of accuracy (0..1) against full depth, on these pictures.
 
-    Every cheaper threshold may lose more: the search starts at full depth and stops at the first that does. With one
-    exit nothing leaves early, and the threshold is 1.
+    The search goes from full depth to lower thresholds, and stops at the first that loses more. A network with one exit
+    has the threshold 1.
     """
-    answers = ExitPredictions.of(calibrated(outputs, calibration), outputs.labels_N)
-    best = full = operating_point(answers, cost, FULL_DEPTH)
-    if outputs.num_exits == 1:
-        return full
-    for threshold in reversed(THRESHOLDS):
-        point = operating_point(answers, cost, threshold)
+    best = full = operating_point(predictions, cost, FULL_DEPTH)
+    for threshold in reversed(THRESHOLDS) if predictions.num_exits > 1 else ():
+        point = operating_point(predictions, cost, threshold)
         if point.accuracy < full.accuracy - tolerance:
             break
         best = point
@@ -124,17 +120,15 @@ def choose_threshold(
 
 
 def calibrate(outputs: ExitLogits, cost: NetworkCost, tolerance: float) -> tuple[Calibration, OperatingPoint]:
-    """Fit everything; the default operating point is judged on the same held-out pictures, never on test.
+    """Temperatures, carries and the default operating point, all from the same held-out pictures.
 
-    It is full depth where the pictures are fewer than `threshold_pictures`.
+    The operating point is full depth when the pictures are fewer than `threshold_pictures`. Raises ValueError for
+    pictures of a single class.
     """
-    if not 0.0 <= tolerance <= 1.0:
-        raise ValueError(f"tolerance {tolerance} is out of range: give a share of accuracy in [0, 1]")
     if len(torch.unique(outputs.labels_N)) < 2:
         raise ValueError("the calibration pictures are all of one class: hold out at least two classes")
-    calibration = fit_where_it_helps(outputs)
-    needed = threshold_pictures(tolerance)
-    if needed is None or len(outputs.labels_N) < needed:
-        answers = ExitPredictions.of(calibrated(outputs, calibration), outputs.labels_N)
-        return calibration, operating_point(answers, cost, FULL_DEPTH)
-    return calibration, choose_threshold(outputs, calibration, cost, tolerance)
+    calibration, needed = fit_where_it_helps(outputs), threshold_pictures(tolerance)
+    predictions = predictions_of(outputs, calibration)
+    if needed is None or len(predictions) < needed:
+        return calibration, operating_point(predictions, cost, FULL_DEPTH)
+    return calibration, choose_threshold(predictions, cost, tolerance)

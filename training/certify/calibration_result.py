@@ -1,8 +1,8 @@
-"""All that a bundle may claim, from a network's logits on held-out pictures: calibration, thresholds, certificate."""
+"""All claims of a bundle, from a network's logits on held-out pictures: calibration, thresholds, certificate."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -12,27 +12,26 @@ from offramp.models.cost import NetworkCost
 from offramp.models.exit_policy import Calibration
 from offramp.training.certify.calibrate import calibrate
 from offramp.training.certify.exits import ExitChoice, best_choice, compare_exits, why_kept
-from offramp.training.certify.promises import DELTA, PROMISES, ProvingSet, Shortfall, certify, spaced, untried_shortfall
+from offramp.training.certify.promises import DELTA, PROMISES, ProvingSet, Shortfall, certify, shortfall, spaced
 from offramp.training.certify.search import FrontPoint, pareto_front, search
 from offramp.training.certify.stage_costs import StageCosts
 from offramp.training.certify.statistics import pictures_needed
-from offramp.training.evaluate.evaluation import ExitLogits, OperatingPoint, calibrated
+from offramp.training.evaluate.evaluation import ExitLogits, OperatingPoint, predictions_of
 from offramp.training.evaluate.predictions import ExitPredictions, Int64Array, count_at_thresholds, divide
 
-# Share of the held-out pictures that fit and search; the others prove. Over 150 draws of 5,000 predictions of the
-# embedded model, shares of 0.2 to 0.6 gave compute within 1.5 points of one another at every promise; 0.3 and 0.4 were
-# the cheapest. Of 1,000 pictures, a share above 0.4 leaves too few (598) to prove 0.5 % at all; below, the search fits
-# noise.
+# Share of the held-out pictures that fit and search; the others certify. Over 150 draws of 5,000 predictions of the
+# embedded model, shares of 0.2 to 0.6 gave compute within 1.5 points at every promise; 0.3 and 0.4 were the cheapest.
+# With 1,000 pictures, a share above 0.4 leaves fewer than the 598 that 0.5 % needs, and a smaller share fits noise.
 SEARCH_SHARE = 0.4
 # Accuracy (0..1) that the default threshold may lose against full depth, on the pictures searched.
 TOLERANCE = 0.005
-# Spacing of the points of a front in a bundle: disagreement rises by this factor from one to the next.
+# Spacing of the points of a front in a bundle: disagreement rises by this factor from point to point.
 READABLE_STEP = 1.25
 
 
 @dataclass(frozen=True)
 class CalibrationOptions:
-    """What calibration aims at.
+    """Aims of a calibration.
 
     date: today's, ISO 8601. tolerance: accuracy (0..1) that the default threshold may lose. promises: disagreements
     (0..1) to certify. keep_exits: keep exits that do not pay.
@@ -54,7 +53,7 @@ class CalibrationOptions:
 
 
 def shares(text: str) -> tuple[float, ...]:
-    """Shares of an option, separated by commas; each once, rising. Raises ValueError for anything but numbers."""
+    """Shares separated by commas, rising, without repetition. Raises ValueError for anything but numbers."""
     try:
         return tuple(sorted({float(word) for word in text.split(",")}))
     except ValueError:
@@ -63,14 +62,14 @@ def shares(text: str) -> tuple[float, ...]:
 
 @dataclass(frozen=True)
 class Division:
-    """Indices of the held-out pictures that fit and search (M of them), and of those that prove; maybe none prove."""
+    """Indices of the held-out pictures: M that fit and search, and the others, maybe none, that certify."""
 
     search_M: Int64Array
     prove_M: Int64Array
 
 
 def division(labels_N: Int64Array, num_exits: int, promises: Sequence[float]) -> Division:
-    """SEARCH_SHARE of the pictures search. All of them do when the others are too few to prove the weakest promise."""
+    """SEARCH_SHARE of the pictures search. All search when the others are too few to prove the weakest promise."""
     search_M, prove_M = divide(labels_N, SEARCH_SHARE)
     needed = pictures_needed(max(promises), DELTA)
     if num_exits == 1 or needed is None or len(prove_M) < needed:
@@ -82,8 +81,8 @@ def division(labels_N: Int64Array, num_exits: int, promises: Sequence[float]) ->
 class ExitSelection:
     """The exits that a network keeps, 1-based.
 
-    choices: every choice of exits with its figures on the searched pictures, all exits first; empty when none was
-    compared. why_kept: why exits that do not pay stay; else empty.
+    choices: every choice of exits with its figures on the searched pictures, all exits first; empty without a
+    comparison. why_kept: why exits that do not pay stay; empty when they do not stay.
     """
 
     exits: tuple[int, ...]
@@ -99,22 +98,22 @@ class ExitSelection:
 def choose_exits(
     outputs: ExitLogits, cost: NetworkCost, config: ModelConfig, parts: Division, options: CalibrationOptions
 ) -> ExitSelection:
-    """Compare every choice of exits, if there are enough pictures and exits can be left out; select the best one."""
-    everything = tuple(range(1, outputs.num_exits + 1))
+    """Compare every choice of exits and select the best one. All exits stay when a comparison is not possible."""
+    all_exits = tuple(range(1, outputs.num_exits + 1))
     reason = why_kept(config, outputs.num_exits)
     if not reason and not len(parts.prove_M):
         reason = "too few pictures were held out to tell"
     if reason:
-        return ExitSelection(everything, (), reason)
+        return ExitSelection(all_exits, (), reason)
     choices = compare_exits(outputs.subset(parts.search_M), cost)
     if options.keep_exits:
-        return ExitSelection(everything, choices, "all were asked for")
+        return ExitSelection(all_exits, choices, "all were asked for")
     return ExitSelection(best_choice(choices, options.tolerance).exits, choices, "")
 
 
 @dataclass(frozen=True)
 class CalibrationFacts:
-    """The pictures of a calibration: data in words, their number, how many searched, how many certified; tolerance."""
+    """The pictures of a calibration: data in words, their number, how many searched and certified; the tolerance."""
 
     data: str
     pictures: int
@@ -125,8 +124,10 @@ class CalibrationFacts:
 
 @dataclass(frozen=True)
 class ReadablePoint:
-    """A point of a front, for readers: thresholds of the search, figures of pictures that did not search. Shares are
-    0..1; mean_ms is None without measured costs."""
+    """A point of a front, for readers: thresholds of the search, and figures of pictures that did not search.
+
+    Shares are 0..1. mean_ms is None without measured costs.
+    """
 
     thresholds: tuple[float, ...]
     disagreement: float
@@ -159,16 +160,16 @@ class Fronts:
 class CalibrationResult:
     """The result of a calibration.
 
-    fronts: None with one exit. certificate: None without certifying pictures or early exits. missed: promises that were
+    fronts: None with one exit. certificate: None without certifying pictures or early exits. missed: promises that are
     not proven.
     """
 
     calibration: Calibration
     point: OperatingPoint
     facts: CalibrationFacts
-    fronts: Fronts | None
-    certificate: Certificate | None
-    missed: tuple[Shortfall, ...]
+    fronts: Fronts | None = None
+    certificate: Certificate | None = None
+    missed: tuple[Shortfall, ...] = ()
 
 
 def calibrate_and_certify(
@@ -176,49 +177,44 @@ def calibrate_and_certify(
     cost: NetworkCost,
     parts: Division,
     options: CalibrationOptions,
-    proving: Callable[[ExitPredictions], ProvingSet],
     costs: StageCosts | None,
     data: str,
+    fingerprint: str,
 ) -> CalibrationResult:
-    """Fit and search on one part of the pictures, prove on the other.
+    """Fit and search on one part of the pictures, certify on the other.
 
-    proving: makes the proving set of its predictions. data: where the pictures come from, in words.
+    data: where the pictures come from, in words. fingerprint: SHA-256 of the certifying pictures and their labels.
     """
     calibration, point = calibrate(outputs.subset(parts.search_M), cost, options.tolerance)
-    predictions = ExitPredictions.of(calibrated(outputs, calibration), outputs.labels_N)
+    predictions = predictions_of(outputs, calibration)
     facts = CalibrationFacts(data, len(predictions), len(parts.search_M), len(parts.prove_M), options.tolerance)
     if outputs.num_exits == 1:
-        return CalibrationResult(calibration, point, facts, None, None, ())
+        return CalibrationResult(calibration, point, facts)
     searched = predictions.subset(parts.search_M)
     grid = search(searched)
     front = pareto_front(grid, cost.sequential_multiply_adds)
+    front_by_ms = pareto_front(grid, costs.sequential_ms) if costs else ()
     unsearched = predictions.subset(parts.prove_M) if len(parts.prove_M) else searched
     fronts = Fronts(
         pictures=len(unsearched),
         by_multiply_adds=_readable(front, len(searched), unsearched, cost, costs),
-        by_ms=_readable(pareto_front(grid, costs.sequential_ms), len(searched), unsearched, cost, costs)
-        if costs
-        else (),
+        by_ms=_readable(front_by_ms, len(searched), unsearched, cost, costs),
         costs=costs,
     )
     if not len(parts.prove_M):
         certifiable = len(divide(predictions.labels_N, SEARCH_SHARE)[1])
-        missed = tuple(untried_shortfall(promise, certifiable, DELTA) for promise in options.promises)
-        return CalibrationResult(calibration, point, facts, fronts, None, missed)
-    proof = proving(unsearched)
-    certificate, missed = certify(searched, front, proof, cost.sequential_multiply_adds, options.promises)
+        missed = tuple(shortfall(promise, certifiable, DELTA) for promise in options.promises)
+        return CalibrationResult(calibration, point, facts, fronts, missed=missed)
+    proving = ProvingSet(unsearched, data, fingerprint, options.date)
+    certificate, missed = certify(searched, front, proving, cost.sequential_multiply_adds, options.promises)
     return CalibrationResult(calibration, point, facts, fronts, certificate, missed)
 
 
 def _readable(
-    front: Sequence[FrontPoint],
-    searched: int,
-    unsearched: ExitPredictions,
-    cost: NetworkCost,
-    costs: StageCosts | None,
+    front: Sequence[FrontPoint], searched: int, unsearched: ExitPredictions, cost: NetworkCost, costs: StageCosts | None
 ) -> tuple[ReadablePoint, ...]:
     points = spaced(front, searched, 0.0, 1.0, READABLE_STEP)
-    pictures, full_accuracy = len(unsearched), float(unsearched.right_NK[:, -1].mean())
+    pictures = len(unsearched)
     readable = []
     for point, counts in zip(points, count_at_thresholds(unsearched, [p.thresholds for p in points]), strict=True):
         mean = counts.mean_cost(cost.sequential_multiply_adds)
@@ -226,7 +222,7 @@ def _readable(
             ReadablePoint(
                 thresholds=point.thresholds,
                 disagreement=counts.disagreed / pictures,
-                accuracy=full_accuracy + (counts.gained - counts.lost) / pictures,
+                accuracy=unsearched.full_accuracy + (counts.gained - counts.lost) / pictures,
                 mean_multiply_adds=mean,
                 compute=mean / cost.sequential_multiply_adds[-1],
                 mean_ms=counts.mean_cost(costs.sequential_ms) if costs else None,

@@ -1,4 +1,4 @@
-"""Which exits pay. Every picture that passes a head pays for it, so each choice of exits is compared as a whole."""
+"""Which exits pay. A head costs time for every picture that passes it, so choices of exits are compared as a whole."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from offramp.models.cost import NetworkCost
 from offramp.models.multi_exit import MultiExitNet
 from offramp.training.certify.calibrate import fit_calibration
 from offramp.training.certify.search import NEVER, pareto_front, search
-from offramp.training.evaluate.evaluation import ExitLogits, calibrated
-from offramp.training.evaluate.predictions import ExitPredictions, count_at_thresholds
+from offramp.training.evaluate.evaluation import ExitLogits, predictions_of
+from offramp.training.evaluate.predictions import count_at_thresholds
 
-# The disagreement with its own full depth at which choices of exits are compared.
+# Disagreement with the choice's own full depth at which choices of exits are compared.
 REFERENCE = 0.01
 # Exits are left out when that makes the network cheaper by more than this share.
 MARGIN = 0.02
@@ -24,10 +24,10 @@ MOST_EXITS = 6
 
 @dataclass(frozen=True)
 class ExitChoice:
-    """A network with these exits (1-based) alone, at its cheapest thresholds that disagree on at most REFERENCE.
+    """A network with these exits (1-based) alone, at its cheapest thresholds with a disagreement of at most REFERENCE.
 
-    compute: mean multiply-adds, heads of other exits not counted, over full depth's of the network with all exits.
-    accuracy: (0..1) there; full_accuracy: of its full depth.
+    compute: mean multiply-adds, without the heads of other exits, over full depth's of the network with all exits.
+    accuracy: (0..1) at these thresholds; full_accuracy: at its full depth.
     """
 
     exits: tuple[int, ...]
@@ -37,48 +37,50 @@ class ExitChoice:
 
 
 def compare_exits(outputs: ExitLogits, cost: NetworkCost) -> tuple[ExitChoice, ...]:
-    """Every choice of exits that has the last, calibrated anew and searched on these pictures; all exits come first."""
+    """Every choice of exits with the last one, calibrated anew and searched on these pictures; all exits come first."""
     every, last = range(1, outputs.num_exits), outputs.num_exits
     choices = [(*early, last) for count in reversed(range(last)) for early in combinations(every, count)]
     full = cost.sequential_multiply_adds[-1]
-    return tuple(_compare(with_exits(outputs, kept), sequential_cost(cost, kept), kept, full) for kept in choices)
+    return tuple(_compare(with_exits(outputs, exits), sequential_cost(cost, exits), exits, full) for exits in choices)
 
 
-def _compare(outputs: ExitLogits, sequential_K: Sequence[float], kept: tuple[int, ...], full: float) -> ExitChoice:
-    answers = ExitPredictions.of(calibrated(outputs, fit_calibration(outputs)), outputs.labels_N)
-    thresholds: tuple[float, ...] = (NEVER,) * (len(kept) - 1)
+def _compare(outputs: ExitLogits, sequential_K: Sequence[float], exits: tuple[int, ...], full: float) -> ExitChoice:
+    predictions = predictions_of(outputs, fit_calibration(outputs))
+    thresholds: tuple[float, ...] = (NEVER,) * (len(exits) - 1)
     if thresholds:
-        front = pareto_front(search(answers), sequential_K)
-        allowed = [point for point in front if point.disagreed <= REFERENCE * len(answers)]
+        front = pareto_front(search(predictions), sequential_K)
+        allowed = [point for point in front if point.disagreed <= REFERENCE * len(predictions)]
         thresholds = allowed[-1].thresholds if allowed else thresholds
-    (counts,) = count_at_thresholds(answers, [thresholds])
-    full_accuracy = float(answers.right_NK[:, -1].mean())
-    accuracy = full_accuracy + (counts.gained - counts.lost) / len(answers)
-    return ExitChoice(kept, counts.mean_cost(sequential_K) / full, accuracy, full_accuracy)
+    (counts,) = count_at_thresholds(predictions, [thresholds])
+    accuracy = predictions.full_accuracy + (counts.gained - counts.lost) / len(predictions)
+    return ExitChoice(exits, counts.mean_cost(sequential_K) / full, accuracy, predictions.full_accuracy)
 
 
 def best_choice(choices: Sequence[ExitChoice], tolerance: float) -> ExitChoice:
-    """The cheapest choice that loses at most `tolerance` of accuracy against all exits, where it gains over MARGIN."""
-    everything = choices[0]
-    accurate = [choice for choice in choices if choice.accuracy >= everything.accuracy - tolerance]
+    """The cheapest choice that loses at most `tolerance` of accuracy against all exits; all exits if it saves little.
+
+    Little is a share of the cost below MARGIN.
+    """
+    all_exits = choices[0]
+    accurate = [choice for choice in choices if choice.accuracy >= all_exits.accuracy - tolerance]
     best = min(accurate, key=lambda choice: choice.compute)
-    return best if best.compute < (1.0 - MARGIN) * everything.compute else everything
+    return best if best.compute < (1.0 - MARGIN) * all_exits.compute else all_exits
 
 
-def sequential_cost(cost: NetworkCost, kept: Sequence[int]) -> tuple[float, ...]:
-    """What answering at each of these exits (1-based) costs in multiply-adds, other heads not counted."""
-    stages = [sum(cost.stage_multiply_adds[before:after]) for before, after in pairwise((0, *kept))]
-    heads = [cost.head_multiply_adds[k - 1] for k in kept]
+def sequential_cost(cost: NetworkCost, exits: Sequence[int]) -> tuple[float, ...]:
+    """Multiply-adds of an answer at each of these exits (1-based), without other heads."""
+    stages = [sum(cost.stage_multiply_adds[before:after]) for before, after in pairwise((0, *exits))]
+    heads = [cost.head_multiply_adds[k - 1] for k in exits]
     return tuple(accumulate(float(stage + head) for stage, head in zip(stages, heads, strict=True)))
 
 
-def with_exits(outputs: ExitLogits, kept: Sequence[int]) -> ExitLogits:
-    """The logits of these exits (1-based): leaving a head out changes none of the others."""
-    return ExitLogits(outputs.logits_KNC[[k - 1 for k in kept]], outputs.labels_N)
+def with_exits(outputs: ExitLogits, exits: Sequence[int]) -> ExitLogits:
+    """The logits of these exits (1-based). No exit's logits depend on another exit's head."""
+    return ExitLogits(outputs.logits_KNC[[k - 1 for k in exits]], outputs.labels_N)
 
 
 def why_kept(config: ModelConfig, num_exits: int) -> str:
-    """Why the exits of such a network are not compared; empty when they are."""
+    """Why the exits of a network are not compared; empty when they are."""
     if num_exits == 1:
         return "it has one"
     if config.shapes:
@@ -86,17 +88,17 @@ def why_kept(config: ModelConfig, num_exits: int) -> str:
     return f"{num_exits} exits have too many choices" if num_exits > MOST_EXITS else ""
 
 
-def without_exits(net: MultiExitNet, kept: Sequence[int]) -> MultiExitNet:
-    """The same network with these exits (1-based, the last among them) alone: stages between them run as one.
+def network_with_exits(net: MultiExitNet, exits: Sequence[int]) -> MultiExitNet:
+    """The same network with these exits (1-based, the last among them) alone. Stages between them become one stage.
 
-    Weights are copied in the order of the backbone, which does not depend on the stages that its modules belong to.
+    Weights are copied in the order of the backbone, which does not depend on the division into stages.
     """
     assert not net.config.shapes
-    assert kept[-1] == net.num_exits
+    assert exits[-1] == net.num_exits
     stages = net.config.exits or tuple(range(1, net.num_exits + 1))
-    fewer = MultiExitNet(replace(net.config, exits=tuple(stages[k - 1] for k in kept)))
+    fewer = MultiExitNet(replace(net.config, exits=tuple(stages[k - 1] for k in exits)))
     names, tensors = list(fewer.stages.state_dict()), list(net.stages.state_dict().values())
     fewer.stages.load_state_dict(dict(zip(names, tensors, strict=True)))
-    for head, k in zip(fewer.heads, kept, strict=True):
+    for head, k in zip(fewer.heads, exits, strict=True):
         head.load_state_dict(net.heads[k - 1].state_dict())
     return fewer.eval()

@@ -1,4 +1,4 @@
-"""The pictures that a training run held out: only they may calibrate and certify what it trained."""
+"""The pictures that a training run held out. No other pictures of its data set may calibrate and certify its bundle."""
 
 from __future__ import annotations
 
@@ -32,12 +32,12 @@ class HeldOut:
 
     @classmethod
     def recorded(cls, training: Mapping[str, Any]) -> HeldOut | None:
-        """The record in a bundle's account of its training; None without one."""
+        """The record in a bundle's training record; None when it has none."""
         return cls(**training["held_out"]) if "held_out" in training else None
 
     @classmethod
     def required(cls, training: Mapping[str, Any]) -> HeldOut:
-        """The record in a bundle's account of its training. Raises ValueError without one."""
+        """The record in a bundle's training record. Raises ValueError when it has none."""
         recorded = cls.recorded(training)
         if recorded is None:
             raise ValueError(
@@ -50,8 +50,8 @@ class HeldOut:
 def calibration_size(recorded: HeldOut | None, wanted: int | None) -> int | None:
     """Number of pictures for calibration; None is the data set's default.
 
-    Raises ValueError when training held out another number: some of more pictures trained the weights, and fewer are
-    not those that the bundle names.
+    Raises ValueError when training held out another number. Of more pictures, some trained the weights. Fewer pictures
+    are not those that the bundle names.
     """
     if recorded is None:
         return wanted
@@ -69,7 +69,7 @@ def calibration_size(recorded: HeldOut | None, wanted: int | None) -> int | None
 
 
 def check_held_out(recorded: HeldOut | None, splits: Splits) -> None:
-    """Raise ValueError when these splits hold out other pictures than training did."""
+    """Raise ValueError when these splits do not hold out the pictures that training held out."""
     now = HeldOut.of(splits)
     if recorded is None or (recorded.pictures, recorded.fingerprint) == (now.pictures, now.fingerprint):
         return
@@ -81,7 +81,7 @@ def check_held_out(recorded: HeldOut | None, splits: Splits) -> None:
 
 
 def check_unseen(training: Mapping[str, Any], splits: Splits) -> None:
-    """Raise ValueError when a bundle was trained on the data set that is said to be unseen."""
+    """Raise ValueError when a bundle was trained on the data set that the operator calls unseen."""
     recorded = HeldOut.recorded(training)
     if recorded is not None and recorded.data_fingerprint == splits.fingerprint:
         raise ValueError(
@@ -91,9 +91,10 @@ def check_unseen(training: Mapping[str, Any], splits: Splits) -> None:
 
 
 def check_start(path: Path, bundle: Bundle, splits: Splits) -> None:
-    """Raise ValueError when a bundle that a run learns from was trained on pictures that the run holds out.
+    """Raise ValueError when a run may hold out pictures that trained the bundle that it learns from.
 
-    That may be so when it held out another number of pictures of the same data set: fewer are not always among more.
+    This is possible when the bundle held out another number of pictures of the same data set. A smaller hold-out is not
+    always part of a larger one.
     """
     then, now = HeldOut.recorded(bundle.training), len(splits.calibration)
     if then is None or then.data_fingerprint != splits.fingerprint:

@@ -1,9 +1,9 @@
-"""What a bundle may promise: thresholds chosen on some pictures, and proven on others."""
+"""The promises of a bundle: thresholds chosen on some pictures, and proven on others."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 
@@ -20,21 +20,21 @@ from offramp.training.evaluate.predictions import ExitPredictions, count_at_thre
 
 DELTA = 0.05
 PROMISES = (0.005, 0.01, 0.02, 0.05, 0.1)
-# A path towards a promise e has a step at every front point whose disagreement, where it was searched, is STEP times
-# the last step's, from PATH_FROM * e up to PATH_TO * e.
+# The path towards a promise e follows the front from a disagreement of PATH_FROM * e to one of PATH_TO * e, as counted
+# on the pictures searched. From step to step the disagreement rises by the factor STEP.
 STEP, PATH_FROM, PATH_TO = 1.1, 0.25, 2.0
-# Before them thresholds nearer to 1 than the first: its distance times these, for where few pictures prove.
+# More careful steps before these, for few certifying pictures: the first step's distance to 1 times these factors.
 LEAD_IN = (0.25, 0.5)
-# Levels of the bound of any single threshold: disagreement falls by so much from one to the next.
+# Levels of the bound of any single threshold: disagreement falls by this factor from level to level.
 LEVEL_STEP = 1.3
 
 
 @dataclass(frozen=True)
 class Shortfall:
-    """A promise that the certifying pictures could not prove.
+    """A promise that the certifying pictures do not prove.
 
     needed: certifying pictures that prove it if none disagrees. observed: disagreement at the most careful early
-    thresholds that were tried, None when none were. needed_as_observed: certifying pictures that prove it at that
+    thresholds of the path, None when nothing was tested. needed_as_observed: certifying pictures that prove it at that
     disagreement, None when no number does.
     """
 
@@ -47,10 +47,9 @@ class Shortfall:
 
 @dataclass(frozen=True)
 class ProvingSet:
-    """The pictures that prove.
+    """The certifying pictures.
 
-    data: where they come from, in words. fingerprint: SHA-256 of the pictures and their labels. date: today's, in
-    ISO 8601.
+    data: where they come from, in words. fingerprint: SHA-256 of pictures and labels. date: today's, ISO 8601.
     """
 
     predictions: ExitPredictions
@@ -60,12 +59,13 @@ class ProvingSet:
 
 
 def path(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tuple[float, ...]]:
-    """The order in which thresholds are tested for a promise: full depth, then ever cheaper ones of the front.
+    """The order in which thresholds are tested for a promise: from full depth to ever cheaper ones of the front.
 
-    pictures: how many the front was found on. Few steps, as each takes its part of what `mean_upper_bound` may err.
+    pictures: number of pictures behind the front. The path has few steps, because the chance of error of
+    `mean_upper_bound` is divided among them.
     """
     points = spaced(front, pictures, PATH_FROM * promise, PATH_TO * promise, STEP)
-    # Where all others disagree too often, one of them is tried nevertheless, so that it can be told how often.
+    # If all other points disagree too often, one is tested nevertheless, to report how often it disagrees.
     points += [front[1]] if points == [front[0]] and len(front) > 1 else []
     chosen = [point.thresholds for point in points]
     lead_in = [tuple(1.0 - part * (1.0 - threshold) for threshold in chosen[0]) for part in LEAD_IN] if chosen else []
@@ -73,8 +73,11 @@ def path(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tup
 
 
 def spaced(front: Sequence[FrontPoint], pictures: int, least: float, most: float, step: float) -> list[FrontPoint]:
-    """Points of a front found on so many pictures whose disagreement rises by the factor `step`, from `least` to
-    `most`: of each step the last point below the next, so that none falls into a gap of the front."""
+    """Points of a front whose disagreement rises by the factor `step`, from `least` to `most`.
+
+    pictures: number of pictures behind the front. Each step takes the last point below the next step, so that no step
+    falls into a gap of the front.
+    """
     points = []
     for at, point in enumerate(front):
         share = point.disagreed / pictures
@@ -94,7 +97,7 @@ def certified_point(
     sequential_K: Sequence[float],
     delta: float,
 ) -> CertifiedPoint | None:
-    """The last thresholds along the path that are proven to keep the promise; None where only full depth is.
+    """The last thresholds along the path that are proven to keep the promise; None when only full depth is.
 
     The bound of the accuracy drop holds for all steps at once (Bonferroni), because the step is chosen here.
     """
@@ -117,7 +120,8 @@ def certified_point(
 
 
 def threshold_levels(searched: ExitPredictions) -> list[float]:
-    """Thresholds from 0 at which a single threshold's disagreement falls by a constant factor, and one with none."""
+    """Thresholds from 0 at which a single threshold's disagreement falls by a constant factor, and one with no
+    disagreement."""
     last_N = np.sort(last_disagreement(searched))[::-1]
     last_N = last_N[last_N >= 0.0]
     counts, count = [], float(len(last_N))
@@ -127,7 +131,7 @@ def threshold_levels(searched: ExitPredictions) -> list[float]:
     levels = [0.0, *(float(last_N[count - 1]) for count in counts)]
     if len(last_N):
         levels.append(float(np.nextafter(last_N[0], np.float32(2.0))))
-    # Three digits of the distance to 1, for readers: any level will do that certifying pictures do not choose.
+    # Three digits of the distance to 1, for readers. Any level is valid that the certifying pictures do not choose.
     short = {round(1.0 - float(f"{1.0 - level:.3g}"), 9) for level in levels}
     return sorted(level for level in short if level < NEVER)
 
@@ -135,32 +139,29 @@ def threshold_levels(searched: ExitPredictions) -> list[float]:
 def any_threshold(levels: Sequence[float], predictions: ExitPredictions, delta: float) -> tuple[ThresholdBound, ...]:
     """Bounds of the disagreement of every single threshold at once.
 
-    With threshold t or any larger one, at most the pictures with t <= `last_disagreement` are answered otherwise than
-    at full depth: a share that never grows with t. So bounds of it at a few levels, which hold all at once with chance
-    1 - delta (Bonferroni), bound every threshold from each level up to the next. At threshold 1 nothing leaves early.
+    With threshold t or any larger one, only pictures with t <= `last_disagreement` can differ from full depth. Their
+    share never grows with t. So the bound at a level holds for every threshold up to the next level. All bounds hold at
+    once with chance 1 - delta (Bonferroni). At threshold 1 nothing leaves early.
     """
     last_N = last_disagreement(predictions)
-    # As float32, as thresholds are compared; so confidences that round to 1 count at every level below 1.
+    # As float32, because exits compare thresholds so: confidences that round to 1 count at every level below 1.
     counts_L = np.array([(last_N >= np.float32(level)).sum() for level in levels])
     bounds_L = upper_bound(counts_L, len(predictions), delta / len(levels))
     return tuple(ThresholdBound(level, float(bound)) for level, bound in zip(levels, bounds_L, strict=True))
 
 
-def shortfall(
-    steps: Sequence[tuple[float, ...]], promise: float, predictions: ExitPredictions, delta: float
-) -> Shortfall:
-    """What a proof of the promise takes, when no early exit on the path was proven to keep it."""
-    leaving = [counts for counts in count_at_thresholds(predictions, steps) if counts.mix_K[-1] < counts.pictures]
-    observed = leaving[0].disagreed / len(predictions) if leaving else 0.0
-    untried = untried_shortfall(promise, len(predictions), delta)
-    return replace(untried, observed=observed, needed_as_observed=pictures_needed(promise, delta, observed))
-
-
-def untried_shortfall(promise: float, pictures: int, delta: float) -> Shortfall:
-    """What a proof of the promise takes, when too few pictures were held out to certify any."""
+def shortfall(promise: float, pictures: int, delta: float, observed: float | None = None) -> Shortfall:
+    """How many certifying pictures a promise needs; `pictures` are there, `observed` as in `Shortfall`."""
     needed = pictures_needed(promise, delta)
     assert needed is not None
-    return Shortfall(promise, pictures, needed, None, None)
+    more = None if observed is None else pictures_needed(promise, delta, observed)
+    return Shortfall(promise, pictures, needed, observed, more)
+
+
+def _first_disagreement(steps: Sequence[tuple[float, ...]], predictions: ExitPredictions) -> float:
+    """Disagreement at the first step of a path at which pictures leave early."""
+    leaving = [counts for counts in count_at_thresholds(predictions, steps) if counts.mix_K[-1] < counts.pictures]
+    return leaving[0].disagreed / len(predictions) if leaving else 0.0
 
 
 def certify(
@@ -171,27 +172,28 @@ def certify(
     promises: Sequence[float] = PROMISES,
     delta: float = DELTA,
 ) -> tuple[Certificate, tuple[Shortfall, ...]]:
-    """What holds of the pictures that `proving` is a sample of, and the promises that could not be proven.
+    """The certificate for traffic like the proving pictures, and the promises that are not proven.
 
-    searched, front: the pictures on which thresholds were searched, and what was found; none of them proves anything.
-    A promise that no early exit is proven to keep, or that costs no less than a stricter one, is left out.
+    searched, front: the pictures of the search, and its result; they prove nothing. A promise is left out when no early
+    exit is proven to keep it, or when a stricter promise costs no more.
     """
     points: list[CertifiedPoint] = []
     missed: list[Shortfall] = []
+    predictions = proving.predictions
     for promise in sorted(promises):
         steps = path(front, len(searched), promise)
-        point = certified_point(steps, promise, proving.predictions, sequential_K, delta)
+        point = certified_point(steps, promise, predictions, sequential_K, delta)
         if point is None or point.compute >= 1.0:
-            missed.append(shortfall(steps, promise, proving.predictions, delta))
+            missed.append(shortfall(promise, len(predictions), delta, _first_disagreement(steps, predictions)))
         elif not points or point.compute < points[-1].compute:
             points.append(point)
     certificate = Certificate(
         delta=delta,
-        pictures=len(proving.predictions),
+        pictures=len(predictions),
         data=proving.data,
         fingerprint=proving.fingerprint,
         date=proving.date,
         points=tuple(points),
-        any_threshold=any_threshold(threshold_levels(searched), proving.predictions, delta),
+        any_threshold=any_threshold(threshold_levels(searched), predictions, delta),
     )
     return certificate, tuple(missed)

@@ -1,8 +1,8 @@
-"""Every combination of thresholds at once: disagreement, cost and exit mix on cached confidences, exactly.
+"""Every combination of thresholds at once: exact disagreement and cost on stored confidences.
 
-A confidence matters only by how many of its exit's levels it reaches. So pictures are counted in histograms over these
-numbers, of one axis an exit; a cumulative sum along each axis then says for all combinations at once how many pictures
-pass the first k exits, and how many of those exit k would answer otherwise than full depth.
+A confidence matters only by the number of its exit's levels that it reaches. So pictures are counted in histograms over
+these numbers, with an axis for each exit. A cumulative sum along each axis gives two counts for all combinations at
+once: pictures that pass the first k exits, and pictures that exit k answers otherwise than full depth.
 """
 
 from __future__ import annotations
@@ -14,28 +14,27 @@ from itertools import pairwise
 import numpy as np
 import numpy.typing as npt
 
-from offramp.training.evaluate.predictions import ExitPredictions, Float32Array
+from offramp.training.evaluate.predictions import ExitPredictions, Float32Array, Float64Array
 
 MOST_COMBINATIONS = 1_500_000
 MOST_LEVELS = 1_000
-# Levels lie at the confidences that (1/n)^x .. 1^x of the pictures reach: above 1, finer near confidence 1.
+# Levels lie at the confidences that shares (1/n)^x .. 1^x of the pictures reach. Above 1: finer near confidence 1.
 FINER_NEAR_ONE = 1.5
 DIGITS = 6
 NEVER = 1.0
 
-Float64Array = npt.NDArray[np.float64]
 Int32Array = npt.NDArray[np.int32]
 
 
 def levels_for(num_exits: int) -> int:
-    """Levels an early exit, so that there are at most MOST_COMBINATIONS."""
+    """Levels of each early exit, for at most MOST_COMBINATIONS."""
     return min(MOST_LEVELS, int(MOST_COMBINATIONS ** (1 / max(1, num_exits - 1)) + 1e-9))
 
 
 def levels_of(confidence_N: Float32Array, count: int) -> Float64Array:
-    """Up to `count` rising thresholds of one exit, from one that all pictures reach to 1, which none does.
+    """Up to `count` rising thresholds of one exit: the first is reached by all pictures, the last, 1, by no picture.
 
-    Rounded down to DIGITS, so also below confidences of 1.
+    Rounded down to DIGITS, so that they lie below confidences of 1.
     """
     shares = (np.arange(1, count) / (count - 1)) ** FINER_NEAR_ONE
     at = np.quantile(confidence_N.astype(np.float64), 1.0 - shares, method="lower")
@@ -46,10 +45,10 @@ def levels_of(confidence_N: Float32Array, count: int) -> Float64Array:
 
 @dataclass(frozen=True)
 class Grid:
-    """All combinations of the exits' levels, an axis each early exit; counts of pictures.
+    """Counts of pictures for all combinations of the exits' levels, an axis for each early exit.
 
-    levels: per early exit, rising, the last is 1 (never). passed: of exits 1..k, for k = 1..K-1, how many pictures
-    leave at none of them; an array of k axes. disagreed: answered otherwise than full depth, K - 1 axes.
+    levels: for each early exit, rising; the last is 1 (never). passed: for k = 1..K-1, pictures that leave at none of
+    the exits 1..k; an array of k axes. disagreed: pictures answered otherwise than at full depth, K - 1 axes.
     """
 
     pictures: int
@@ -63,9 +62,9 @@ class Grid:
         return tuple(float(levels[place]) for levels, place in zip(self.levels, places, strict=True))
 
     def mean_cost(self, sequential_K: Sequence[float]) -> Float64Array:
-        """Of every combination, where answering at exit k costs `sequential_K[k - 1]`.
+        """The mean cost of every combination; `sequential_K[k - 1]` is the cost of an answer at exit k.
 
-        All pay the first; who passes exit k pays the step to the next as well.
+        Every picture pays the first exit. A picture that passes exit k pays the step to the next exit too.
         """
         axes = self.disagreed.ndim
         steps = [after - before for before, after in pairwise(sequential_K)]
@@ -75,17 +74,17 @@ class Grid:
         return cost
 
 
-def search(answers: ExitPredictions, most_levels: int | None = None) -> Grid:
-    """Count every combination, O(pictures + combinations) an exit; decisions are those of `exit_policy.leaves`.
+def search(predictions: ExitPredictions, most_levels: int | None = None) -> Grid:
+    """Count every combination, O(pictures + combinations) for each exit; decisions are those of `exit_policy.leaves`.
 
-    most_levels: an exit; by default as many as `levels_for` allows.
+    most_levels: levels of an exit; by default as many as `levels_for` allows.
     """
-    count = levels_for(answers.num_exits) if most_levels is None else most_levels
-    early = range(answers.num_exits - 1)
-    levels = tuple(levels_of(answers.confidence_NK[:, k], count) for k in early)
-    # How many of its exit's levels a confidence reaches, compared as float32; a picture leaves at level j if more.
+    count = levels_for(predictions.num_exits) if most_levels is None else most_levels
+    early = range(predictions.num_exits - 1)
+    levels = tuple(levels_of(predictions.confidence_NK[:, k], count) for k in early)
+    # How many of its exit's levels a confidence reaches, compared as float32. If more than j, it leaves at level j.
     reached = [
-        np.searchsorted(at[:-1].astype(np.float32), answers.confidence_NK[:, k], side="right")
+        np.searchsorted(at[:-1].astype(np.float32), predictions.confidence_NK[:, k], side="right")
         for k, at in zip(early, levels, strict=True)
     ]
     passed: list[Int32Array] = []
@@ -94,9 +93,9 @@ def search(answers: ExitPredictions, most_levels: int | None = None) -> Grid:
         shape = tuple(len(at) for at in levels[: k + 1])
         cell_N = np.ravel_multi_index(tuple(reached[: k + 1]), shape)
         passed.append(_cumulative(cell_N, shape))
-        here = _cumulative(cell_N[answers.differs_NK[:, k]], shape)
+        here = _cumulative(cell_N[predictions.differs_NK[:, k]], shape)
         disagreed += _spread(here[..., -1:] - here, len(levels))
-    return Grid(len(answers), levels, tuple(passed), disagreed)
+    return Grid(len(predictions), levels, tuple(passed), disagreed)
 
 
 def _cumulative(cell_N: npt.NDArray[np.intp], shape: tuple[int, ...]) -> Int32Array:
@@ -112,7 +111,7 @@ def _spread(counts: Int32Array, axes: int) -> Int32Array:
 
 @dataclass(frozen=True)
 class FrontPoint:
-    """The cheapest combination of those that disagree so often, on the pictures searched."""
+    """The cheapest combination with this number of disagreements on the pictures searched."""
 
     thresholds: tuple[float, ...]
     disagreed: int
@@ -120,13 +119,13 @@ class FrontPoint:
 
 
 def pareto_front(grid: Grid, sequential_K: Sequence[float]) -> tuple[FrontPoint, ...]:
-    """Combinations that none beats in both disagreement and mean cost; from full depth to the cheapest of all.
+    """Combinations that no other beats in both disagreement and mean cost; the cheapest is the last.
 
-    The first is full depth itself where leaving early without any disagreement gains nothing, else that.
+    The first has no disagreement: it is full depth unless leaving early without disagreement is cheaper.
     """
     cost = grid.mean_cost(sequential_K).ravel()
     order = np.argsort(grid.disagreed, axis=None, kind="stable")
-    # Among equals the highest thresholds, which come last in the grid.
+    # Of equal costs the highest thresholds, which come last in the grid.
     disagreed, counts = np.unique(grid.disagreed, return_counts=True)
     points: list[FrontPoint] = []
     for count, cells in zip(disagreed.tolist(), np.split(order, np.cumsum(counts)[:-1]), strict=True):

@@ -20,8 +20,11 @@ ROUNDS = 15
 
 @dataclass(frozen=True)
 class StageCosts:
-    """Milliseconds a picture, in batches of `batch_size`. heads_ms: of each head; empty where the times of the stages
-    include it. source: the hardware, or the file, in words."""
+    """Milliseconds for a picture, in batches of `batch_size`.
+
+    stages_ms, heads_ms: of each stage and head; no heads when the times of the stages include them. source: the
+    hardware, or the file, in words.
+    """
 
     batch_size: int
     stages_ms: tuple[float, ...]
@@ -30,25 +33,25 @@ class StageCosts:
 
     @property
     def sequential_ms(self) -> tuple[float, ...]:
-        """What answering at exit k takes: stages 1..k and all heads passed on the way."""
+        """Milliseconds of an answer at exit k: stages 1..k and all heads on the way."""
         heads_ms = self.heads_ms or (0.0,) * len(self.stages_ms)
         return tuple(accumulate(stage + head for stage, head in zip(self.stages_ms, heads_ms, strict=True)))
 
-    def with_exits(self, kept: Sequence[int]) -> StageCosts | None:
-        """Of the network that has these exits (1-based) alone; None where heads were not timed apart."""
-        if len(kept) == len(self.stages_ms):
+    def with_exits(self, exits: Sequence[int]) -> StageCosts | None:
+        """Costs of the network that has these exits (1-based) alone; None without times of the heads."""
+        if len(exits) == len(self.stages_ms):
             return self
         if not self.heads_ms:
             return None
-        stages_ms = tuple(sum(self.stages_ms[before:after]) for before, after in pairwise((0, *kept)))
-        return StageCosts(self.batch_size, stages_ms, tuple(self.heads_ms[k - 1] for k in kept), self.source)
+        stages_ms = tuple(sum(self.stages_ms[before:after]) for before, after in pairwise((0, *exits)))
+        return StageCosts(self.batch_size, stages_ms, tuple(self.heads_ms[k - 1] for k in exits), self.source)
 
 
 @torch.inference_mode()
 def measure_stage_costs(net: MultiExitNet, device: torch.device, batch_size: int = BATCH_SIZE) -> StageCosts:
     """Time every stage and head with PyTorch in float32 on `device`: the least of ROUNDS, after two to warm up.
 
-    The least, as whatever else the machine does only ever lengthens a time.
+    The least, because other work of the machine can only lengthen a time.
     """
     net = net.to(device).eval()
     size = net.config.input_size
@@ -77,8 +80,11 @@ def _now_s(device: torch.device) -> float:
 
 
 def read_stage_costs(path: Path, num_exits: int, batch_size: int = BATCH_SIZE) -> StageCosts:
-    """From a JSON file with "batch_sizes" and "measured_s" (a row a stage, a time each batch size), as a server's cost
-    profile is written. Raises ValueError for a file that is no such table, or not of this network and batch size."""
+    """Costs from a server's cost profile: a JSON file with "batch_sizes" and "measured_s".
+
+    "measured_s" has a row for each stage, with a time for each batch size. Raises ValueError for a file without such a
+    table, or for another network or batch size.
+    """
     try:
         values = json.loads(path.read_text(encoding="utf-8"))
         sizes = [int(size) for size in values["batch_sizes"]]

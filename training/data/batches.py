@@ -6,7 +6,7 @@ import logging
 import multiprocessing
 import weakref
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -18,66 +18,59 @@ logger = logging.getLogger(__name__)
 
 Batch = tuple[torch.Tensor, torch.Tensor]
 
-# Longest wait for a batch of the decoding processes, far above what the largest batch takes.
+# Longest wait for a batch of the decoding processes, far above the time of the largest batch.
 TIMEOUT_S = 1800
 
 
+@dataclass(eq=False)
 class Batches:
     """Passes over a set, in batches of (images_BHWC uint8, labels_B int64), both on `device`.
 
-    An ImageSet is copied to the device once, and batches are gathered there; a set that would take more than half of a
-    GPU's free memory stays in host memory. A FolderSet is decoded on demand by `workers` processes (0: by this one).
-    They stay alive between passes, work two batches each ahead, and serve one pass at a time. They hand batches over in
-    shared memory, or through pipes when it is too small; the log says so once.
+    An ImageSet is copied to the device once, and batches are gathered there. A set larger than half of a GPU's free
+    memory stays in host memory. A FolderSet is decoded on demand by `workers` processes (0: by this one). The workers
+    live on between passes, decode two batches each in advance, and serve one pass at a time. Batches travel in shared
+    memory, or through pipes when it is too small, with one warning in the log.
 
     timeout_s: longest wait for a batch of the decoding processes.
     rank, world_size: of data-parallel training. `batch_size` is that of one process. The batches of all ranks, one
     after the other, are the batch of a single process with batch size world_size·batch_size. Every rank takes the same
-    number of steps; some ranks may get fewer pictures of a short last batch (drop_last off), or none.
+    number of steps. In a short last batch (drop_last off), some ranks may get fewer pictures, or no picture.
     Raises DataError for a batch size below 1, negative workers, a rank out of range, or a set too small for a batch.
     """
 
-    def __init__(
-        self,
-        dataset: Pictures,
-        batch_size: int,
-        device: torch.device,
-        shuffle: bool,
-        drop_last: bool,
-        workers: int = 0,
-        rank: int = 0,
-        world_size: int = 1,
-        timeout_s: float = TIMEOUT_S,
-    ) -> None:
-        if batch_size < 1:
-            raise DataError(f"the batch size must be at least 1; got {batch_size}")
-        if workers < 0:
-            raise DataError(f"the number of workers must be at least 0; got {workers}")
-        if not 0 <= rank < world_size:
-            raise DataError(f"the rank must be 0 to {world_size - 1}, of {world_size} processes; got {rank}")
-        whole = batch_size * world_size
-        least = whole if drop_last else 1
+    dataset: Pictures
+    batch_size: int
+    device: torch.device
+    shuffle: bool = False
+    drop_last: bool = False
+    workers: int = 0
+    rank: int = 0
+    world_size: int = 1
+    timeout_s: float = TIMEOUT_S
+    _resident: Batch | None = field(init=False, default=None)
+    _decoder: _Decoder | None = field(init=False, default=None)
+
+    def __post_init__(self) -> None:
+        dataset, device, world_size = self.dataset, self.device, self.world_size
+        if self.batch_size < 1:
+            raise DataError(f"the batch size must be at least 1; got {self.batch_size}")
+        if self.workers < 0:
+            raise DataError(f"the number of workers must be at least 0; got {self.workers}")
+        if not 0 <= self.rank < world_size:
+            raise DataError(f"the rank must be 0 to {world_size - 1}, of {world_size} processes; got {self.rank}")
+        whole = self.batch_size * world_size
+        least = whole if self.drop_last else 1
         if len(dataset) < least:
             raise DataError(
                 f"{len(dataset)} pictures are too few for one batch of {whole}, at least {least} are "
                 "needed; choose a smaller batch size or add pictures"
             )
-        self.dataset = dataset
-        self.batch_size = batch_size
-        self.device = device
-        self.shuffle = shuffle
-        self.drop_last = drop_last
-        self.workers = workers
-        self.rank = rank
-        self.world_size = world_size
-        self._resident: Batch | None = None
-        self._decoder: _Decoder | None = None
         if isinstance(dataset, ImageSet):
             home = device if _fits(dataset.images_NHWC.nbytes, device) else torch.device("cpu")
             images_NHWC = torch.from_numpy(dataset.images_NHWC).to(home)
             self._resident = images_NHWC, torch.from_numpy(dataset.labels_N).to(home)
         else:
-            self._decoder = _Decoder(dataset, device, workers, timeout_s)
+            self._decoder = _Decoder(dataset, device, self.workers, self.timeout_s)
 
     def __len__(self) -> int:
         """Batches an epoch, the same for every rank."""
@@ -88,8 +81,8 @@ class Batches:
         """One pass over the set. With shuffle, the order is a function of `seed` alone, on every device.
 
         start: the first batch, to resume an epoch; the batches before it are not read.
-        Raises DataError when shuffle is on and no seed is given, for a start beyond the end, for a broken picture, and
-        for decoding processes that end or give no batch in time.
+        Raises DataError for shuffle without a seed, for a start beyond the end, for a broken picture, and for decoding
+        processes that end or give no batch in time.
         """
         if not 0 <= start <= len(self):
             raise DataError(f"an epoch of {len(self)} batches can start at 0 to {len(self)}; got {start}")
@@ -144,8 +137,8 @@ class _Decoder:
             # Otherwise the loader draws from torch's global generator, and a pass changes later draws.
             generator=torch.Generator(),
         )
-        # In a reference cycle, such as an exception's traceback, the loader's queues can close before its workers stop,
-        # and the end of the process waits for them in vain. The finalizer releases the loader first.
+        # In a reference cycle, such as an exception's traceback, the loader's queues can close before its workers stop.
+        # The end of the process then waits for the workers for ever. The finalizer releases the loader first.
         self._loader = [loader]
         weakref.finalize(self, self._loader.clear).atexit = False
 
@@ -163,7 +156,7 @@ class _Decoder:
         try:
             yield from self._loader[0]
         except RuntimeError as error:
-            # Messages of the loader about its workers; errors inside a worker begin with other words.
+            # The loader's messages about its workers. Errors inside a worker begin with other words.
             if not str(error).startswith("DataLoader"):
                 raise
             raise DataError(
@@ -183,7 +176,7 @@ class _Decoder:
 
 
 def _no_queues(workers: int) -> str:
-    """Why the queues of so many workers cannot be made; empty when they can. Their semaphores are files of /dev/shm."""
+    """Why the queues of the workers cannot be made; empty when they can. Their semaphores are files of /dev/shm."""
     try:
         # One for each worker, one for their results, and three for the semaphores of the loader's events.
         _ = [multiprocessing.Queue() for _ in range(workers + 4)]
@@ -214,8 +207,8 @@ class _ByValue:
 
 
 class _BatchReader(Dataset[Batch | _ByValue | DataError]):
-    """Decodes whole batches. A broken picture comes back as a value, because an error raised in a worker
-    reaches the user wrapped in the worker's traceback."""
+    """Decodes whole batches. A broken picture is returned as a value, because an error raised in a worker reaches the
+    user inside the worker's traceback."""
 
     def __init__(self, pictures: FolderSet) -> None:
         self.pictures = pictures
@@ -237,7 +230,7 @@ class _BatchReader(Dataset[Batch | _ByValue | DataError]):
 def _share(*tensors: torch.Tensor) -> str:
     """Move tensors to shared memory. Returns the cause when they do not fit, else an empty text.
 
-    In the queue's own thread the error would lose the batch unseen, and its receiver would wait forever.
+    In the queue's own thread the error would lose the batch silently, and its receiver would wait for ever.
     """
     try:
         for tensor in tensors:

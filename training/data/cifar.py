@@ -13,7 +13,7 @@ from pathlib import Path
 
 import numpy as np
 
-from offramp.training.data.image_set import DataError, ImageSet, Int64Array, UInt8Array
+from offramp.training.data.image_set import DataError, ImageSet, Int64Array, Parts, UInt8Array
 from offramp.training.data.mosaics import read_mosaics
 
 CIFAR_PIXELS = 32
@@ -25,7 +25,7 @@ class CifarLayout:
     """The layout of one of the two sets, on disk and inside its files.
 
     train, test, meta: file names, each with the MD5 of the official file. labels_key, names_key: keys of the pickled
-    dictionaries.
+    dictionaries. mosaic_folder: None for a set without mosaics.
     """
 
     title: str
@@ -77,21 +77,12 @@ LAYOUTS: dict[str, CifarLayout] = {
 }
 
 
-@dataclass(frozen=True)
-class CifarSets:
-    """The two official sets, in the official order. source: what was read, in words."""
-
-    train: ImageSet
-    test: ImageSet
-    source: str
-
-
-def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout] = LAYOUTS) -> CifarSets:
+def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout] = LAYOUTS) -> Parts[ImageSet]:
     """Read "cifar10" or "cifar100" from `data_root`: the official folder, the official archive or mosaics.
 
-    The first that exists is read; archives are read in memory. The files are Python pickles, which can run code: a file
-    is unpickled only when its MD5 is that of the official one.
-    Raises DataError that names the broken file, or, when nothing exists, every place that was looked at.
+    Pictures are in the official order. The first place that exists is read; archives are read in memory. The files are
+    Python pickles, which can run code: a file is unpickled only when its MD5 is that of the official file.
+    Raises DataError that names the broken file, or all places when nothing exists.
     """
     layout = layouts[dataset]
     folder, archive = data_root / layout.folder, data_root / layout.archive
@@ -99,23 +90,17 @@ def read_cifar(dataset: str, data_root: Path, layouts: Mapping[str, CifarLayout]
         return _from_files(layout, _read_folder(layout, folder), folder, f"official folder {layout.folder}")
     if archive.is_file():
         return _from_files(layout, _read_archive(layout, archive), archive, f"official archive {layout.archive}")
-    if layout.mosaic_folder is not None and (data_root / layout.mosaic_folder).is_dir():
-        train, test = read_mosaics(data_root / layout.mosaic_folder)
-        return CifarSets(train, test, f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
-    raise DataError(_nothing_there(layout, data_root))
-
-
-def _nothing_there(layout: CifarLayout, data_root: Path) -> str:
-    lines = [f"{layout.title} was not found. Looked for:"]
-    lines.append(f"  {data_root / layout.folder}/ (the official folder, with {', '.join(layout.md5)})")
-    lines.append(f"  {data_root / layout.archive} (the official archive, as downloaded)")
-    if layout.mosaic_folder is not None:
-        lines.append(f"  {data_root / layout.mosaic_folder}/ (lossless mosaics, with labels.json)")
-    lines.append(
-        f"Download {layout.archive} from {HOME_PAGE} into {data_root}, unpacked or not, or name the folder "
+    mosaics = data_root / (layout.mosaic_folder or "")
+    if layout.mosaic_folder is not None and mosaics.is_dir():
+        return Parts(*read_mosaics(mosaics), f"{layout.title}, lossless mosaics {layout.mosaic_folder}")
+    raise DataError(
+        f"{layout.title} was not found. Looked for:\n"
+        f"  {folder}/ (the official folder, with {', '.join(layout.md5)})\n"
+        f"  {archive} (the official archive, as downloaded)\n"
+        + (f"  {mosaics}/ (lossless mosaics, with labels.json)\n" if layout.mosaic_folder is not None else "")
+        + f"Download {layout.archive} from {HOME_PAGE} into {data_root}, unpacked or not, or name the folder "
         "that holds it with --data-root or the environment variable OFFRAMP_DATA_ROOT."
     )
-    return "\n".join(lines)
 
 
 def _read_folder(layout: CifarLayout, folder: Path) -> dict[str, bytes]:
@@ -137,7 +122,7 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
                     stream = tar.extractfile(member) if name is not None and member.isfile() else None
                     if name is not None and stream is not None:
                         files[name] = stream.read()
-            # gzip checks its own checksum, which comes last, when the stream is read to its end.
+            # gzip checks its checksum at the end of the stream.
             while content.read(1024 * 1024):
                 pass
     except (tarfile.TarError, EOFError, OSError, zlib.error) as error:
@@ -150,8 +135,8 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
     return files
 
 
-def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> CifarSets:
-    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with the same one.
+def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> Parts[ImageSet]:
+    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with equal MD5.
     for name, md5 in layout.md5.items():
         if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
             raise DataError(
@@ -163,7 +148,7 @@ def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, sourc
     train, test = (
         [_read_batch(layout, files[name]) for name in part_names] for part_names in (layout.train, layout.test)
     )
-    return CifarSets(_joined(train, class_names), _joined(test, class_names), f"{layout.title}, {source}")
+    return Parts(_joined(train, class_names), _joined(test, class_names), f"{layout.title}, {source}")
 
 
 def _read_batch(layout: CifarLayout, content: bytes) -> tuple[UInt8Array, Int64Array]:

@@ -7,7 +7,6 @@ import os
 from collections import Counter
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -15,8 +14,8 @@ import numpy as np
 from offramp.models.pictures.folder import find_pictures, listed, printable
 from offramp.models.pictures.picture import EXTENSIONS
 from offramp.models.preprocess import Preprocessing
-from offramp.training.data.image_set import DataError, FolderSet, ImageSet
-from offramp.training.data.stratify import fraction_count, stratified_holdout
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Parts
+from offramp.training.data.stratify import HOLDOUT_SEED, fraction_count, stratified_holdout
 
 logger = logging.getLogger(__name__)
 
@@ -25,43 +24,39 @@ TEST_FOLDERS = ("test", "val")
 TEST_FRACTION = 0.1
 
 
-@dataclass(frozen=True)
-class FolderParts:
-    """The train and test pictures of a folder. source: what was read and how it was split, in words."""
-
-    train: FolderSet
-    test: FolderSet
-    source: str
-
-
-def read_image_folder(root: Path, preprocessing: Preprocessing, seed: int) -> FolderParts:
+def read_image_folder(root: Path, preprocessing: Preprocessing) -> Parts[FolderSet]:
     """List `root/train/<class>/…` with `root/test/…` or `root/val/…`, or plain `root/<class>/…`.
 
     Classes are the sorted folder names. Pictures may lie deeper below them. Hidden files are ignored. Without a test
-    folder, 10 % (at least one picture a class) is held out as test, stratified by `seed`; `source` says so.
+    folder, 10 % (at least one picture of each class) are held out as test, stratified; `source` says so.
     Raises DataError for an empty or missing class, and for classes that differ between train and test.
     """
     title = f"folder {root.resolve().name}"
     if not class_folders(root / "train"):
-        _refuse_test_without_train(root)
-        return _hold_out_test(_list_pictures(root, root, preprocessing), seed, root, title)
-    everything = _list_pictures(root, root / "train", preprocessing)
+        for name in TEST_FOLDERS:
+            if class_folders(root / name):
+                raise DataError(
+                    f"{root}: has classes in {name}/ but none in train/; put the training pictures into "
+                    f"{root / 'train'}, one folder a class"
+                )
+        return _hold_out_test(_list_pictures(root, root, preprocessing), root, title)
+    pictures = _list_pictures(root, root / "train", preprocessing)
     # ImageNet's own test/ has no labels: a folder with classes goes before one without.
     present = [name for name in TEST_FOLDERS if (root / name).is_dir()]
     test_names = sorted(present, key=lambda name: not class_folders(root / name))
     if not test_names:
-        return _hold_out_test(everything, seed, root, f"{title} (train/)")
+        return _hold_out_test(pictures, root, f"{title} (train/)")
     test = _list_pictures(root, root / test_names[0], preprocessing)
-    _check_same_classes(everything.class_names, test.class_names, root / "train", root / test_names[0])
-    _check_class_sizes(everything, 2, "train and calibration", root)
+    _check_same_classes(pictures.class_names, test.class_names, root / "train", root / test_names[0])
+    _check_class_sizes(pictures, 2, "train and calibration", root)
     unused = "".join(f"; {name}/ unused" for name in test_names[1:])
-    return FolderParts(everything, test, f"{title} (train/ and {test_names[0]}/{unused})")
+    return Parts(pictures, test, f"{title} (train/ and {test_names[0]}/{unused})")
 
 
 def decode_all(*parts: FolderSet) -> list[ImageSet]:
     """Decode every picture of the parts into memory, on all cores.
 
-    Raises DataError with the number of broken files in all parts, and the names of at most ten.
+    Raises DataError with the number of broken files in all parts, and at most ten of their names.
     """
     sizes = [(len(part), part.preprocessing.size, part.preprocessing.size, 3) for part in parts]
     images = [np.empty(size, dtype=np.uint8) for size in sizes]
@@ -79,7 +74,7 @@ def decode_all(*parts: FolderSet) -> list[ImageSet]:
         places = [(number, index) for number, part in enumerate(parts) for index in range(len(part))]
         broken = [error for error in pool.map(decode_into, places) if error is not None]
     finally:
-        # Ctrl-C ends the loading at once, without decoding the queued pictures.
+        # Ctrl-C ends the loading at once: the queued pictures are not decoded.
         pool.shutdown(cancel_futures=True)
     if broken:
         raise DataError(listed(broken))
@@ -101,15 +96,6 @@ def class_folders(part_root: Path) -> list[Path]:
         for path in part_root.iterdir()
         if not path.name.startswith(".") and path.is_dir() and not (path.is_symlink() and path.resolve() in around)
     )
-
-
-def _refuse_test_without_train(root: Path) -> None:
-    for name in TEST_FOLDERS:
-        if class_folders(root / name):
-            raise DataError(
-                f"{root}: has classes in {name}/ but none in train/; put the training pictures into "
-                f"{root / 'train'}, one folder a class"
-            )
 
 
 def _list_pictures(root: Path, part_root: Path, preprocessing: Preprocessing) -> FolderSet:
@@ -161,12 +147,12 @@ def _check_same_classes(train: Sequence[str], test: Sequence[str], train_root: P
         )
 
 
-def _hold_out_test(everything: FolderSet, seed: int, root: Path, title: str) -> FolderParts:
-    _check_class_sizes(everything, 3, "train, calibration and test", root)
-    count = fraction_count(everything.labels_N, TEST_FRACTION)
-    train, test = stratified_holdout(everything.labels_N, count, seed)
-    source = f"{title}; no test/ or val/, so {count} test pictures held out (seed {seed})"
-    return FolderParts(everything.subset(train), everything.subset(test), source)
+def _hold_out_test(pictures: FolderSet, root: Path, title: str) -> Parts[FolderSet]:
+    _check_class_sizes(pictures, 3, "train, calibration and test", root)
+    count = fraction_count(pictures.labels_N, TEST_FRACTION)
+    train, test = stratified_holdout(pictures.labels_N, count, HOLDOUT_SEED)
+    source = f"{title}; no test/ or val/, so {count} test pictures held out (seed {HOLDOUT_SEED})"
+    return Parts(pictures.subset(train), pictures.subset(test), source)
 
 
 def _check_class_sizes(pictures: FolderSet, least: int, parts: str, root: Path) -> None:

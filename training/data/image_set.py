@@ -5,12 +5,12 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -18,7 +18,6 @@ import numpy.typing as npt
 from offramp.models.pictures.folder import printable
 from offramp.models.pictures.picture import DECODE_ERRORS, open_image
 from offramp.models.preprocess import Preprocessing
-from offramp.training.data.names import Names
 
 UInt8Array = npt.NDArray[np.uint8]
 Int64Array = npt.NDArray[np.int64]
@@ -27,10 +26,10 @@ STAT_THREADS, STAT_CHUNK = 8, 1_000
 
 
 class DataError(ValueError):
-    """Pictures or labels cannot be used. The message names the file or value, and the fix."""
+    """Pictures or labels that cannot be used. The message names the file or value, and the fix."""
 
 
-def check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str, ...]) -> None:
+def _check_labels(labels_N: npt.NDArray[Any], count: int, class_names: tuple[str, ...]) -> None:
     """Raise DataError unless each of `count` pictures has one int64 label, the index of a class name."""
     if labels_N.dtype != np.int64 or labels_N.shape != (count,):
         raise DataError(
@@ -87,7 +86,7 @@ class ImageSet:
         images = self.images_NHWC
         if images.dtype != np.uint8 or images.ndim != 4 or images.shape[3] != 3:
             raise DataError(f"pictures must be uint8 of shape (N, H, W, 3); got {images.dtype} {images.shape}")
-        check_labels(self.labels_N, len(images), self.class_names)
+        _check_labels(self.labels_N, len(images), self.class_names)
         # torch shares this memory. It has to be contiguous and, for torch, writable.
         object.__setattr__(self, "images_NHWC", np.require(images, requirements=["C", "W"]))
         object.__setattr__(self, "labels_N", np.require(self.labels_N, requirements=["C", "W"]))
@@ -107,11 +106,45 @@ class ImageSet:
         return digest.hexdigest()
 
 
+class Names:
+    """File names, joined in one buffer.
+
+    A forked decoding process would copy a tuple of texts page by page, because each read of a text writes its reference
+    count. The two blocks here stay shared, and a spawned process gets them as they are.
+    """
+
+    def __init__(self, names: Iterable[str] = ()) -> None:
+        encoded = [os.fsencode(name) for name in names]
+        self.buffer = b"".join(encoded)
+        self.ends_N: npt.NDArray[np.int64] = np.cumsum([len(name) for name in encoded], dtype=np.int64)
+
+    def __len__(self) -> int:
+        return len(self.ends_N)
+
+    def __getitem__(self, index: int) -> str:
+        place = range(len(self))[index]
+        start = int(self.ends_N[place - 1]) if place else 0
+        return os.fsdecode(self.buffer[start : int(self.ends_N[place])])
+
+    def __iter__(self) -> Iterator[str]:
+        return (self[index] for index in range(len(self)))
+
+    def __eq__(self, other: Any) -> bool:
+        if not isinstance(other, Names):
+            return NotImplemented
+        return self.buffer == other.buffer and np.array_equal(self.ends_N, other.ends_N)
+
+    __hash__ = None  # type: ignore[assignment]
+
+    def __repr__(self) -> str:
+        return f"<{len(self)} names>"
+
+
 @dataclass(frozen=True, eq=False)
 class FolderSet:
-    """Pictures decoded on demand, for folders too large for memory. An index decodes one file.
+    """Pictures decoded on demand, for folders too large for memory. Each index decodes one file.
 
-    names: file names relative to root, with forward slashes; kept as Names.
+    names: file names relative to root, with forward slashes; stored as Names.
     labels_N: int64, indices into class_names.
     """
 
@@ -122,7 +155,7 @@ class FolderSet:
     preprocessing: Preprocessing
 
     def __post_init__(self) -> None:
-        check_labels(self.labels_N, len(self.names), self.class_names)
+        _check_labels(self.labels_N, len(self.names), self.class_names)
         object.__setattr__(self, "names", self.names if isinstance(self.names, Names) else Names(self.names))
 
     def __len__(self) -> int:
@@ -144,8 +177,8 @@ class FolderSet:
     def fingerprint(self) -> str:
         """SHA-256 (hex) of relative names, file sizes and labels.
 
-        Pixels are not read: that would cost a pass over a large folder. A file replaced by another of equal length
-        goes unnoticed.
+        Pixels are not read, as that takes a pass over a large folder. So a file replaced by another of equal length
+        leaves the fingerprint as it is.
         """
         digest, root = hashlib.sha256(), f"{self.root}/"
 
@@ -153,7 +186,7 @@ class FolderSet:
             places = range(start, min(start + STAT_CHUNK, len(self)))
             return [os.stat(root + self.names[place]).st_size for place in places]  # noqa: PTH116
 
-        # In threads, because each question to a network mount is a wait.
+        # In threads, because each call on a network mount is a wait.
         with ThreadPoolExecutor(STAT_THREADS) as pool:
             sizes = chain.from_iterable(pool.map(sizes_bytes, range(0, len(self), STAT_CHUNK)))
             for name, size_bytes, label in zip(self.names, sizes, self.labels_N.tolist(), strict=True):
@@ -162,3 +195,13 @@ class FolderSet:
 
 
 Pictures = ImageSet | FolderSet
+Kind = TypeVar("Kind", ImageSet, FolderSet)
+
+
+@dataclass(frozen=True)
+class Parts(Generic[Kind]):
+    """The train and test pictures of a data set. source: the data set, in words."""
+
+    train: Kind
+    test: Kind
+    source: str

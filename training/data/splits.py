@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,8 +15,8 @@ from PIL import Image
 from offramp.models.pictures.folder import printable
 from offramp.models.preprocess import Preprocessing
 from offramp.training.data.cifar import CIFAR_PIXELS, LAYOUTS, read_cifar
-from offramp.training.data.image_folder import FolderParts, decode_all, read_image_folder
-from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Pictures, read_file
+from offramp.training.data.image_folder import decode_all, read_image_folder
+from offramp.training.data.image_set import DataError, FolderSet, ImageSet, Parts, Pictures, read_file
 from offramp.training.data.stratify import HOLDOUT_SEED, fraction_count, stratified_holdout
 
 DATA_ROOT_VARIABLE = "OFFRAMP_DATA_ROOT"
@@ -34,9 +35,9 @@ class Splits:
     train: pictures for the weights.
     calibration: pictures for temperatures, thresholds and the certificate; held out of train.
     test: pictures for reports only.
-    source: what was read and how it was split, in words, for the model card.
-    fingerprint: SHA-256 of train and calibration together, before preprocessing and before the hold-out: it tells two
-        data sets apart. Of a folder, it covers names, sizes and labels, and the content of evenly spread files.
+    source: the data set and its split, in words, for the model card.
+    fingerprint: SHA-256 of train and calibration together, before preprocessing and before the hold-out. It tells two
+        data sets apart. For a folder, it covers names, sizes and labels, and the content of evenly spread files.
     """
 
     train: Pictures
@@ -52,70 +53,51 @@ def load_splits(
     data_root: Path | None,
     preprocessing: Preprocessing,
     calibration_size: int | None = None,
-    seed: int = HOLDOUT_SEED,
     memory_limit_bytes: int = DEFAULT_MEMORY_LIMIT_BYTES,
 ) -> Splits:
     """Load "cifar10", "cifar100", or a directory of pictures with one folder for each class.
 
     data_root: the folder of the CIFAR files; None means OFFRAMP_DATA_ROOT, else ./data. A directory that does not
-    exist as given is also looked for below it.
+    exist as given is also searched below it.
     calibration_size: number of pictures held out of train, balanced by class; None means 5,000 for CIFAR, and 10 % of
-    train (at least one a class) for a directory.
-    seed: seed of the hold-outs. It is a constant, independent of the training seed: runs of any seed share one split,
-    and a resumed or repeated training never sees a calibration or test picture.
-    memory_limit_bytes: a set whose decoded pictures take more is decoded on demand (FolderSet).
+    train (at least one of each class) for a directory. The hold-out does not depend on the training seed: a resumed or
+    repeated training never sees a calibration or test picture.
+    memory_limit_bytes: a folder with larger decoded pictures is decoded on demand (FolderSet).
     Raises DataError that names the missing or broken file, and the fix.
     """
     if calibration_size is not None and calibration_size < 1:
         raise DataError(f"the calibration size must be at least 1 picture; got {calibration_size}")
     root = data_root if data_root is not None else Path(os.environ.get(DATA_ROOT_VARIABLE, DEFAULT_DATA_ROOT))
+    train: Pictures
+    test: Pictures
     if dataset in LAYOUTS:
-        return _cifar_splits(dataset, root, preprocessing, calibration_size, seed, memory_limit_bytes)
-    folder = _find_folder(dataset, root)
-    return _folder_splits(read_image_folder(folder, preprocessing, seed), calibration_size, seed, memory_limit_bytes)
+        cifar = read_cifar(dataset, root)
+        _check_memory(cifar, preprocessing.size, memory_limit_bytes)
+        train, test, source = _resize(cifar.train, preprocessing), _resize(cifar.test, preprocessing), cifar.source
+        count, fingerprint = CIFAR_CALIBRATION_SIZE, cifar.train.fingerprint()
+    else:
+        folder = read_image_folder(_find_folder(dataset, root), preprocessing)
+        train, test, source = folder.train, folder.test, folder.source
+        count, fingerprint = fraction_count(train.labels_N, FOLDER_CALIBRATION_FRACTION), _fingerprint(folder.train)
+    count = calibration_size or count
+    train_M, calibration_M = stratified_holdout(train.labels_N, count, HOLDOUT_SEED)
+    parts: Sequence[Pictures] = (train.subset(train_M), train.subset(calibration_M), test)
+    folders = [part for part in parts if isinstance(part, FolderSet)]
+    if folders and (len(train) + len(test)) * preprocessing.size**2 * 3 <= memory_limit_bytes:
+        parts = decode_all(*folders)
+    train_part, calibration, test = parts
+    # The bundle stores the source, and accepts UTF-8 only.
+    source = printable(f"{source}; {count} calibration pictures held out of train (seed {HOLDOUT_SEED})")
+    return Splits(train_part, calibration, test, train.class_names, source, fingerprint)
 
 
-def _cifar_splits(
-    dataset: str,
-    root: Path,
-    preprocessing: Preprocessing,
-    calibration_size: int | None,
-    seed: int,
-    memory_limit_bytes: int,
-) -> Splits:
-    cifar = read_cifar(dataset, root)
-    size_bytes = (len(cifar.train) + len(cifar.test)) * preprocessing.size**2 * 3
+def _check_memory(cifar: Parts[ImageSet], size: int, memory_limit_bytes: int) -> None:
+    size_bytes = (len(cifar.train) + len(cifar.test)) * size**2 * 3
     if size_bytes > memory_limit_bytes:
         raise DataError(
-            f"{cifar.source}: at {preprocessing.size}×{preprocessing.size} pixels the pictures take "
-            f"{size_bytes} bytes, above the limit of {memory_limit_bytes}; choose a smaller size "
-            f"({CIFAR_PIXELS} is theirs)"
+            f"{cifar.source}: at {size}×{size} pixels the pictures take {size_bytes} bytes, above the limit of "
+            f"{memory_limit_bytes}; choose a smaller size ({CIFAR_PIXELS} is theirs)"
         )
-    train, test = _resize(cifar.train, preprocessing), _resize(cifar.test, preprocessing)
-    count = CIFAR_CALIBRATION_SIZE if calibration_size is None else calibration_size
-    train_M, calibration_M = stratified_holdout(train.labels_N, count, seed)
-    source = _describe(cifar.source, count, seed)
-    return Splits(
-        train.subset(train_M),
-        train.subset(calibration_M),
-        test,
-        train.class_names,
-        source,
-        cifar.train.fingerprint(),
-    )
-
-
-def _folder_splits(parts: FolderParts, calibration_size: int | None, seed: int, memory_limit_bytes: int) -> Splits:
-    labels_N, size = parts.train.labels_N, parts.train.preprocessing.size
-    count = calibration_size or fraction_count(labels_N, FOLDER_CALIBRATION_FRACTION)
-    train_M, calibration_M = stratified_holdout(labels_N, count, seed)
-    train, calibration = parts.train.subset(train_M), parts.train.subset(calibration_M)
-    source = _describe(parts.source, count, seed)
-    size_bytes = (len(parts.train) + len(parts.test)) * size**2 * 3
-    if size_bytes > memory_limit_bytes:
-        return Splits(train, calibration, parts.test, train.class_names, source, _fingerprint(parts.train))
-    decoded = decode_all(train, calibration, parts.test)
-    return Splits(decoded[0], decoded[1], decoded[2], train.class_names, source, _fingerprint(parts.train))
 
 
 def _fingerprint(pictures: FolderSet) -> str:
@@ -124,11 +106,6 @@ def _fingerprint(pictures: FolderSet) -> str:
     for index in sample.tolist():
         digest.update(read_file(pictures.root / pictures.names[index]))
     return digest.hexdigest()
-
-
-def _describe(source: str, calibration_count: int, seed: int) -> str:
-    # The bundle stores this text, and accepts UTF-8 only.
-    return printable(f"{source}; {calibration_count} calibration pictures held out of train (seed {seed})")
 
 
 def _find_folder(dataset: str, root: Path) -> Path:
@@ -152,7 +129,7 @@ def _resize(pictures: ImageSet, preprocessing: Preprocessing) -> ImageSet:
         return pictures
     images_NHWC = np.empty((len(pictures), size, size, 3), dtype=np.uint8)
 
-    # The same resizing as for a picture sent to the server, so that accuracy here holds there.
+    # The same resizing as for a picture sent to the server, so that both have the same accuracy.
     def resize_into(index: int) -> None:
         images_NHWC[index] = preprocessing.apply(Image.fromarray(pictures.images_NHWC[index]))
 

@@ -3,25 +3,22 @@
 from __future__ import annotations
 
 import numpy as np
-import numpy.typing as npt
 
-from offramp.training.data.image_set import DataError
+from offramp.training.data.image_set import DataError, Int64Array
 
 HOLDOUT_SEED = 0
 """Seed of every hold-out, independent of the training seed: all runs, resumed or repeated, share one split."""
 
 
-def fraction_count(labels_N: npt.NDArray[np.int64], fraction: float) -> int:
+def fraction_count(labels_N: Int64Array, fraction: float) -> int:
     """Number of pictures in `fraction` of the set, at least one a class."""
     return max(round(len(labels_N) * fraction), len(np.unique(labels_N)))
 
 
-def stratified_holdout(
-    labels_N: npt.NDArray[np.int64], count: int, seed: int
-) -> tuple[npt.NDArray[np.int64], npt.NDArray[np.int64]]:
+def stratified_holdout(labels_N: Int64Array, count: int, seed: int) -> tuple[Int64Array, Int64Array]:
     """Split indices into (kept, held out), each sorted. `count` are held out, in proportion to class sizes.
 
-    Every class in the set gives at least one picture and keeps at least one. A pure function of its arguments.
+    Every class gives at least one picture and keeps at least one. A pure function of its arguments.
     Raises DataError when `count` is out of range or a class has a single picture.
     """
     classes, sizes = np.unique(labels_N, return_counts=True)
@@ -38,20 +35,18 @@ def stratified_holdout(
         )
     # NumPy guarantees the stream of RandomState; that of default_rng may change between releases.
     random = np.random.RandomState(seed)
-    held = [
+    held_out = [
         random.permutation(np.flatnonzero(labels_N == label))[:share]
         for label, share in zip(classes, _shares(sizes, count), strict=True)
     ]
-    held_M = np.sort(np.concatenate(held)).astype(np.int64)
-    kept_mask_N = np.ones(len(labels_N), dtype=bool)
-    kept_mask_N[held_M] = False
-    return np.flatnonzero(kept_mask_N).astype(np.int64), held_M
+    held_out_M = np.sort(np.concatenate(held_out)).astype(np.int64)
+    return np.setdiff1d(np.arange(len(labels_N)), held_out_M), held_out_M
 
 
-def _shares(sizes: npt.NDArray[np.int64], count: int) -> npt.NDArray[np.int64]:
-    """Pictures to hold of each class: proportional by largest remainder, within 1..size-1."""
-    ideal: npt.NDArray[np.float64] = sizes * (count / sizes.sum())
-    shares: npt.NDArray[np.int64] = np.clip(np.floor(ideal), 1, sizes - 1).astype(np.int64)
+def _shares(sizes: Int64Array, count: int) -> Int64Array:
+    """Pictures to hold out of each class: proportional by largest remainder, within 1..size-1."""
+    ideal = sizes * (count / sizes.sum())
+    shares: Int64Array = np.clip(np.floor(ideal), 1, sizes - 1).astype(np.int64)
     while shares.sum() != count:
         step = 1 if shares.sum() < count else -1
         movable = (shares < sizes - 1) if step > 0 else (shares > 1)

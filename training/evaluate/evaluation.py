@@ -1,10 +1,9 @@
-"""Evaluation: what every exit answers, and what each threshold would cost and get right."""
+"""Evaluation: accuracy and quality of every exit; accuracy and cost of each threshold."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,6 +22,7 @@ from offramp.training.evaluate.exit_quality import (
     oracle,
     reliability,
     selective_risk,
+    settled,
 )
 from offramp.training.evaluate.predictions import ExitPredictions, Int64Array
 
@@ -32,7 +32,7 @@ FULL_DEPTH = 1.0
 
 @dataclass(frozen=True)
 class ExitLogits:
-    """What every exit says of N pictures: uncalibrated logits (K, N, classes) float32, and the true classes (N)."""
+    """Uncalibrated logits of every exit (K, N, classes), float32, and the true classes (N)."""
 
     logits_KNC: Tensor
     labels_N: Tensor
@@ -51,15 +51,24 @@ class ExitLogits:
 def collect_logits(
     net: MultiExitNet, batches: Batches, preprocessing: Preprocessing, dtype: torch.dtype = torch.float32
 ) -> ExitLogits:
-    """Run every picture through every exit; the logits come back on the CPU."""
-    net.eval()
-    collected, labels = [], []
-    for images_BHWC, labels_B in batches.epoch():
-        with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(normalize(images_BHWC, preprocessing)).logits
-        collected.append(torch.stack(logits).float().cpu())
+    """Logits of every picture at every exit, on the CPU."""
+    logits, labels = [], []
+    for logits_KBC, labels_B in _logits_of_batches(net, batches, preprocessing, dtype):
+        logits.append(logits_KBC.float().cpu())
         labels.append(labels_B.cpu())
-    return ExitLogits(torch.cat(collected, dim=1), torch.cat(labels))
+    return ExitLogits(torch.cat(logits, dim=1), torch.cat(labels))
+
+
+def _logits_of_batches(
+    net: MultiExitNet, batches: Batches, preprocessing: Preprocessing, dtype: torch.dtype
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Logits (K, B, classes) and labels (B) of each batch that has pictures, on its device."""
+    net.eval()
+    for images_BHWC, labels_B in batches.epoch():
+        if len(labels_B):
+            with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
+                logits = net(normalize(images_BHWC, preprocessing)).logits
+            yield torch.stack(logits), labels_B
 
 
 @torch.inference_mode()
@@ -70,18 +79,13 @@ def accuracy_per_exit(
     dtype: torch.dtype,
     total: Callable[[Tensor], Tensor] = lambda own: own,
 ) -> tuple[float, ...]:
-    """Share of pictures (0..1) that each exit alone answers right, shallowest first; counted on the device.
+    """Accuracy (0..1) of each exit alone, shallowest first; counted on the device.
 
-    total: what makes the counts of one process those of all that share the pictures.
+    total: the sum over all processes that share the pictures.
     """
-    net.eval()
     counts = torch.zeros(net.num_exits + 1, dtype=torch.float64, device=batches.device)
-    for images_BHWC, labels_B in batches.epoch():
-        if not len(labels_B):
-            continue
-        with torch.autocast(batches.device.type, dtype, enabled=dtype != torch.float32):
-            logits = net(normalize(images_BHWC, preprocessing)).logits
-        counts[:-1] += torch.stack([(z.argmax(dim=1) == labels_B).sum() for z in logits])
+    for logits_KBC, labels_B in _logits_of_batches(net, batches, preprocessing, dtype):
+        counts[:-1] += (logits_KBC.argmax(dim=2) == labels_B).sum(dim=1)
         counts[-1] += len(labels_B)
     counts = total(counts)
     return tuple((counts[:-1] / counts[-1]).tolist())
@@ -101,17 +105,22 @@ def calibrated(outputs: ExitLogits, calibration: Calibration) -> Tensor:
     return torch.stack([calibration.probabilities(exit, logits_NC) for exit, logits_NC in served])
 
 
+def predictions_of(outputs: ExitLogits, calibration: Calibration) -> ExitPredictions:
+    """Calibrated confidence and class of every picture at every exit."""
+    return ExitPredictions.of(calibrated(outputs, calibration), outputs.labels_N)
+
+
 @dataclass(frozen=True)
 class ExitQuality:
-    """One exit, had it answered every picture. Shares are 0..1; all but `accuracy` judge what the exit serves.
+    """One exit, if it answered every picture. Shares are 0..1. All figures but `accuracy` are of the served logits.
 
-    accuracy: of the exit's own logits; ensemble_accuracy: of what it serves, the ensemble of the exits visited.
+    accuracy: of the exit's own logits; ensemble_accuracy: of the served ones, the ensemble of the exits visited.
     nll: mean negative log-likelihood, in nats. ece: expected calibration error in 15 equal bins, with the fitted
-    temperature; ece_uncalibrated: of the same logits at temperature 1 (sums over exits are large, hence overconfident).
+    temperature; ece_uncalibrated: at temperature 1 (sums over exits are large, hence overconfident).
     auroc: of failure prediction, None where all answers are right or all wrong. aurc, excess_aurc: `SelectiveRisk`.
-    agreement: share that answers as the deepest exit; settled: share that answers as all later exits;
+    agreement: share with the deepest exit's answer; settled: share with the answer of all later exits;
     overthought: share that is right here and wrong at the deepest exit.
-    multiply_adds: sequential, all earlier heads included; compute: that over the full network's.
+    multiply_adds: sequential, all earlier heads included; compute: relative to the full network.
     """
 
     exit: int
@@ -132,7 +141,7 @@ class ExitQuality:
 
 @dataclass(frozen=True)
 class ExitCurves:
-    """One exit's curves, for plots: too long for a bundle.
+    """One exit's curves, for plots. They are too long for a bundle.
 
     risk: the share of wrong answers among the most confident 1/n, 2/n .. 1 of the pictures, n its length.
     uncalibrated, calibrated: reliability at temperature 1 and at the fitted one.
@@ -146,8 +155,8 @@ class ExitCurves:
 
 @dataclass(frozen=True)
 class OperatingPoint:
-    """One threshold: accuracy (0..1), mean cost, share of pictures leaving at each exit, and the share of
-    pictures whose answer differs from the full-depth answer."""
+    """One threshold: accuracy (0..1), mean cost, share of pictures that leave at each exit, and disagreement: the
+    share of answers that differ from full depth's."""
 
     threshold: float
     accuracy: float
@@ -159,7 +168,7 @@ class OperatingPoint:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """The whole picture of a network on one set. ensemble_accuracy: of the plain mean of all exits' logits."""
+    """All figures of a network on one set. ensemble_accuracy: of the plain mean of all exits' logits."""
 
     pictures: int
     exits: tuple[ExitQuality, ...]
@@ -168,42 +177,37 @@ class Evaluation:
     operating_points: tuple[OperatingPoint, ...]
     curves: tuple[ExitCurves, ...]
 
-    def as_json(self) -> dict[str, Any]:
-        """Plain values, for a JSON file."""
-        return asdict(self)
-
 
 def evaluate(
     outputs: ExitLogits, calibration: Calibration, cost: NetworkCost, thresholds: Sequence[float] = SWEEP
 ) -> Evaluation:
-    """Judge every exit and every threshold on the same outputs; with one exit there is one threshold, 1."""
-    answers = ExitPredictions.of(calibrated(outputs, calibration), outputs.labels_N)
+    """Measure every exit and every threshold on the same outputs. A network with one exit has one threshold, 1."""
+    predictions = predictions_of(outputs, calibration)
     served = enumerate(served_logits(outputs, calibration), start=1)
-    judged = [measure_exit(exit, outputs, logits_NC, calibration, answers, cost) for exit, logits_NC in served]
+    measured = [_measure_exit(exit, outputs, logits_NC, calibration, predictions, cost) for exit, logits_NC in served]
     if outputs.num_exits == 1:
         thresholds = (FULL_DEPTH,)
     return Evaluation(
         pictures=len(outputs.labels_N),
-        exits=tuple(quality for quality, _ in judged),
+        exits=tuple(quality for quality, _ in measured),
         ensemble_accuracy=_accuracy(outputs.logits_KNC.mean(dim=0), outputs.labels_N),
-        oracle=oracle(answers.right_NK, cost.sequential_multiply_adds),
-        operating_points=tuple(operating_point(answers, cost, threshold) for threshold in thresholds),
-        curves=tuple(curves for _, curves in judged),
+        oracle=oracle(predictions.right_NK, cost.sequential_multiply_adds),
+        operating_points=tuple(operating_point(predictions, cost, threshold) for threshold in thresholds),
+        curves=tuple(curves for _, curves in measured),
     )
 
 
-def measure_exit(
+def _measure_exit(
     exit: int,
     outputs: ExitLogits,
     served_NC: Tensor,
     calibration: Calibration,
-    answers: ExitPredictions,
+    predictions: ExitPredictions,
     cost: NetworkCost,
 ) -> tuple[ExitQuality, ExitCurves]:
-    """Exit 1..K; `served_NC` are its served logits, before temperature."""
+    """Figures of exit 1..K; `served_NC` are its served logits, before temperature."""
     k = exit - 1
-    right_NK, class_id_N = answers.right_NK, answers.class_id_NK[:, k]
-    confidence_N, right_N = answers.confidence_NK[:, k], right_NK[:, k]
+    confidence_N, right_N = predictions.confidence_NK[:, k], predictions.right_NK[:, k]
     uncalibrated = reliability(served_NC.softmax(dim=1).amax(dim=1).numpy(), right_N)
     fitted = reliability(confidence_N, right_N)
     risk = selective_risk(confidence_N, right_N)
@@ -217,9 +221,9 @@ def measure_exit(
         auroc=failure_auroc(confidence_N, right_N),
         aurc=risk.area,
         excess_aurc=risk.excess,
-        agreement=float((class_id_N == answers.class_id_NK[:, -1]).mean()),
-        settled=answers.settled_K[k],
-        overthought=float((right_N & ~right_NK[:, -1]).mean()),
+        agreement=float((~predictions.differs_NK[:, k]).mean()),
+        settled=settled(predictions.class_id_NK)[k],
+        overthought=float((right_N & ~predictions.right_NK[:, -1]).mean()),
         multiply_adds=cost.sequential_multiply_adds[k],
         compute=cost.compute[k],
     )
@@ -230,18 +234,18 @@ def _accuracy(logits_NC: Tensor, labels_N: Tensor) -> float:
     return int((logits_NC.argmax(dim=1) == labels_N).sum()) / len(labels_N)
 
 
-def operating_point(answers: ExitPredictions, cost: NetworkCost, threshold: float) -> OperatingPoint:
-    """What one threshold, the same at every early exit, does to these pictures."""
-    num_exits = answers.confidence_NK.shape[1]
-    exit_N = exits_taken(answers.confidence_NK, ExitRule.uniform(threshold, num_exits))
-    served_N = np.take_along_axis(answers.class_id_NK, exit_N[:, None] - 1, axis=1)[:, 0]
+def operating_point(predictions: ExitPredictions, cost: NetworkCost, threshold: float) -> OperatingPoint:
+    """Figures of one threshold, the same at every early exit."""
+    num_exits = predictions.num_exits
+    exit_N = exits_taken(predictions.confidence_NK, ExitRule.uniform(threshold, num_exits))
+    served_N = np.take_along_axis(predictions.class_id_NK, exit_N[:, None] - 1, axis=1)[:, 0]
     mix_K = np.bincount(exit_N - 1, minlength=num_exits) / len(exit_N)
     mean_cost = float(mix_K @ np.array(cost.sequential_multiply_adds, dtype=np.float64))
     return OperatingPoint(
         threshold=threshold,
-        accuracy=float((served_N == answers.labels_N).mean()),
+        accuracy=float((served_N == predictions.labels_N).mean()),
         mean_multiply_adds=mean_cost,
         compute=mean_cost / cost.sequential_multiply_adds[-1],
         exit_mix=tuple(mix_K.tolist()),
-        disagreement=float((served_N != answers.class_id_NK[:, -1]).mean()),
+        disagreement=float((served_N != predictions.class_id_NK[:, -1]).mean()),
     )

@@ -1,7 +1,7 @@
-"""Quality of an exit: calibration, ranking of right above wrong, overthinking. Pure functions of arrays.
+"""Quality of an exit: calibration, ranking of right above wrong answers, overthinking. Pure functions of arrays.
 
-A threshold leaves early by confidence, so what counts at an exit is whether its right answers are more confident than
-its wrong ones: failure prediction (AUROC) and selective risk (AURC). Temperature changes calibration, never ranking.
+A picture leaves early by its confidence. So an exit is good when its right answers are more confident than its wrong
+ones: failure prediction (AUROC) and selective risk (AURC). Temperature changes calibration, never ranking.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from scipy.stats import rankdata
+from scipy.stats import mannwhitneyu
 
 ECE_BINS = 15
 COVERAGES = 50
@@ -19,8 +19,10 @@ COVERAGES = 50
 
 @dataclass(frozen=True)
 class Reliability:
-    """A reliability diagram. For each confidence bin that holds pictures, rising: its share of the pictures, its mean
-    confidence and its accuracy; all 0..1."""
+    """A reliability diagram: share of the pictures, mean confidence and accuracy (all 0..1) of each bin, rising.
+
+    Bins without pictures are left out.
+    """
 
     share: tuple[float, ...]
     confidence: tuple[float, ...]
@@ -52,15 +54,14 @@ def reliability(
 def failure_auroc(confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.bool_]) -> float | None:
     """The chance that a right answer is more confident than a wrong one, ties counting half; 0.5 is chance.
 
-    The Mann-Whitney statistic from mid-ranks, O(N log N). None when all answers are right, or all wrong.
+    None when all answers are right, or all are wrong.
     Source: Hendrycks & Gimpel, "A Baseline for Detecting Misclassified and Out-of-Distribution Examples" (ICLR 2017).
     """
-    rights = int(right_N.sum())
-    wrongs = len(right_N) - rights
-    if not rights or not wrongs:
+    # In float64: scipy sums ranks in the type of its arguments.
+    right, wrong = confidence_N[right_N].astype(np.float64), confidence_N[~right_N].astype(np.float64)
+    if not len(right) or not len(wrong):
         return None
-    rank_N = rankdata(confidence_N)
-    return float((rank_N[right_N].sum() - rights * (rights + 1) / 2) / (rights * wrongs))
+    return float(mannwhitneyu(right, wrong, method="asymptotic").statistic / (len(right) * len(wrong)))
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class SelectiveRisk:
     """Wrong answers among the most confident ones.
 
     area: AURC, the mean share of wrong answers over all coverages 1/N, 2/N .. 1; lower is better.
-    excess: AURC above that of the best ranking with as many wrong answers; 0 when every right one ranks above.
+    excess: AURC above that of the best ranking with as many wrong answers; 0 when all right answers rank first.
     curve: the share of wrong answers among the most confident 1/n, 2/n .. 1 of the pictures, n its length.
     """
 
@@ -80,7 +81,7 @@ class SelectiveRisk:
 def selective_risk(
     confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.bool_], coverages: int = COVERAGES
 ) -> SelectiveRisk:
-    """Count wrong answers among the most confident ones; equal confidences in random order.
+    """Count wrong answers among the most confident ones; the mean over all orders of equal confidences.
 
     Sources: Geifman & El-Yaniv, "Selective Classification for Deep Neural Networks" (NIPS 2017), the curve; Geifman,
     Uziel & El-Yaniv, "Bias-Reduced Uncertainty Estimation for Deep Neural Classifiers" (ICLR 2019), AURC and E-AURC.
@@ -94,7 +95,7 @@ def selective_risk(
 
 
 def _risks(confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.bool_]) -> npt.NDArray[np.float64]:
-    """Share of wrong answers among the 1, 2 .. N most confident: the mean over all orders of equal confidences."""
+    """Share of wrong answers among the 1, 2 .. N most confident ones."""
     _, tie_N, size_T = np.unique(-confidence_N, return_inverse=True, return_counts=True)
     wrong_T = np.bincount(tie_N, weights=~right_N)
     risk_N: npt.NDArray[np.float64] = np.cumsum(np.repeat(wrong_T / size_T, size_T)) / np.arange(1, len(right_N) + 1)
@@ -103,12 +104,12 @@ def _risks(confidence_N: npt.NDArray[np.float32], right_N: npt.NDArray[np.bool_]
 
 @dataclass(frozen=True)
 class Oracle:
-    """A cascade that leaves at the first exit with the right answer, or at the last if no exit has it.
+    """A cascade in which each picture leaves at the first exit with the right answer, or at the last one.
 
-    accuracy: share of pictures that any exit has right, the ceiling of every exit policy.
+    accuracy: share of pictures with a right answer at any exit, the ceiling of every exit policy.
     mean_multiply_adds, compute: its mean cost, in multiply-adds of one picture and as a share of full depth.
-    overthought: share that an earlier exit has right and the deepest wrong ("destructive" overthinking).
-    wasted: share that the deepest exit has right, and an earlier one had already ("wasteful" overthinking).
+    overthought: share that is right at an earlier exit and wrong at the deepest ("destructive" overthinking).
+    wasted: share that is right at an earlier exit and at the deepest ("wasteful" overthinking).
     """
 
     accuracy: float
@@ -119,7 +120,7 @@ class Oracle:
 
 
 def oracle(right_NK: npt.NDArray[np.bool_], multiply_adds_K: Sequence[int]) -> Oracle:
-    """The oracle of pictures by the exits (1..K) that have them right; costs are sequential, as in serving.
+    """The oracle, from whether each exit is right; costs are sequential, as in serving.
 
     Source: Kaya, Hong & Dumitras, "Shallow-Deep Networks: Understanding and Mitigating Network Overthinking" (ICML
     2019).
@@ -137,7 +138,7 @@ def oracle(right_NK: npt.NDArray[np.bool_], multiply_adds_K: Sequence[int]) -> O
 
 
 def settled(class_id_NK: npt.NDArray[np.int64]) -> tuple[float, ...]:
-    """Per exit, the share of pictures whose answer there is also that of all later exits; 1.0 at the last."""
+    """For each exit, the share of pictures that all later exits answer in the same way; 1.0 at the last."""
     same_NK = class_id_NK == class_id_NK[:, -1:]
     stays_NK = np.logical_and.accumulate(same_NK[:, ::-1], axis=1)[:, ::-1]
     return tuple(stays_NK.mean(axis=0).tolist())

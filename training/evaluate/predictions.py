@@ -11,9 +11,9 @@ import numpy.typing as npt
 from torch import Tensor
 
 from offramp.models.exit_policy import ExitRule, exits_taken
-from offramp.training.evaluate.exit_quality import settled
 
 Float32Array = npt.NDArray[np.float32]
+Float64Array = npt.NDArray[np.float64]
 Int64Array = npt.NDArray[np.int64]
 BoolArray = npt.NDArray[np.bool_]
 
@@ -45,7 +45,7 @@ class ExitPredictions:
 
     @cached_property
     def right_NK(self) -> BoolArray:
-        """Whether each exit has each picture right."""
+        """Whether each exit has the right class for each picture."""
         right_NK: BoolArray = self.class_id_NK == self.labels_N[:, None]
         return right_NK
 
@@ -55,10 +55,10 @@ class ExitPredictions:
         differs_NK: BoolArray = self.class_id_NK != self.class_id_NK[:, -1:]
         return differs_NK
 
-    @cached_property
-    def settled_K(self) -> tuple[float, ...]:
-        """Per exit, the share of pictures that it answers as all later exits do."""
-        return settled(self.class_id_NK)
+    @property
+    def full_accuracy(self) -> float:
+        """Accuracy of full depth."""
+        return float(self.right_NK[:, -1].mean())
 
     def subset(self, indices_M: Int64Array) -> ExitPredictions:
         """The pictures at `indices_M`, in that order."""
@@ -69,8 +69,8 @@ class ExitPredictions:
 class ThresholdCounts:
     """Counts of pictures under some thresholds.
 
-    mix_K: pictures that leave at each exit. disagreed: pictures with another answer than at full depth. lost: right at
-    full depth and wrong early; gained: the reverse.
+    mix_K: pictures that leave at each exit. disagreed: pictures with another answer than at full depth. lost: pictures
+    that are right at full depth and wrong early; gained: the reverse.
     """
 
     mix_K: tuple[int, ...]
@@ -85,7 +85,7 @@ class ThresholdCounts:
 
     @property
     def exit_mix(self) -> tuple[float, ...]:
-        """Share of pictures leaving at each exit."""
+        """Share of pictures that leave at each exit."""
         return tuple(count / self.pictures for count in self.mix_K)
 
     def mean_cost(self, sequential_K: Sequence[float]) -> float:
@@ -113,11 +113,11 @@ def count_at_thresholds(predictions: ExitPredictions, thresholds_P: Sequence[Seq
 
 
 def divide(labels_N: Int64Array, share: float) -> tuple[Int64Array, Int64Array]:
-    """Indices of two disjoint parts, each sorted: floor(share * N) pictures, and the others; stratified by class.
+    """Indices of two disjoint parts, each sorted: floor(share * N) pictures, and the rest; stratified by class.
 
-    The pictures of each class are shuffled by a constant seed, and of the classes in a row every picture at which
-    share * position reaches a whole number goes to the first part (systematic sampling): each class gives its share,
-    give or take one picture, also a class of a single picture. A pure function of its arguments.
+    The pictures of each class are shuffled by a constant seed, and the classes are put in a row. Every picture at which
+    share * position reaches a whole number goes to the first part (systematic sampling). So each class gives its share,
+    to one picture, also a class with a single picture. A pure function of its arguments.
     """
     # NumPy guarantees the stream of RandomState; that of default_rng may change between releases.
     random = np.random.RandomState(DIVISION_SEED)

@@ -10,16 +10,20 @@ from offramp.models.cost import count_cost
 from offramp.training.certify.calibration_result import CalibrationFacts, CalibrationResult, ExitSelection
 from offramp.training.evaluate.evaluation import Evaluation
 from offramp.training.evaluate.predictions import ThresholdCounts
-from offramp.training.report.certificate_tables import (
-    any_threshold_table,
-    certificate_table,
-    choices_table,
+from offramp.training.report.sentences import (
     confidence_sentence,
     selection_sentence,
     shortfall_sentence,
     threshold_sentence,
 )
-from offramp.training.report.tables import exits_table, overthinking_table, thresholds_table
+from offramp.training.report.tables import (
+    any_threshold_table,
+    certificate_table,
+    choices_table,
+    exits_table,
+    overthinking_table,
+    thresholds_table,
+)
 
 
 def card(
@@ -29,7 +33,7 @@ def card(
     selection: ExitSelection,
     on_test: Sequence[ThresholdCounts],
 ) -> str:
-    """What the bundle is, does and promises. on_test: what the promised thresholds did on the test pictures."""
+    """Facts, accuracy and promises of the bundle. on_test: counts of the certified thresholds on the test pictures."""
     config, cost = bundle.config, count_cost(bundle.config)
     several = len(evaluation.exits) > 1
     exits = "One exit, at its end: the plain network."

@@ -13,34 +13,33 @@ from rich.markdown import Markdown
 
 from offramp.training.evaluate.evaluation import Evaluation
 from offramp.training.finish import CalibratedBundle
-from offramp.training.report.certificate_tables import (
-    any_threshold_table,
-    certificate_table,
-    choices_table,
+from offramp.training.report.plots import plot_calibration, plot_evaluation
+from offramp.training.report.sentences import (
     closing_sentences,
     confidence_sentence,
-    plot_calibration,
     selection_sentence,
     shortfall_sentence,
     threshold_sentence,
-    write_calibration,
 )
 from offramp.training.report.tables import (
+    any_threshold_table,
+    certificate_table,
+    choices_table,
     exits_table,
     overthinking_table,
-    plot,
     short_exits_table,
     thresholds_table,
+    write_calibration,
     write_evaluation,
 )
 
 
-def show_training(finished: CalibratedBundle) -> None:
-    """Print accuracy and cost of each exit, and what the bundle's default threshold and certificate give."""
-    show_tables(short_exits_table(finished.evaluation))
-    if finished.selection.num_dropped:
-        typer.echo(selection_sentence(finished.selection))
-    for sentence in closing_sentences(finished):
+def show_training(calibrated: CalibratedBundle) -> None:
+    """Print accuracy and cost of each exit, the default threshold and the certificate."""
+    show_tables(short_exits_table(calibrated.evaluation))
+    if calibrated.selection.num_dropped:
+        typer.echo(selection_sentence(calibrated.selection))
+    for sentence in closing_sentences(calibrated):
         typer.echo(sentence)
 
 
@@ -49,18 +48,18 @@ def show_evaluation(evaluation: Evaluation) -> None:
     show_tables(exits_table(evaluation), overthinking_table(evaluation), thresholds_table(evaluation))
 
 
-def show_calibration(finished: CalibratedBundle) -> None:
-    """Print which exits pay, what is certified, and what each missed promise would take."""
-    selection, result = finished.selection, finished.result
+def show_calibration(calibrated: CalibratedBundle) -> None:
+    """Print which exits pay, what is certified, and what each missed promise needs."""
+    selection, result = calibrated.selection, calibrated.result
     if selection.choices:
         show_tables(choices_table(selection.choices))
     typer.echo(selection_sentence(selection))
     if certificate := result.certificate:
-        show_tables(certificate_table(certificate, finished.on_test), any_threshold_table(certificate))
+        show_tables(certificate_table(certificate, calibrated.on_test), any_threshold_table(certificate))
     for missed in result.missed:
         typer.secho(shortfall_sentence(missed), fg="yellow", err=True)
     for sentence in (confidence_sentence, threshold_sentence):
-        if text := sentence(finished.bundle, result.facts):
+        if text := sentence(calibrated.bundle, result.facts):
             typer.echo(text)
 
 
@@ -75,7 +74,7 @@ def show_tables(*tables: str) -> None:
 
 
 def copy_bundle(bundle: Path) -> Path:
-    """Copy a bundle beside itself, before exits are left out. Returns the copy's path."""
+    """Copy a bundle beside itself, before it loses exits; the copy's path."""
     for number in itertools.count(1):
         copy = bundle.with_name(f"{bundle.name}.before" + (f"-{number}" if number > 1 else ""))
         if not copy.exists():
@@ -84,10 +83,10 @@ def copy_bundle(bundle: Path) -> Path:
     raise AssertionError("there is always another number")
 
 
-def write_calibration_files(finished: CalibratedBundle, folder: Path) -> None:
+def write_calibration_files(calibrated: CalibratedBundle, folder: Path) -> None:
     """Write `folder/calibration.json`, and the plot when matplotlib is installed."""
-    result, title = finished.result, finished.bundle.name
-    write_calibration(finished.bundle, result, finished.selection, folder)
+    result, title = calibrated.result, calibrated.bundle.name
+    write_calibration(calibrated.bundle, result, calibrated.selection, folder)
     if result.fronts is None:
         typer.echo(f"{folder}/calibration.json written")
     else:
@@ -98,7 +97,7 @@ def write_calibration_files(finished: CalibratedBundle, folder: Path) -> None:
 def write_evaluation_files(evaluation: Evaluation, name: str, folder: Path) -> None:
     """Write `folder/evaluation.json`, and the plot when matplotlib is installed."""
     write_evaluation(evaluation, folder)
-    _plot(folder, "evaluation", lambda path: plot(evaluation, name, path))
+    _plot(folder, "evaluation", lambda path: plot_evaluation(evaluation, name, path))
 
 
 def _plot(folder: Path, name: str, draw: Callable[[Path], None]) -> None:

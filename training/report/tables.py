@@ -1,177 +1,139 @@
-"""An evaluation for readers: Markdown tables and a plot."""
+"""Markdown tables of an evaluation and of a certificate, and the JSON files beside a bundle."""
 
 from __future__ import annotations
 
 import json
-from itertools import accumulate
+from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import Any
 
+from offramp.models.bundle import Bundle
+from offramp.models.certificate import Certificate
+from offramp.training.certify.calibration_result import CalibrationResult, ExitSelection
+from offramp.training.certify.exits import REFERENCE, ExitChoice
 from offramp.training.evaluate.evaluation import Evaluation
+from offramp.training.evaluate.predictions import ThresholdCounts
 
-if TYPE_CHECKING:
-    from matplotlib.axes import Axes
+# Thresholds for which the bound of any single threshold is shown.
+SINGLE_THRESHOLDS = (0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+
+
+def table(header: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table, figures to the right."""
+    lines = [f"| {' | '.join(header)} |", "| ---: " * len(header) + "|"]
+    return "\n".join([*lines, *(f"| {' | '.join(row)} |" for row in rows)])
 
 
 def exits_table(evaluation: Evaluation) -> str:
-    """Markdown: every exit alone and with the logits of the exits visited before it, how well its confidence is
-    calibrated, and how well it ranks right above wrong."""
-    lines = [
-        "| exit | accuracy alone | accuracy served | ECE at T = 1 → fitted | AUROC | AURC | multiply-adds | of full |",
-        "| ---: " * 8 + "|",
-    ]
-    lines += [
-        f"| {e.exit} | {e.accuracy:.2%} | {e.ensemble_accuracy:.2%} | {e.ece_uncalibrated:.4f} → {e.ece:.4f} "
-        f"| {'–' if e.auroc is None else f'{e.auroc:.4f}'} | {e.aurc:.4f} | {e.multiply_adds / 1e6:.1f} M "
-        f"| {e.compute:.3f} |"
-        for e in evaluation.exits
+    """Accuracy of every exit alone and as served, and how well its confidence is calibrated and ranked."""
+    header = ["exit", "accuracy alone", "accuracy served", "ECE at T = 1 → fitted", "AUROC", "AURC"]
+    rows = [
+        [
+            f"{exit.exit}",
+            f"{exit.accuracy:.2%}",
+            f"{exit.ensemble_accuracy:.2%}",
+            f"{exit.ece_uncalibrated:.4f} → {exit.ece:.4f}",
+            "–" if exit.auroc is None else f"{exit.auroc:.4f}",
+            f"{exit.aurc:.4f}",
+            f"{exit.multiply_adds / 1e6:.1f} M",
+            f"{exit.compute:.3f}",
+        ]
+        for exit in evaluation.exits
     ]
     if len(evaluation.exits) > 1:
-        lines.append(f"| mean of all | {evaluation.ensemble_accuracy:.2%} | | | | | | 1.000 |")
-    return "\n".join(lines)
+        rows.append(["mean of all", f"{evaluation.ensemble_accuracy:.2%}", "", "", "", "", "", "1.000"])
+    return table([*header, "multiply-adds", "of full"], rows)
 
 
 def short_exits_table(evaluation: Evaluation) -> str:
-    """Markdown: accuracy and cost of every exit, had it answered every picture."""
-    lines = ["| exit | accuracy | multiply-adds of full depth's |", "| ---: | ---: | ---: |"]
-    lines += [f"| {exit.exit} | {exit.ensemble_accuracy:.2%} | {exit.compute:.0%} |" for exit in evaluation.exits]
-    return "\n".join(lines)
+    """Accuracy and cost of every exit, if it answered every picture."""
+    rows = [[f"{e.exit}", f"{e.ensemble_accuracy:.2%}", f"{e.compute:.0%}"] for e in evaluation.exits]
+    return table(["exit", "accuracy", "multiply-adds of full depth's"], rows)
 
 
 def overthinking_table(evaluation: Evaluation) -> str:
-    """Markdown: how far each exit's answer is the last word, and what a perfect exit policy would reach.
-
-    Empty for a network of one exit, which cannot overthink.
-    """
+    """How often each exit's answer is final, and what an oracle reaches; empty for a network with one exit."""
     if len(evaluation.exits) == 1:
         return ""
     oracle = evaluation.oracle
-    lines = [
-        "| exit | answers as the last exit | as all later exits | right here, wrong at the last |",
-        "| ---: " * 4 + "|",
-    ]
-    lines += [f"| {e.exit} | {e.agreement:.2%} | {e.settled:.2%} | {e.overthought:.2%} |" for e in evaluation.exits]
-    sentences = (
+    header = ["exit", "answers as the last exit", "as all later exits", "right here, wrong at the last"]
+    rows = [[f"{e.exit}", f"{e.agreement:.2%}", f"{e.settled:.2%}", f"{e.overthought:.2%}"] for e in evaluation.exits]
+    return (
+        f"{table(header, rows)}\n\n"
         f"Oracle, leaving at the first exit that is right: {oracle.accuracy:.2%} right at {oracle.compute:.3f} of the "
         f"full cost. Overthinking: {oracle.overthought:.2%} of the pictures are right at an earlier exit and wrong at "
         f"the last; {oracle.wasted:.2%} are right at the last and were so before."
     )
-    return "\n".join([*lines, "", sentences])
 
 
 def thresholds_table(evaluation: Evaluation) -> str:
-    """Markdown: what each threshold gets right, costs, and where pictures leave."""
-    num_exits = len(evaluation.exits)
-    lines = [
-        "| threshold | accuracy | mean cost | differs from full depth | "
-        + " | ".join(f"exit {k}" for k in range(1, num_exits + 1))
-        + " |",
-        "| ---: " * (4 + num_exits) + "|",
-    ]
-    lines += [
-        f"| {p.threshold:g} | {p.accuracy:.2%} | {p.compute:.3f} | {p.disagreement:.2%} | "
-        + " | ".join(f"{share:.1%}" for share in p.exit_mix)
-        + " |"
+    """Accuracy, cost and exit mix of each threshold."""
+    exits = [f"exit {exit.exit}" for exit in evaluation.exits]
+    rows = [
+        [f"{p.threshold:g}", f"{p.accuracy:.2%}", f"{p.compute:.3f}", f"{p.disagreement:.2%}"]
+        + [f"{share:.1%}" for share in p.exit_mix]
         for p in evaluation.operating_points
     ]
-    return "\n".join(lines)
+    return table(["threshold", "accuracy", "mean cost", "differs from full depth", *exits], rows)
+
+
+def certificate_table(certificate: Certificate, on_test: Sequence[ThresholdCounts]) -> str:
+    """Every promise with its thresholds, and their figures on the certifying and on the test pictures."""
+    header = ["promised", "thresholds", "observed", "bound", "accuracy lost", "its bound", "cost", "leave at exit"]
+    rows = [
+        [
+            f"≤ {100 * point.max_disagreement:g}%",
+            ", ".join(f"{threshold:g}" for threshold in point.thresholds),
+            f"{point.observed:.2%}",
+            f"{point.bound:.2%}",
+            f"{point.accuracy_drop:.2%}",
+            f"{point.accuracy_drop_bound:.2%}",
+            f"{point.compute:.3f}",
+            " / ".join(f"{share:.0%}" for share in point.exit_mix),
+            f"{counts.disagreed / counts.pictures:.2%}",
+            f"{(counts.lost - counts.gained) / counts.pictures:.2%}",
+        ]
+        for point, counts in zip(certificate.points, on_test, strict=True)
+    ]
+    return table([*header, "differs on test", "lost on test"], rows)
+
+
+def any_threshold_table(certificate: Certificate) -> str:
+    """The proven bound of some single thresholds."""
+    bounds = [f"{certificate.bound(threshold):.2%}" for threshold in SINGLE_THRESHOLDS]
+    return table(["threshold", *(f"{threshold:g}" for threshold in SINGLE_THRESHOLDS)], [["bound", *bounds]])
+
+
+def choices_table(choices: Sequence[ExitChoice]) -> str:
+    """The cost of each choice of exits at the same disagreement, the cheapest first."""
+    rows = [
+        [", ".join(map(str, c.exits)), f"{c.compute:.3f}", f"{c.accuracy:.2%}", f"{c.full_accuracy:.2%}"]
+        for c in sorted(choices, key=lambda choice: choice.compute)
+    ]
+    return table(["exits", f"cost at {REFERENCE:.0%} disagreement", "accuracy there", "accuracy at full depth"], rows)
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
-    """`folder/evaluation.json`, whole or not at all."""
-    folder.mkdir(parents=True, exist_ok=True)
-    partial = folder / ".evaluation.json.partial"
-    partial.write_text(json.dumps(evaluation.as_json(), indent=2) + "\n")
-    partial.replace(folder / "evaluation.json")
+    """Write `folder/evaluation.json`, whole or not at all."""
+    _write_json(asdict(evaluation), folder / "evaluation.json")
 
 
-def plot(evaluation: Evaluation, title: str, path: Path) -> None:
-    """Four panels: accuracy against cost, exit mix, selective risk and reliability of every exit.
-
-    Needs matplotlib (the `train` extra); raises ModuleNotFoundError without it.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    figure, panels = pyplot.subplots(2, 2, figsize=(12, 9), layout="constrained")
-    figure.suptitle(f"{title}, {evaluation.pictures:,} pictures")
-    for panel, draw in zip(panels.flat, (_trade_off, _exit_mix, _risk_coverage, _reliability), strict=True):
-        draw(panel, evaluation)
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)
+def write_calibration(bundle: Bundle, result: CalibrationResult, selection: ExitSelection, folder: Path) -> None:
+    """Write `folder/calibration.json` with certificate, fronts and choices of exits, whole or not at all."""
+    values = {
+        "calibration": asdict(bundle.calibration),
+        "threshold": bundle.threshold,
+        "certificate": result.certificate and result.certificate.as_json(),
+        "missed": [asdict(missed) for missed in result.missed],
+        "fronts": result.fronts.as_json() if result.fronts else {},
+        "exits": asdict(selection),
+    }
+    _write_json(values, folder / "calibration.json")
 
 
-def _trade_off(panel: Axes, evaluation: Evaluation) -> None:
-    points, exits = evaluation.operating_points, evaluation.exits
-    panel.plot(
-        [point.compute for point in points],
-        [100 * point.accuracy for point in points],
-        "o-",
-        color="0.25",
-        markersize=4,
-        label="one threshold at every exit",
-    )
-    for point in points[:: max(1, len(points) // 8)]:
-        panel.annotate(
-            f"{point.threshold:g}",
-            (point.compute, 100 * point.accuracy),
-            xytext=(3, -11),
-            textcoords="offset points",
-            fontsize=8,
-        )
-    for k, exit in enumerate(exits):
-        label = f"always exit {exit.exit}"
-        panel.plot(exit.compute, 100 * exit.ensemble_accuracy, "s", color=f"C{k}", label=label)
-    oracle = evaluation.oracle
-    panel.plot(oracle.compute, 100 * oracle.accuracy, "*", color="black", markersize=12, label="oracle")
-    panel.set(xlabel="mean multiply-adds / full network", ylabel="accuracy, %", title="accuracy against cost")
-    panel.grid(alpha=0.3)
-    panel.legend(loc="lower right")
-
-
-def _exit_mix(panel: Axes, evaluation: Evaluation) -> None:
-    points = evaluation.operating_points
-    tops = [list(accumulate(100 * share for share in point.exit_mix)) for point in points]
-    for k, exit in enumerate(evaluation.exits):
-        shares = [100 * point.exit_mix[k] for point in points]
-        bottoms = [top[k] - share for top, share in zip(tops, shares, strict=True)]
-        panel.bar(range(len(points)), shares, bottom=bottoms, color=f"C{k}", label=f"exit {exit.exit}")
-    panel.set_xticks(range(len(points)), [f"{point.threshold:g}" for point in points], rotation=60)
-    panel.set(xlabel="threshold", ylabel="pictures leaving, %", title="exit mix")
-    panel.legend(loc="lower left", framealpha=1.0)
-
-
-def _risk_coverage(panel: Axes, evaluation: Evaluation) -> None:
-    for k, (exit, curves) in enumerate(zip(evaluation.exits, evaluation.curves, strict=True)):
-        coverages = [100 * (step + 1) / len(curves.risk) for step in range(len(curves.risk))]
-        ranking = "" if exit.auroc is None else f", AUROC {exit.auroc:.3f}"
-        label = f"exit {exit.exit}: AURC {exit.aurc:.3f}{ranking}"
-        panel.plot(coverages, [100 * risk for risk in curves.risk], color=f"C{k}", label=label)
-    panel.set(
-        xlabel="coverage: most confident pictures answered, %",
-        ylabel="risk: wrong among them, %",
-        title="risk against coverage",
-    )
-    panel.grid(alpha=0.3)
-    panel.legend(loc="upper left")
-
-
-def _reliability(panel: Axes, evaluation: Evaluation) -> None:
-    panel.plot([0, 100], [0, 100], color="0.6", linewidth=1)
-    for k, (exit, curves) in enumerate(zip(evaluation.exits, evaluation.curves, strict=True)):
-        for reliability, style, label in (
-            (curves.uncalibrated, ":", None),
-            (curves.calibrated, "o-", f"exit {exit.exit}: ECE {exit.ece_uncalibrated:.3f} → {exit.ece:.3f}"),
-        ):
-            confidence = [100 * share for share in reliability.confidence]
-            accuracy = [100 * share for share in reliability.accuracy]
-            panel.plot(confidence, accuracy, style, color=f"C{k}", markersize=3, label=label)
-    panel.set(
-        xlabel="confidence, %",
-        ylabel="accuracy, %",
-        title="reliability: dotted at temperature 1, solid at the fitted one",
-    )
-    panel.grid(alpha=0.3)
-    panel.legend(loc="upper left")
+def _write_json(values: dict[str, Any], path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(json.dumps(values, indent=2) + "\n", encoding="utf-8")
+    partial.replace(path)

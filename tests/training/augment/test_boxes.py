@@ -26,8 +26,8 @@ def seeded(seed: int, device: str = "cpu") -> torch.Generator:
     return torch.Generator(device).manual_seed(seed)
 
 
-def noise(batch: int, height: int = 24, width: int = 31, channels: int = 3) -> Tensor:
-    return torch.randint(0, 256, (batch, channels, height, width), generator=seeded(9)).to(torch.uint8)
+def noise(batch: int, height: int = 24, width: int = 31) -> Tensor:
+    return torch.randint(0, 256, (batch, 3, height, width), generator=seeded(9)).to(torch.uint8)
 
 
 def boxes(
@@ -159,7 +159,7 @@ def test_never_erasing_draws_nothing() -> None:
 
 @DEVICES
 @LAYOUTS
-@pytest.mark.parametrize("shape", [(0, 3, 8, 6), (1, 3, 8, 6), (5, 1, 7, 12), (2, 3, 1, 1)])
+@pytest.mark.parametrize("shape", [(0, 3, 8, 6), (1, 3, 8, 6), (5, 3, 7, 12), (2, 3, 1, 1)])
 def test_each_step_keeps_shape_type_device_layout_and_input(
     shape: tuple[int, int, int, int], layout: torch.memory_format, device: str
 ) -> None:
@@ -183,20 +183,6 @@ def test_layout_does_not_change_the_result() -> None:
     assert torch.equal(
         random_resized_crop(images, (0.1, 0.9), seeded(1)), random_resized_crop(interleaved, (0.1, 0.9), seeded(1))
     )
-
-
-def test_arguments_out_of_range_are_refused() -> None:
-    images = noise(2)
-    with pytest.raises(ValueError, match=r"area is \(0\.5, 0\.2\).*least and the greatest"):
-        random_resized_crop(images, (0.5, 0.2), seeded(0))
-    with pytest.raises(ValueError, match=r"aspect is \(0\.0, 1\.0\).*above 0"):
-        random_resized_crop(images, (0.5, 1.0), seeded(0), (0.0, 1.0))
-    with pytest.raises(ValueError, match=r"probability is 1\.1; give 0 .*to 1"):
-        random_erase(images, 1.1, seeded(0))
-    with pytest.raises(ValueError, match=r"torch\.float32.*uint8"):
-        random_erase(torch.zeros(1, 3, 8, 8), 0.5, seeded(0))
-    with pytest.raises(ValueError, match=r"torch\.float32.*uint8"):
-        random_resized_crop(torch.zeros(1, 3, 8, 8), (0.5, 1.0), seeded(0))
 
 
 def test_a_resized_crop_can_give_another_size() -> None:

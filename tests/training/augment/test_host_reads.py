@@ -25,12 +25,12 @@ class Waits(TorchDispatchMode):
 
     def __init__(self) -> None:
         super().__init__()
-        self.found: Counter[str] = Counter()
+        self.counts: Counter[str] = Counter()
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func.overloadpacket.__name__
         if name in WAITS:
-            self.found[name] += 1
+            self.counts[name] += 1
         return func(*args, **(kwargs or {}))
 
 
@@ -47,4 +47,4 @@ def test_a_step_copies_no_constant_to_the_device_and_reads_nothing_back(
     for _ in range(2):
         with Waits() as waits:
             trainer.train_step(images_BHWC, labels_B, torch.Generator(), backbone_only=False)
-    assert not waits.found
+    assert not waits.counts

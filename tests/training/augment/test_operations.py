@@ -9,18 +9,18 @@ import torch
 from PIL import Image, ImageEnhance, ImageOps
 from torch import Tensor
 
-from offramp.training.augment.policies import GEOMETRIC, OPERATIONS, apply_operations
+from offramp.training.augment.policies import FILL, OPERATIONS, apply_operations
 
-FILL = (11, 128, 240)
+GREY = (FILL,) * 3
 FACTORS = (0.0, 0.1, 0.55, 1.0, 1.3, 1.9, 0.37, 1.0)
 
 
-def operate(name: str, images: Tensor, strengths: Tensor | float = 0.0, fill: int | tuple[int, ...] = 128) -> Tensor:
+def operate(name: str, images: Tensor, strengths: Tensor | float = 0.0) -> Tensor:
     """One operation on every picture of a batch."""
     numbers = torch.full(images.shape[:1], OPERATIONS.index(name))
     if isinstance(strengths, float):
         strengths = torch.full(images.shape[:1], strengths)
-    return apply_operations(images, numbers, strengths, fill)
+    return apply_operations(images, numbers, strengths)
 
 
 def pictures(height: int = 20, width: int = 29) -> Tensor:
@@ -38,13 +38,11 @@ def pictures(height: int = 20, width: int = 29) -> Tensor:
 
 
 def to_pillow(image_CHW: Tensor) -> Image.Image:
-    array = image_CHW.permute(1, 2, 0).contiguous().numpy()
-    return Image.fromarray(array if array.shape[2] == 3 else array[:, :, 0])
+    return Image.fromarray(image_CHW.permute(1, 2, 0).contiguous().numpy())
 
 
 def from_pillow(image: Image.Image) -> Tensor:
-    array = np.array(image)
-    return torch.from_numpy(array if array.ndim == 3 else array[:, :, None]).permute(2, 0, 1)
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
 
 
 def by_pillow(images_BCHW: Tensor, change: Callable[[Image.Image, int], Image.Image]) -> Tensor:
@@ -84,10 +82,7 @@ def test_solarize_inverts_what_pillow_inverts(height: int, width: int) -> None:
 )
 @SIZES
 def test_operations_without_strength_equal_pillow(
-    name: str,
-    pillows: Callable[[Image.Image], Image.Image],
-    height: int,
-    width: int,
+    name: str, pillows: Callable[[Image.Image], Image.Image], height: int, width: int
 ) -> None:
     images = pictures(height, width)
     assert torch.equal(operate(name, images), by_pillow(images, lambda image, _: pillows(image)))
@@ -128,12 +123,7 @@ def enhanced_by(enhancer: Enhancer, factors: tuple[float, ...], image: Image.Ima
     ],
 )
 @SIZES
-def test_enhancements_equal_pillow_to_a_grey_level(
-    name: str,
-    pillows: Enhancer,
-    height: int,
-    width: int,
-) -> None:
+def test_enhancements_equal_pillow_to_a_grey_level(name: str, pillows: Enhancer, height: int, width: int) -> None:
     images = pictures(height, width)
     for shift in range(len(FACTORS)):
         factors = FACTORS[shift:] + FACTORS[:shift]
@@ -142,15 +132,6 @@ def test_enhancements_equal_pillow_to_a_grey_level(
         assert furthest_apart(enhanced, expected) <= 1
         assert (enhanced != expected).float().mean() < 0.01
         assert torch.equal(enhanced[factors.index(1.0)], images[factors.index(1.0)])
-
-
-def test_grey_images_are_treated_as_pillow_treats_them() -> None:
-    images = pictures()[:, :1]
-    changes = torch.tensor(FACTORS) - 1
-    expected = by_pillow(images, lambda image, place: ImageEnhance.Contrast(image).enhance(FACTORS[place]))
-    assert furthest_apart(operate("contrast", images, changes, 0), expected) <= 1
-    assert torch.equal(operate("saturation", images, changes, 0), images)
-    assert torch.equal(operate("equalize", images), by_pillow(images, lambda image, _: ImageOps.equalize(image)))
 
 
 AMOUNTS = (0.0, 0.13, -0.13, 0.29, -0.29, 0.71, -0.99, 0.5)
@@ -170,17 +151,17 @@ def test_shears_and_translations_equal_pillow(name: str, height: int, width: int
     expected = by_pillow(
         images,
         lambda image, place: image.transform(
-            image.size, Image.Transform.AFFINE, MATRICES[name](AMOUNTS[place]), fillcolor=FILL
+            image.size, Image.Transform.AFFINE, MATRICES[name](AMOUNTS[place]), fillcolor=GREY
         ),
     )
-    assert furthest_apart(operate(name, images, amounts, FILL), expected) == 0
+    assert furthest_apart(operate(name, images, amounts), expected) == 0
 
 
 @pytest.mark.parametrize(("height", "width"), [(20, 29), (32, 32)])
 def test_rotation_equals_pillow(height: int, width: int) -> None:
     images, degrees = pictures(height, width), [0.0, 7.3, -7.3, 30.0, 90.0, 180.0, -134.9, 45.1]
-    turned = operate("rotate", images, torch.tensor(degrees), FILL)
-    expected = by_pillow(images, lambda image, place: image.rotate(degrees[place], fillcolor=FILL))
+    turned = operate("rotate", images, torch.tensor(degrees))
+    expected = by_pillow(images, lambda image, place: image.rotate(degrees[place], fillcolor=GREY))
     agree = turned == expected
     # A coordinate within rounding error of a pixel's edge may fall on either side.
     assert agree.float().mean() > 0.995
@@ -189,12 +170,11 @@ def test_rotation_equals_pillow(height: int, width: int) -> None:
 
 def test_a_whole_translation_is_a_shift_with_fill() -> None:
     images = pictures()
-    moved = operate("translate_x", images, torch.tensor([3.0, -3.0] * 4), FILL)
+    moved = operate("translate_x", images, torch.tensor([3.0, -3.0] * 4))
     assert torch.equal(moved[0, :, :, :-3], images[0, :, :, 3:])
     assert torch.equal(moved[1, :, :, 3:], images[1, :, :, :-3])
-    border = torch.tensor(FILL, dtype=torch.uint8).view(3, 1, 1)
-    assert (moved[0, :, :, -3:] == border).all()
-    assert (moved[1, :, :, :3] == border).all()
+    assert (moved[0, :, :, -3:] == FILL).all()
+    assert (moved[1, :, :, :3] == FILL).all()
 
 
 STRENGTHS = {"posterize": 4.0, "solarize": 99.0, "translate_x": 2.0, "translate_y": 2.0, "rotate": 20.0}
@@ -214,28 +194,3 @@ def test_layout_does_not_change_the_result_and_is_kept(name: str) -> None:
 @EVERY
 def test_an_empty_batch_stays_empty(name: str) -> None:
     assert operate(name, torch.zeros(0, 3, 8, 6, dtype=torch.uint8)).shape == (0, 3, 8, 6)
-
-
-def test_images_that_are_not_eight_bit_are_refused() -> None:
-    with pytest.raises(ValueError, match=r"torch\.float32.*uint8"):
-        operate("invert", torch.zeros(1, 3, 4, 4))
-    with pytest.raises(ValueError, match=r"shape \(3, 4, 4\)"):
-        operate("equalize", torch.zeros(3, 4, 4, dtype=torch.uint8))
-
-
-def test_strengths_must_be_one_for_each_image() -> None:
-    with pytest.raises(ValueError, match="one for each image"):
-        operate("brightness", pictures(), torch.ones(3))
-
-
-def test_fill_is_checked() -> None:
-    assert "shear_x" in GEOMETRIC
-    with pytest.raises(ValueError, match="2 channels, the images have 3"):
-        operate("shear_x", pictures(), 1.0, (1, 2))
-    with pytest.raises(ValueError, match="0 to 255"):
-        operate("shear_x", pictures(), 1.0, 256)
-
-
-def test_pictures_other_than_rgb_or_grey_are_refused() -> None:
-    with pytest.raises(ValueError, match="4 channels"):
-        operate("saturation", torch.zeros(1, 4, 3, 3, dtype=torch.uint8))

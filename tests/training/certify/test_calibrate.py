@@ -22,8 +22,7 @@ from offramp.training.certify.calibrate import (
     threshold_pictures,
     total_nll,
 )
-from offramp.training.evaluate.evaluation import ExitLogits, calibrated, operating_point
-from offramp.training.evaluate.predictions import ExitPredictions
+from offramp.training.evaluate.evaluation import ExitLogits, calibrated, operating_point, predictions_of
 
 COST = NetworkCost((8, 15, 25), (2, 5, 5), (1, 1, 1), (1, 1, 1))
 
@@ -122,7 +121,7 @@ def test_few_pictures_of_a_calibrated_network_leave_its_confidences_alone() -> N
     fitted = [fit_where_it_helps(draw) for draw in draws]
     assert fitted.count(neutral) >= 4
     always = [total_nll(others, fit_calibration(draw)) for draw in draws]
-    assert sum(total_nll(others, one) for one in fitted) < sum(always)
+    assert sum(total_nll(others, calibration) for calibration in fitted) < sum(always)
 
 
 def test_few_pictures_suffice_where_a_network_is_far_too_sure() -> None:
@@ -149,7 +148,7 @@ def test_full_depth_is_the_default_until_pictures_tell_what_leaving_early_loses(
     _, point = calibrate(few, COST, 0.02)
     assert (point.threshold, point.exit_mix, point.disagreement) == (1.0, (0.0, 0.0, 1.0), 0.0)
     calibration, point = calibrate(enough, COST, 0.02)
-    assert point == choose_threshold(enough, calibration, COST, 0.02)
+    assert point == choose_threshold(predictions_of(enough, calibration), COST, 0.02)
     assert point.threshold < 1.0
 
 
@@ -158,18 +157,13 @@ def test_no_number_of_pictures_tells_that_nothing_is_lost(complementary: ExitLog
     assert calibrate(complementary, COST, 0.0)[1].threshold == 1.0
 
 
-def answers_of(outputs: ExitLogits, calibration: Calibration) -> ExitPredictions:
-    confidence_KN, class_id_KN = calibrated(outputs, calibration).max(dim=2)
-    return ExitPredictions(confidence_KN.T.numpy(), class_id_KN.T.numpy(), outputs.labels_N.numpy())
-
-
 @pytest.mark.parametrize("tolerance", [0.0, 0.01, 0.05, 0.1])
 def test_the_chosen_threshold_is_the_cheapest_that_keeps_the_tolerance(
     complementary: ExitLogits, tolerance: float
 ) -> None:
     calibration = fit_calibration(complementary)
-    point = choose_threshold(complementary, calibration, COST, tolerance)
-    answers = answers_of(complementary, calibration)
+    point = choose_threshold(predictions_of(complementary, calibration), COST, tolerance)
+    answers = predictions_of(complementary, calibration)
     allowed = operating_point(answers, COST, 1.0).accuracy - tolerance
     assert all(operating_point(answers, COST, t).accuracy >= allowed for t in THRESHOLDS if t >= point.threshold)
     below = [t for t in THRESHOLDS if t < point.threshold]
@@ -178,20 +172,20 @@ def test_the_chosen_threshold_is_the_cheapest_that_keeps_the_tolerance(
 
 
 def test_full_tolerance_leaves_everything_at_the_first_exit(complementary: ExitLogits) -> None:
-    point = choose_threshold(complementary, fit_calibration(complementary), COST, 1.0)
+    point = choose_threshold(predictions_of(complementary, fit_calibration(complementary)), COST, 1.0)
     assert (point.threshold, point.exit_mix) == (0.0, (1.0, 0.0, 0.0))
 
 
 def test_exits_that_agree_cost_nothing_to_leave() -> None:
     labels_N = torch.arange(30) % 3
     same = ExitLogits(F.one_hot(labels_N, 3).float().expand(3, 30, 3) * 4, labels_N)
-    assert choose_threshold(same, Calibration.neutral(3), COST, 0.0).threshold == 0.0
+    assert choose_threshold(predictions_of(same, Calibration.neutral(3)), COST, 0.0).threshold == 0.0
 
 
 def test_one_call_fits_both(complementary: ExitLogits) -> None:
     calibration, point = calibrate(complementary, COST, 0.02)
     assert calibration == fit_calibration(complementary)
-    assert point == choose_threshold(complementary, calibration, COST, 0.02)
+    assert point == choose_threshold(predictions_of(complementary, calibration), COST, 0.02)
 
 
 def test_the_only_exit_of_a_network_gets_a_temperature_and_no_early_threshold(complementary: ExitLogits) -> None:

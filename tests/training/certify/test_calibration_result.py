@@ -23,13 +23,9 @@ from offramp.training.data import Batches, ImageSet
 from offramp.training.evaluate.evaluation import collect_logits
 from offramp.training.evaluate.predictions import divide
 from offramp.training.finish import CalibratedBundle, recalibrate
-from offramp.training.report.certificate_tables import (
-    closing_sentences,
-    plot_calibration,
-    selection_sentence,
-    shortfall_sentence,
-    write_calibration,
-)
+from offramp.training.report.plots import plot_calibration
+from offramp.training.report.sentences import closing_sentences, selection_sentence, shortfall_sentence
+from offramp.training.report.tables import write_calibration
 from tests.training.conftest import coloured
 
 OPTIONS = CalibrationOptions("2026-01-31", keep_exits=True)
@@ -53,7 +49,7 @@ def untrained(**changed) -> Bundle:
 
 
 def batches(pictures: ImageSet) -> Batches:
-    return Batches(pictures, 64, torch.device("cpu"), shuffle=False, drop_last=False)
+    return Batches(pictures, 64, torch.device("cpu"))
 
 
 def made(held_out: ImageSet, test: ImageSet, options: CalibrationOptions = OPTIONS, **changed) -> CalibratedBundle:
@@ -70,7 +66,7 @@ def calibrated_once(held_out: ImageSet) -> CalibratedBundle:
     return made(held_out, coloured(30, seed=4))
 
 
-def test_no_test_picture_influences_what_is_claimed(held_out: ImageSet, calibrated_once: CalibratedBundle) -> None:
+def test_no_test_picture_influences_a_claim(held_out: ImageSet, calibrated_once: CalibratedBundle) -> None:
     other_test = coloured(30, seed=99)
     other = made(held_out, replace(other_test, labels_N=(other_test.labels_N + 1) % 3))
     assert other.evaluation != calibrated_once.evaluation
@@ -147,7 +143,9 @@ def test_too_few_pictures_all_calibrate_and_certify_nothing() -> None:
     assert not len(division(np.arange(4700) % 3, 1, (0.1,)).prove_M)
 
 
-def test_promises_that_are_not_proven_are_told_with_what_they_take(calibrated_once: CalibratedBundle) -> None:
+def test_promises_that_are_not_proven_are_reported_with_the_pictures_they_need(
+    calibrated_once: CalibratedBundle,
+) -> None:
     by_promise = {missed.promise: missed for missed in calibrated_once.result.missed}
     assert {0.005, 0.01, 0.02} <= by_promise.keys()
     sentence = shortfall_sentence(by_promise[0.005])

@@ -16,17 +16,17 @@ from offramp.training.certify.exits import (
     MARGIN,
     best_choice,
     compare_exits,
+    network_with_exits,
     sequential_cost,
     why_kept,
     with_exits,
-    without_exits,
 )
 from offramp.training.evaluate.evaluation import ExitLogits
 from offramp.training.prune import prune
 
 
 @pytest.mark.parametrize(
-    ("architecture", "exits", "kept"),
+    ("architecture", "exits", "remaining"),
     [
         ("resnet18", (), (2, 4)),
         ("resnet18", (), (4,)),
@@ -36,8 +36,8 @@ from offramp.training.prune import prune
         ("densenet100_12", (), (1, 4)),
     ],
 )
-def test_the_network_without_exits_answers_as_before_at_those_that_stay(
-    architecture: str, exits: tuple[int, ...], kept: tuple[int, ...]
+def test_the_network_with_fewer_exits_answers_as_before_at_those_that_stay(
+    architecture: str, exits: tuple[int, ...], remaining: tuple[int, ...]
 ) -> None:
     torch.manual_seed(0)
     net = MultiExitNet(ModelConfig(architecture, 5, width=8, input_size=32, exits=exits)).eval()
@@ -45,15 +45,15 @@ def test_the_network_without_exits_answers_as_before_at_those_that_stay(
     for module in net.modules():
         if isinstance(module, torch.nn.BatchNorm2d):
             module.running_mean, module.running_var = torch.rand(2, module.num_features) + 0.5
-    fewer = without_exits(net, kept)
+    fewer = network_with_exits(net, remaining)
     x_BCHW = torch.randn(2, 3, 32, 32)
     with torch.no_grad():
         before, after = net(x_BCHW).logits, fewer(x_BCHW).logits
-    assert len(after) == len(kept)
-    for logits_BC, k in zip(after, kept, strict=True):
+    assert len(after) == len(remaining)
+    for logits_BC, k in zip(after, remaining, strict=True):
         assert torch.equal(logits_BC, before[k - 1])
     cost = count_cost(net.config)
-    assert sequential_cost(cost, kept) == count_cost(fewer.config).sequential_multiply_adds
+    assert sequential_cost(cost, remaining) == count_cost(fewer.config).sequential_multiply_adds
 
 
 @pytest.fixture
@@ -94,13 +94,13 @@ def test_a_small_gain_or_one_that_loses_accuracy_keeps_all_exits(outputs: ExitLo
 
 
 def test_logits_of_kept_exits_are_taken(outputs: ExitLogits) -> None:
-    kept = with_exits(outputs, (1, 3))
-    assert torch.equal(kept.logits_KNC, outputs.logits_KNC[[0, 2]])
+    fewer = with_exits(outputs, (1, 3))
+    assert torch.equal(fewer.logits_KNC, outputs.logits_KNC[[0, 2]])
 
 
 def test_pruned_networks_and_plain_ones_keep_their_exits() -> None:
     net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
     assert why_kept(net.config, 4) == ""
-    assert "pruned" in why_kept(prune(net, 0.7).net.config, 4)
+    assert "pruned" in why_kept(prune(net, 0.7).config, 4)
     assert "one" in why_kept(net.config, 1)
     assert "choices" in why_kept(net.config, 9)

@@ -65,7 +65,9 @@ def test_the_embedded_bundle_records_what_it_held_out(data_root: Path) -> None:
 
 
 @pytest.mark.parametrize("role", ["start_from", "teacher"])
-def test_a_run_does_not_hold_out_what_its_sources_learnt_from(made: TrainOptions, role: str, tmp_path: Path) -> None:
+def test_a_run_does_not_hold_out_pictures_that_trained_its_sources(
+    made: TrainOptions, role: str, tmp_path: Path
+) -> None:
     sources: dict[str, Any] = {role: made.output / "bundle", "output": tmp_path / "on", "width": None}
     # Also fewer: balanced by class, they need not be among those held out before.
     for size in (9, 3):

@@ -19,7 +19,7 @@ from offramp.training.certify.promises import (
     threshold_levels,
 )
 from offramp.training.certify.search import FrontPoint, pareto_front, search
-from offramp.training.certify.statistics import last_disagreement, upper_bound
+from offramp.training.certify.statistics import last_disagreement, pictures_needed, upper_bound
 from offramp.training.evaluate.predictions import ExitPredictions, count_at_thresholds
 
 COSTS = (2.0, 5.0, 8.0)
@@ -47,14 +47,14 @@ def test_every_point_keeps_its_promise_on_the_certifying_pictures() -> None:
     assert not missed
     assert [point.max_disagreement for point in certificate.points] == list(PROMISES)
     for point in certificate.points:
-        (found,) = count_at_thresholds(proving, [point.thresholds])
-        assert point.observed == found.disagreed / 3000
-        assert point.bound == pytest.approx(float(upper_bound(found.disagreed, 3000, DELTA)))
+        (counts,) = count_at_thresholds(proving, [point.thresholds])
+        assert point.observed == counts.disagreed / 3000
+        assert point.bound == pytest.approx(float(upper_bound(counts.disagreed, 3000, DELTA)))
         assert point.bound <= point.max_disagreement
-        assert point.accuracy_drop == pytest.approx((found.lost - found.gained) / 3000)
+        assert point.accuracy_drop == pytest.approx((counts.lost - counts.gained) / 3000)
         assert point.accuracy_drop < point.accuracy_drop_bound
-        assert point.compute == pytest.approx(found.mean_cost(COSTS) / COSTS[-1])
-        assert point.exit_mix == found.exit_mix
+        assert point.compute == pytest.approx(counts.mean_cost(COSTS) / COSTS[-1])
+        assert point.exit_mix == counts.exit_mix
     computes = [point.compute for point in certificate.points]
     assert computes == sorted(computes, reverse=True)
     assert computes[0] < 1.0
@@ -69,7 +69,7 @@ def test_thresholds_do_not_look_at_the_certifying_pictures() -> None:
         certificate, _ = certified_with(searched, sure_where_right(3000, seed))
         for point in certificate.points:
             assert point.thresholds in path(front, 2000, point.max_disagreement)
-        levels = [one.threshold for one in certificate.any_threshold]
+        levels = [bound.threshold for bound in certificate.any_threshold]
         assert levels == threshold_levels(searched)
 
 
@@ -78,9 +78,9 @@ def test_a_path_goes_from_full_depth_to_ever_cheaper_thresholds() -> None:
     front = pareto_front(search(searched), COSTS)
     steps = path(front, 2000, 0.02)
     assert steps[0] == (1.0, 1.0)
-    costs = [found.mean_cost(COSTS) for found in count_at_thresholds(searched, steps)]
+    costs = [counts.mean_cost(COSTS) for counts in count_at_thresholds(searched, steps)]
     assert costs == sorted(costs, reverse=True)
-    disagreed = [found.disagreed / 2000 for found in count_at_thresholds(searched, steps)]
+    disagreed = [counts.disagreed / 2000 for counts in count_at_thresholds(searched, steps)]
     assert max(disagreed) <= 0.04
     assert len(steps) < 30
 
@@ -92,14 +92,21 @@ def test_spaced_points_skip_no_gap_and_rise_by_the_step() -> None:
 
 
 def test_too_few_pictures_certify_less_and_say_how_many_would() -> None:
-    certificate, missed = certified_with(sure_where_right(2000, 1), sure_where_right(100, 2))
-    assert {one.promise for one in missed} >= {0.005, 0.01, 0.02}
-    for one in missed:
-        assert one.pictures == 100
-        assert one.needed == {0.005: 598, 0.01: 299, 0.02: 149, 0.05: 59, 0.1: 29}[one.promise]
+    searched, proving = sure_where_right(2000, 1), sure_where_right(100, 2)
+    front = pareto_front(search(searched), COSTS)
+    certificate, missed = certified_with(searched, proving)
+    assert {shortfall.promise for shortfall in missed} >= {0.005, 0.01, 0.02}
+    for shortfall in missed:
+        assert shortfall.pictures == 100
+        counts_P = count_at_thresholds(proving, path(front, 2000, shortfall.promise))
+        most_careful = next(counts for counts in counts_P if counts.mix_K[-1] < 100)
+        assert shortfall.observed == most_careful.disagreed / 100
+        needed = pictures_needed(shortfall.promise, DELTA, most_careful.disagreed / 100)
+        assert shortfall.needed_as_observed == needed
+        assert shortfall.needed == {0.005: 598, 0.01: 299, 0.02: 149, 0.05: 59, 0.1: 29}[shortfall.promise]
     promised = {point.max_disagreement for point in certificate.points}
-    assert promised | {one.promise for one in missed} <= set(PROMISES)
-    assert not promised & {one.promise for one in missed}
+    assert promised | {shortfall.promise for shortfall in missed} <= set(PROMISES)
+    assert not promised & {shortfall.promise for shortfall in missed}
 
 
 def test_exits_that_always_differ_promise_nothing_whatever_the_pictures() -> None:
@@ -107,7 +114,7 @@ def test_exits_that_always_differ_promise_nothing_whatever_the_pictures() -> Non
     wrong = ExitPredictions(np.full_like(answers.confidence_NK, 0.9), np.tile([1, 2, 0], (1000, 1)), answers.labels_N)
     certificate, missed = certified_with(wrong, wrong)
     assert not certificate.points
-    assert [one.promise for one in missed] == list(PROMISES)
+    assert [shortfall.promise for shortfall in missed] == list(PROMISES)
     assert (missed[0].observed, missed[0].needed_as_observed) == (1.0, None)
     assert certificate.any_threshold[0].bound == 1.0
     assert certificate.bound(1.0) == 0.0
@@ -128,8 +135,8 @@ def test_the_bound_of_any_threshold_covers_what_every_threshold_does() -> None:
     certificate, _ = certified_with(searched, proving)
     assert certificate.any_threshold[0].threshold == 0.0
     for threshold in np.linspace(0, 1, 101).tolist():
-        (found,) = count_at_thresholds(proving, [(threshold,) * 2])
-        assert found.disagreed / 3000 <= certificate.bound(threshold)
+        (counts,) = count_at_thresholds(proving, [(threshold,) * 2])
+        assert counts.disagreed / 3000 <= certificate.bound(threshold)
     assert certificate.bound(1.0) == 0.0
 
 
@@ -149,7 +156,7 @@ def test_confidences_that_round_to_one_count_at_every_threshold_below_it() -> No
         np.ones((500, 2), dtype=np.float32), np.tile([0, 1], (500, 1)), np.zeros(500, dtype=np.int64)
     )
     bounds = any_threshold(threshold_levels(ones), ones, DELTA)
-    assert [one.bound for one in bounds] == [1.0] * len(bounds)
+    assert [bound.bound for bound in bounds] == [1.0] * len(bounds)
     certificate, _ = certified_with_two(ones)
     assert certificate.bound(0.99999999) == 1.0
     assert count_at_thresholds(ones, [(0.99999999,)])[0].disagreed == 500

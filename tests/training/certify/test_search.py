@@ -30,12 +30,12 @@ def test_counts_are_those_of_the_exit_policy_on_random_combinations(num_exits: i
     cost = grid.mean_cost(COSTS[:num_exits])
     rng = np.random.default_rng(1)
     for flat_index in rng.integers(0, grid.disagreed.size, 60).tolist():
-        (found,) = count_at_thresholds(answers, [grid.thresholds(flat_index)])
-        assert grid.disagreed.ravel()[flat_index] == found.disagreed
-        assert cost.ravel()[flat_index] == pytest.approx(found.mean_cost(COSTS[:num_exits]))
+        (counts,) = count_at_thresholds(answers, [grid.thresholds(flat_index)])
+        assert grid.disagreed.ravel()[flat_index] == counts.disagreed
+        assert cost.ravel()[flat_index] == pytest.approx(counts.mean_cost(COSTS[:num_exits]))
         places = np.unravel_index(flat_index, grid.disagreed.shape)
         left = [400, *(int(passed[places[: k + 1]]) for k, passed in enumerate(grid.passed)), 0]
-        assert [before - after for before, after in pairwise(left)] == list(found.mix_K)
+        assert [before - after for before, after in pairwise(left)] == list(counts.mix_K)
 
 
 def test_thresholds_that_float32_has_not_are_compared_as_float32() -> None:
@@ -53,8 +53,8 @@ def test_no_combination_beats_the_front_and_the_front_has_no_other(num_exits: in
     front = pareto_front(grid, COSTS[:num_exits])
     combinations = list(product(*(levels.tolist() for levels in grid.levels)))
     everything = [
-        (found.disagreed, round(found.mean_cost(COSTS[:num_exits]), 9))
-        for found in count_at_thresholds(answers, combinations)
+        (counts.disagreed, round(counts.mean_cost(COSTS[:num_exits]), 9))
+        for counts in count_at_thresholds(answers, combinations)
     ]
     best = {
         (disagreed, cost)
@@ -65,7 +65,7 @@ def test_no_combination_beats_the_front_and_the_front_has_no_other(num_exits: in
     assert [point.disagreed for point in front] == sorted(point.disagreed for point in front)
 
 
-def test_levels_reach_from_all_pictures_to_none_and_are_finer_near_one() -> None:
+def test_levels_go_from_all_pictures_to_no_picture_and_are_finer_near_1() -> None:
     confidence_N = np.random.default_rng(0).beta(2, 1, 5000).astype(np.float32)
     levels = levels_of(confidence_N, 50)
     assert levels[-1] == 1.0

@@ -64,11 +64,11 @@ class SingleThresholds:
     def exceed(self, certificate: Certificate) -> bool:
         """Whether any threshold below 1 disagrees more often than its bound."""
         # The share changes just above each point: looked at there, and in each interval of the bounds at its start.
-        looked_at = np.concatenate([self.from_M + 1e-9, [one.threshold for one in certificate.any_threshold]])
+        looked_at = np.concatenate([self.from_M + 1e-9, [bound.threshold for bound in certificate.any_threshold]])
         looked_at = looked_at[(looked_at >= 0.0) & (looked_at < 1.0)]
         share = self.share_M[np.searchsorted(self.from_M, looked_at, side="left") - 1]
-        levels = np.array([one.threshold for one in certificate.any_threshold])
-        bounds = np.array([one.bound for one in certificate.any_threshold])
+        levels = np.array([bound.threshold for bound in certificate.any_threshold])
+        bounds = np.array([bound.bound for bound in certificate.any_threshold])
         return bool((share > bounds[np.searchsorted(levels, looked_at, side="right") - 1] + 1e-12).any())
 
 
@@ -86,8 +86,8 @@ def tally(pool: ExitPredictions) -> Tally:
         searched, proving = pool.subset(drawn[:SEARCHING]), pool.subset(drawn[SEARCHING:])
         front = pareto_front(search(searched, LEVELS), COSTS)
         certificate, _ = certify(searched, front, ProvingSet(proving, "", "", ""), COSTS)
-        found = count_at_thresholds(pool, [point.thresholds for point in certificate.points])
-        for point, true in zip(certificate.points, found, strict=True):
+        counts_P = count_at_thresholds(pool, [point.thresholds for point in certificate.points])
+        for point, true in zip(certificate.points, counts_P, strict=True):
             promise = point.max_disagreement
             truth.broken[promise] += true.disagreed > promise * len(pool)
             truth.lost_more[promise] += true.lost - true.gained > point.accuracy_drop_bound * len(pool)
@@ -100,8 +100,8 @@ def test_the_share_of_every_single_threshold_is_what_the_exit_policy_does(pool: 
     single = SingleThresholds.of(pool)
     for threshold in np.random.default_rng(0).random(20).tolist():
         share = single.share_M[np.searchsorted(single.from_M, threshold, side="left") - 1]
-        (found,) = count_at_thresholds(pool, [(threshold,) * 3])
-        assert share == pytest.approx(found.disagreed / len(pool), abs=1e-9)
+        (counts,) = count_at_thresholds(pool, [(threshold,) * 3])
+        assert share == pytest.approx(counts.disagreed / len(pool), abs=1e-9)
 
 
 @pytest.mark.parametrize("promise", PROMISES)

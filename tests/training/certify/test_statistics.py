@@ -30,7 +30,7 @@ def test_all_of_them_bound_nothing() -> None:
     assert upper_bound(np.array([7, 0]), 7, 0.05)[0] == 1.0
 
 
-def test_five_thousand_pictures_certify_what_the_design_says() -> None:
+def test_five_thousand_pictures_certify_the_shares_of_the_design() -> None:
     assert upper_bound(38, 5000, 0.05) <= 0.01 < upper_bound(39, 5000, 0.05)
     assert upper_bound(16, 5000, 0.05) <= 0.005 < upper_bound(17, 5000, 0.05)
 
@@ -113,7 +113,7 @@ def test_pictures_needed_where_none_disagrees(limit: float, needed: int) -> None
     assert upper_bound(0, needed, 0.05) <= limit < upper_bound(0, needed - 1, 0.05)
 
 
-def test_pictures_needed_grow_with_what_is_observed_up_to_none_that_do() -> None:
+def test_pictures_needed_grow_with_the_observed_share_until_no_number_is_enough() -> None:
     needed = pictures_needed(0.01, 0.05, 0.005)
     assert needed is not None
     assert 299 < needed < 3000

@@ -33,11 +33,13 @@ def folder_set(tmp_path: Path) -> FolderSet:
     return FolderSet(tmp_path, names, pictures.labels_N, pictures.class_names, Preprocessing(size=8))
 
 
-def walk(batches: Batches, seed: int | None) -> list[tuple[list[int], torch.Tensor]]:
+def read(batches: Batches, seed: int | None) -> list[tuple[list[int], torch.Tensor]]:
     return [(labels_B.tolist(), images_BHWC) for images_BHWC, labels_B in batches.epoch(seed)]
 
 
-def assert_same_walk(first: list[tuple[list[int], torch.Tensor]], second: list[tuple[list[int], torch.Tensor]]) -> None:
+def assert_same_batches(
+    first: list[tuple[list[int], torch.Tensor]], second: list[tuple[list[int], torch.Tensor]]
+) -> None:
     assert len(first) == len(second)
     for (labels_a, images_a), (labels_b, images_b) in zip(first, second, strict=True):
         assert labels_a == labels_b
@@ -46,12 +48,12 @@ def assert_same_walk(first: list[tuple[list[int], torch.Tensor]], second: list[t
 
 def test_without_shuffle_batches_follow_the_set() -> None:
     pictures = image_set()
-    batches = Batches(pictures, 5, CPU, shuffle=False, drop_last=False)
-    found = list(batches.epoch())
-    assert len(batches) == len(found) == 5
-    assert [len(labels_B) for _, labels_B in found] == [5, 5, 5, 5, 3]
-    images_NHWC = torch.cat([images_BHWC for images_BHWC, _ in found])
-    labels_N = torch.cat([labels_B for _, labels_B in found])
+    batches = Batches(pictures, 5, CPU)
+    batch_list = list(batches.epoch())
+    assert len(batches) == len(batch_list) == 5
+    assert [len(labels_B) for _, labels_B in batch_list] == [5, 5, 5, 5, 3]
+    images_NHWC = torch.cat([images_BHWC for images_BHWC, _ in batch_list])
+    labels_N = torch.cat([labels_B for _, labels_B in batch_list])
     assert images_NHWC.dtype == torch.uint8
     assert labels_N.dtype == torch.int64
     np.testing.assert_array_equal(images_NHWC, pictures.images_NHWC)
@@ -61,24 +63,24 @@ def test_without_shuffle_batches_follow_the_set() -> None:
 def test_the_order_depends_on_the_seed_alone_and_covers_all() -> None:
     pictures = image_set()
     batches = Batches(pictures, 5, CPU, shuffle=True, drop_last=False)
-    first = walk(batches, seed=7)
+    first = read(batches, seed=7)
     torch.manual_seed(1)
-    walk(batches, seed=8)
-    assert_same_walk(first, walk(batches, seed=7))
-    assert_same_walk(first, walk(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=7))
+    read(batches, seed=8)
+    assert_same_batches(first, read(batches, seed=7))
+    assert_same_batches(first, read(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=7))
     sums = [images_BHWC.sum((1, 2, 3)) for _, images_BHWC in first]
     expected = pictures.images_NHWC.sum((1, 2, 3), dtype=np.int64)
     assert sorted(torch.cat(sums).tolist()) == sorted(expected.tolist())
     assert torch.cat(sums).tolist() != expected.tolist()
-    assert [labels for labels, _ in walk(batches, seed=8)] != [labels for labels, _ in first]
+    assert [labels for labels, _ in read(batches, seed=8)] != [labels for labels, _ in first]
 
 
 def test_drop_last_leaves_out_the_short_batch_only() -> None:
     batches = Batches(image_set(), 5, CPU, shuffle=True, drop_last=True)
     assert len(batches) == 4
-    assert [len(labels) for labels, _ in walk(batches, seed=0)] == [5, 5, 5, 5]
+    assert [len(labels) for labels, _ in read(batches, seed=0)] == [5, 5, 5, 5]
     even = Batches(image_set(20), 5, CPU, shuffle=True, drop_last=True)
-    assert len(even) == len(walk(even, seed=0)) == 4
+    assert len(even) == len(read(even, seed=0)) == 4
     assert len(Batches(image_set(20), 5, CPU, shuffle=True, drop_last=False)) == 4
 
 
@@ -93,7 +95,7 @@ def test_pictures_decoded_on_demand_equal_pictures_in_memory(
     streamed = Batches(folder_set, 5, CPU, shuffle=True, drop_last=drop_last, workers=workers)
     assert len(streamed) == len(held)
     for seed in (0, 1):
-        assert_same_walk(walk(held, seed), walk(streamed, seed))
+        assert_same_batches(read(held, seed), read(streamed, seed))
 
 
 @pytest.mark.filterwarnings("ignore:This DataLoader will create:UserWarning")
@@ -103,7 +105,7 @@ def test_a_broken_picture_is_named_without_a_worker_traceback(folder_set: Folder
     broken = folder_set.paths[11]
     broken.write_bytes(broken.read_bytes()[:60])
     with pytest.raises(DataError) as caught:
-        walk(Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers), None)
+        read(Batches(folder_set, 5, CPU, workers=workers), None)
     assert str(caught.value).startswith(f"{broken}: cannot be decoded")
 
 
@@ -118,16 +120,16 @@ WITH_WORKERS = (
 def test_an_epoch_can_begin_at_any_batch(folder_set: FolderSet, workers: int, drop_last: bool) -> None:
     for pictures in (image_set(), folder_set):
         batches = Batches(pictures, 5, CPU, shuffle=True, drop_last=drop_last, workers=workers)
-        whole = walk(batches, 3)
+        whole = read(batches, 3)
         for start in range(len(batches) + 1):
             tail = [(labels_B.tolist(), images_BHWC) for images_BHWC, labels_B in batches.epoch(3, start)]
-            assert_same_walk(tail, whole[start:])
+            assert_same_batches(tail, whole[start:])
 
 
 def test_what_lies_before_the_start_is_not_read(folder_set: FolderSet) -> None:
     for path in folder_set.paths[:10]:
         path.unlink()
-    batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False)
+    batches = Batches(folder_set, 5, CPU)
     assert [len(labels_B) for _, labels_B in batches.epoch(start=2)] == [5, 5, 3]
 
 
@@ -144,24 +146,24 @@ def test_the_batches_of_all_ranks_make_up_the_batch_of_one_process(
     folder_set: FolderSet, world_size: int, drop_last: bool, start: int
 ) -> None:
     for pictures in (image_set(), folder_set):
-        one = Batches(pictures, 2 * world_size, CPU, shuffle=True, drop_last=drop_last)
+        single = Batches(pictures, 2 * world_size, CPU, shuffle=True, drop_last=drop_last)
         ranks = [
             Batches(pictures, 2, CPU, shuffle=True, drop_last=drop_last, rank=rank, world_size=world_size)
             for rank in range(world_size)
         ]
-        assert {len(batches) for batches in ranks} == {len(one)}
-        walks = [list(batches.epoch(9, start)) for batches in ranks]
-        expected = list(one.epoch(9, start))
-        assert {len(found) for found in walks} == {len(one) - start}
+        assert {len(batches) for batches in ranks} == {len(single)}
+        passes = [list(batches.epoch(9, start)) for batches in ranks]
+        expected = list(single.epoch(9, start))
+        assert {len(part) for part in passes} == {len(single) - start}
         for step, (images_BHWC, labels_B) in enumerate(expected):
-            assert torch.equal(torch.cat([found[step][0] for found in walks]), images_BHWC)
-            assert torch.equal(torch.cat([found[step][1] for found in walks]), labels_B)
+            assert torch.equal(torch.cat([part[step][0] for part in passes]), images_BHWC)
+            assert torch.equal(torch.cat([part[step][1] for part in passes]), labels_B)
             if drop_last:
-                assert [len(found[step][1]) for found in walks] == [2] * world_size
+                assert [len(part[step][1]) for part in passes] == [2] * world_size
 
 
 @pytest.mark.parametrize("kwargs", [{"rank": 2, "world_size": 2}, {"rank": -1}, {"world_size": 0}])
-def test_a_rank_that_is_none_is_refused(kwargs: dict[str, int]) -> None:
+def test_a_rank_out_of_range_is_refused(kwargs: dict[str, int]) -> None:
     with pytest.raises(DataError, match="the rank must be 0 to"):
         Batches(image_set(), 5, CPU, shuffle=True, drop_last=False, **kwargs)
 
@@ -177,20 +179,20 @@ def test_workers_end_by_themselves_even_in_a_cycle_of_garbage(folder_set: Folder
     others = set(multiprocessing.active_children())
 
     def fail() -> set[multiprocessing.process.BaseProcess]:
-        batches = Batches(folder_set, 5, CPU, shuffle=False, drop_last=False, workers=workers)
+        batches = Batches(folder_set, 5, CPU, workers=workers)
         try:
-            walk(batches, None)
+            read(batches, None)
         except DataError as error:
             # Its traceback holds this frame, which holds it.
-            kept = error
-            assert "cannot be decoded" in str(kept)
+            caught = error
+            assert "cannot be decoded" in str(caught)
         return set(multiprocessing.active_children()) - others
 
     mine = fail()
     gc.set_debug(gc.DEBUG_SAVEALL)
     try:
         gc.collect()
-        kinds = {type(found) for found in gc.garbage}
+        kinds = {type(item) for item in gc.garbage}
     finally:
         gc.set_debug(0)
         gc.garbage.clear()
@@ -201,32 +203,32 @@ def test_workers_end_by_themselves_even_in_a_cycle_of_garbage(folder_set: Folder
 
 
 @pytest.mark.parametrize("workers", [pytest.param(2, marks=WITH_WORKERS)])
-def test_workers_outlive_a_walk_that_was_left(folder_set: FolderSet, workers: int) -> None:
+def test_workers_outlive_an_unfinished_pass(folder_set: FolderSet, workers: int) -> None:
     batches = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False, workers=workers)
     expected = Batches(folder_set, 5, CPU, shuffle=True, drop_last=False)
     others = set(multiprocessing.active_children())
-    assert_same_walk(walk(batches, 0), walk(expected, 0))
+    assert_same_batches(read(batches, 0), read(expected, 0))
     mine = set(multiprocessing.active_children()) - others
     assert len(mine) == workers
     left = batches.epoch(1)
     next(left)
-    assert_same_walk(walk(batches, 2), walk(expected, 2))
+    assert_same_batches(read(batches, 2), read(expected, 2))
     assert set(multiprocessing.active_children()) - others == mine
     with pytest.raises(AssertionError, match="one pass at a time"):
         next(left)
 
 
-def test_a_walk_leaves_the_global_random_state_alone(folder_set: FolderSet) -> None:
+def test_a_pass_does_not_change_the_global_random_state(folder_set: FolderSet) -> None:
     before = torch.get_rng_state()
     for pictures in (image_set(), folder_set):
-        walk(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=0)
+        read(Batches(pictures, 5, CPU, shuffle=True, drop_last=False), seed=0)
     assert torch.equal(torch.get_rng_state(), before)
 
 
 def test_changing_a_batch_leaves_the_set_as_it_was() -> None:
     pictures = image_set()
     before = pictures.fingerprint()
-    for images_BHWC, labels_B in Batches(pictures, 5, CPU, shuffle=False, drop_last=False).epoch():
+    for images_BHWC, labels_B in Batches(pictures, 5, CPU).epoch():
         images_BHWC.zero_()
         labels_B.zero_()
     assert pictures.fingerprint() == before
@@ -277,18 +279,13 @@ def test_read_only_pictures_can_be_batched() -> None:
     pictures = image_set()
     pictures.images_NHWC.setflags(write=False)
     again = ImageSet(pictures.images_NHWC, pictures.labels_N, pictures.class_names)
-    assert len(walk(Batches(again, 23, CPU, shuffle=False, drop_last=False), None)) == 1
+    assert len(read(Batches(again, 23, CPU), None)) == 1
 
 
 @pytest.mark.parametrize(
     ("images_NHWC", "labels_N", "names", "message"),
     [
-        (
-            np.zeros((2, 4, 4), np.uint8),
-            np.zeros(2, np.int64),
-            ("a",),
-            r"\(N, H, W, 3\); got uint8 \(2, 4, 4\)",
-        ),
+        (np.zeros((2, 4, 4), np.uint8), np.zeros(2, np.int64), ("a",), r"\(N, H, W, 3\); got uint8 \(2, 4, 4\)"),
         (np.zeros((2, 3, 4, 4), np.uint8), np.zeros(2, np.int64), ("a",), r"got uint8 \(2, 3, 4, 4\)"),
         (np.zeros((2, 4, 4, 3)), np.zeros(2, np.int64), ("a",), "got float64"),
         (np.zeros((2, 4, 4, 3), np.uint8), np.zeros(3, np.int64), ("a",), r"shape \(2,\).*got int64 \(3,\)"),

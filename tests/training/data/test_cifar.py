@@ -19,8 +19,9 @@ from PIL import Image
 
 from offramp.models.preprocess import Preprocessing
 from offramp.training.data import DataError, ImageSet, load_splits
-from offramp.training.data.cifar import LAYOUTS, CifarLayout, CifarSets
+from offramp.training.data.cifar import LAYOUTS, CifarLayout
 from offramp.training.data.cifar import read_cifar as read_official_cifar
+from offramp.training.data.image_set import Parts
 
 COUNT = 1_000
 NAMES_100 = tuple(f"class{i:03d}" for i in range(100))
@@ -120,7 +121,7 @@ def layouts() -> dict[str, CifarLayout]:
     return {"cifar10": layout_of("cifar10", official_10()), "cifar100": layout_of("cifar100", official_100())}
 
 
-def read_cifar(dataset: str, data_root: Path) -> CifarSets:
+def read_cifar(dataset: str, data_root: Path) -> Parts[ImageSet]:
     return read_official_cifar(dataset, data_root, layouts())
 
 
@@ -273,7 +274,7 @@ def test_broken_mosaics_are_named(tmp_path: Path) -> None:
         read_cifar("cifar100", tmp_path)
 
 
-def test_where_nothing_is_found_every_place_and_the_fix_are_named(tmp_path: Path) -> None:
+def test_an_error_for_missing_data_names_every_place_and_the_fix(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         read_cifar("cifar100", tmp_path)
     places = ("cifar-100-python/", "cifar-100-python.tar.gz", "cifar100/")

@@ -51,7 +51,7 @@ def test_train_and_test_folders_become_three_disjoint_sets(tmp_path: Path) -> No
         for image_HWC, label in zip(images.images_NHWC, images.labels_N, strict=True):
             assert image_HWC[0, 0, 0] == 80 * label
             greens[label].add(int(image_HWC[0, 0, 1]))
-    assert all(found == {10 * i for i in range(10)} for found in greens.values())
+    assert all(green == {10 * i for i in range(10)} for green in greens.values())
     assert "train/ and test/" in splits.source
 
 
@@ -68,20 +68,19 @@ def test_val_serves_as_test_where_there_is_no_test_folder(tmp_path: Path) -> Non
 @pytest.mark.parametrize("below", [".", "train"])
 def test_a_tree_without_test_pictures_gets_a_held_out_tenth(tmp_path: Path, below: str) -> None:
     write_part(tmp_path / below, 20)
-    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    sets = read_image_folder(tmp_path, PREPROCESSING)
     np.testing.assert_array_equal(np.bincount(sets.test.labels_N), [2, 2, 2])
     assert set(sets.train.names) | set(sets.test.names) == {
         p.relative_to(tmp_path).as_posix() for p in tmp_path.rglob("*.png")
     }
     assert not set(sets.train.names) & set(sets.test.names)
     assert "6 test pictures held out (seed 0)" in sets.source
-    assert read_image_folder(tmp_path, PREPROCESSING, seed=0).test.names == sets.test.names
-    assert read_image_folder(tmp_path, PREPROCESSING, seed=1).test.names != sets.test.names
+    assert read_image_folder(tmp_path, PREPROCESSING).test.names == sets.test.names
 
 
 def test_a_class_called_train_is_a_class(tmp_path: Path) -> None:
     write_part(tmp_path, 3, ("bus", "test", "train"))
-    assert read_image_folder(tmp_path, PREPROCESSING, seed=0).train.class_names == ("bus", "test", "train")
+    assert read_image_folder(tmp_path, PREPROCESSING).train.class_names == ("bus", "test", "train")
 
 
 def test_hidden_files_other_files_and_deeper_folders(tmp_path: Path) -> None:
@@ -92,7 +91,7 @@ def test_hidden_files_other_files_and_deeper_folders(tmp_path: Path) -> None:
     (tmp_path / "Forest" / "notes.txt").write_text("no picture")
     (tmp_path / "Forest" / "folder.png").mkdir()
     write_picture(tmp_path / "Forest" / "deeper" / "A.JPEG", (0, 0, 0))
-    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    sets = read_image_folder(tmp_path, PREPROCESSING)
     assert sets.train.class_names == CLASSES
     forest = [name for name in (*sets.train.names, *sets.test.names) if name.startswith("Forest/")]
     assert sorted(forest) == [
@@ -115,17 +114,17 @@ def test_grey_palette_transparent_16_bit_and_turned_pictures_become_rgb(tmp_path
     exif = Image.Exif()
     exif[0x0112] = 6
     Image.fromarray(np.rot90(upright).copy()).save(folder / "turned.jpg", exif=exif, quality=95)
-    listed = read_image_folder(tmp_path, PREPROCESSING, seed=0)
-    found: dict[str, np.ndarray] = {}
+    listed = read_image_folder(tmp_path, PREPROCESSING)
+    images: dict[str, np.ndarray] = {}
     for part in (listed.train, listed.test):
-        found.update(zip((Path(name).name for name in part.names), decode_all(part)[0].images_NHWC, strict=True))
-    assert all(image.shape == (16, 16, 3) for image in found.values())
-    assert abs(found["grey.jpg"].astype(int) - 90).max() <= 1
-    assert abs(found["palette.png"].astype(int) - (200, 100, 0)).max() <= 8
-    assert (found["transparent.png"] == 255).all()
-    assert (found["deep.png"] == 90).all()
-    assert found["turned.jpg"][:7, :, 0].max() < 40
-    assert found["turned.jpg"][9:, :, 0].min() > 215
+        images.update(zip((Path(name).name for name in part.names), decode_all(part)[0].images_NHWC, strict=True))
+    assert all(image.shape == (16, 16, 3) for image in images.values())
+    assert abs(images["grey.jpg"].astype(int) - 90).max() <= 1
+    assert abs(images["palette.png"].astype(int) - (200, 100, 0)).max() <= 8
+    assert (images["transparent.png"] == 255).all()
+    assert (images["deep.png"] == 90).all()
+    assert images["turned.jpg"][:7, :, 0].max() < 40
+    assert images["turned.jpg"][9:, :, 0].min() > 215
 
 
 def test_imagenets_usual_folder(tmp_path: Path) -> None:
@@ -143,7 +142,7 @@ def test_imagenets_usual_folder(tmp_path: Path) -> None:
     Image.new("RGB", (30, 20), (1, 2, 3)).save(odd / f"{synsets[0]}_2.JPEG", format="PNG")
     (tmp_path / "test").mkdir()
     write_picture(tmp_path / "test" / "ILSVRC2012_test_00000001.JPEG", (0, 0, 0))
-    sets = read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    sets = read_image_folder(tmp_path, PREPROCESSING)
     assert sets.train.class_names == synsets
     assert sets.test.names[0] == "val/n01440764/n01440764_0.JPEG"
     assert "(train/ and val/; test/ unused)" in sets.source
@@ -163,7 +162,7 @@ def test_names_are_sorted_part_by_part(tmp_path: Path) -> None:
     assert listed == [path.relative_to(tmp_path).as_posix() for path in names]
 
 
-def test_classes_may_be_links_and_a_link_around_all_of_them_is_none(tmp_path: Path) -> None:
+def test_classes_may_be_links_and_a_link_around_all_of_them_is_not_a_class(tmp_path: Path) -> None:
     write_part(tmp_path / "elsewhere", 3)
     root = tmp_path / "root"
     root.mkdir()
@@ -171,7 +170,7 @@ def test_classes_may_be_links_and_a_link_around_all_of_them_is_none(tmp_path: Pa
         (root / name).symlink_to(tmp_path / "elsewhere" / name)
     (root / "loop").symlink_to(root)
     (root / "up").symlink_to(tmp_path)
-    sets = read_image_folder(root, PREPROCESSING, seed=0)
+    sets = read_image_folder(root, PREPROCESSING)
     assert sets.train.class_names == CLASSES
     assert len(sets.train) + len(sets.test) == 9
 
@@ -180,14 +179,14 @@ def test_what_is_left_out_is_said_with_its_number(tmp_path: Path, caplog: pytest
     # Whatever a library in this process has made of logging.
     caplog.set_level(logging.WARNING, logger="offramp.training.data.image_folder")
     write_part(tmp_path, 3)
-    assert read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    assert read_image_folder(tmp_path, PREPROCESSING)
     assert not caplog.messages
     for name in ("Forest/a.HEIC", "Forest/b.heic", "River/deep/c.txt"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     (tmp_path / "River" / "d.png").symlink_to(tmp_path / "nowhere.png")
     (tmp_path / "River" / "deep" / "loop").symlink_to(tmp_path / "River")
-    read_image_folder(tmp_path, PREPROCESSING, seed=0)
+    read_image_folder(tmp_path, PREPROCESSING)
     (said,) = caplog.messages
     assert said == (
         f"{tmp_path}: left out 5 files that are not taken for pictures: .heic (2), .txt (1), "
@@ -210,7 +209,7 @@ def test_names_that_are_not_utf8_are_taken_and_classes_of_such_names_are_refused
         load_splits(str(tmp_path), None, PREPROCESSING)
 
 
-def test_a_folder_whose_own_name_is_not_utf8_is_told_in_letters(tmp_path: Path) -> None:
+def test_a_folder_name_that_is_not_utf8_is_printed_in_letters(tmp_path: Path) -> None:
     root = tmp_path / os.fsdecode(b"photos\xff")
     write_part(root, 3)
     assert "folder photos\\xff" in load_splits(str(root), None, PREPROCESSING).source
@@ -240,12 +239,12 @@ def test_a_broken_picture_is_named(tmp_path: Path, how: str, memory_limit_bytes:
     write_part(tmp_path, 5)
     break_picture(tmp_path / "River" / "River_3.png", how)
     with pytest.raises(DataError, match=r"River_3\.png: cannot be decoded"):
-        walk_all(load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=memory_limit_bytes))
+        read_all(load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=memory_limit_bytes))
 
 
 def test_all_broken_pictures_are_named_at_once_ten_at_most(tmp_path: Path) -> None:
     write_part(tmp_path, 5)
-    pictures = read_image_folder(tmp_path, PREPROCESSING, 0).train
+    pictures = read_image_folder(tmp_path, PREPROCESSING).train
     for path in pictures.paths:
         break_picture(path, "text")
     with pytest.raises(DataError) as error:
@@ -266,9 +265,9 @@ def test_broken_pictures_of_all_parts_are_counted_together(tmp_path: Path) -> No
         load_splits(str(tmp_path), None, PREPROCESSING)
 
 
-def walk_all(splits: Splits) -> None:
+def read_all(splits: Splits) -> None:
     for part in (splits.train, splits.calibration, splits.test):
-        for _ in Batches(part, 1, torch.device("cpu"), shuffle=False, drop_last=False).epoch():
+        for _ in Batches(part, 1, torch.device("cpu")).epoch():
             pass
 
 
@@ -278,11 +277,7 @@ def test_what_exceeds_the_memory_limit_is_decoded_on_demand_to_the_same_pixels(t
     exactly_bytes = (15 + 6) * 16 * 16 * 3
     held = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes)
     streamed = load_splits(str(tmp_path), None, PREPROCESSING, memory_limit_bytes=exactly_bytes - 1)
-    for a, b in (
-        (held.train, streamed.train),
-        (held.calibration, streamed.calibration),
-        (held.test, streamed.test),
-    ):
+    for a, b in ((held.train, streamed.train), (held.calibration, streamed.calibration), (held.test, streamed.test)):
         assert isinstance(b, FolderSet)
         np.testing.assert_array_equal(as_image_set(a).images_NHWC, [b[i][0] for i in range(len(b))])
         np.testing.assert_array_equal(a.labels_N, [b[i][1] for i in range(len(b))])
@@ -319,7 +314,7 @@ def test_test_pictures_without_train_pictures_are_refused(tmp_path: Path) -> Non
 def test_a_fingerprint_tells_names_sizes_and_labels_but_not_the_place(tmp_path: Path) -> None:
     for place in ("here", "there"):
         write_part(tmp_path / place, 3)
-    first, second = (read_image_folder(tmp_path / place, PREPROCESSING, seed=0).train for place in ("here", "there"))
+    first, second = (read_image_folder(tmp_path / place, PREPROCESSING).train for place in ("here", "there"))
     assert first.fingerprint() == second.fingerprint()
     assert first.subset(np.arange(3)).fingerprint() != first.fingerprint()
     second.paths[0].write_bytes(second.paths[0].read_bytes() + b" ")

@@ -47,19 +47,17 @@ def test_the_default_holdout_of_cifar100_never_changes() -> None:
 
 @settings(deadline=None)
 @given(
-    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8),
-    share=st.floats(0, 1),
-    seed=st.integers(0, 2**32 - 1),
+    sizes=st.lists(st.integers(2, 40), min_size=1, max_size=8), share=st.floats(0, 1), seed=st.integers(0, 2**32 - 1)
 )
 def test_a_holdout_is_exact_disjoint_sorted_and_proportional(sizes: list[int], share: float, seed: int) -> None:
     labels_N = np.repeat(np.arange(len(sizes)), sizes)
     labels_N = np.random.RandomState(0).permutation(labels_N)
     least, most = len(sizes), len(labels_N) - len(sizes)
     count = round(least + share * (most - least))
-    kept, held = stratified_holdout(labels_N, count, seed)
+    remaining, held = stratified_holdout(labels_N, count, seed)
     assert len(held) == count
-    assert sorted([*kept, *held]) == list(range(len(labels_N)))
-    assert (np.diff(kept) > 0).all()
+    assert sorted([*remaining, *held]) == list(range(len(labels_N)))
+    assert (np.diff(remaining) > 0).all()
     assert (np.diff(held) > 0).all()
     shares = np.bincount(labels_N[held], minlength=len(sizes))
     assert (shares >= 1).all()
@@ -106,9 +104,7 @@ def test_an_unknown_data_set_is_refused_with_places_and_fix(tmp_path: Path) -> N
         assert expected in str(caught.value)
 
 
-def test_the_data_root_comes_from_the_environment_where_none_is_given(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_data_root_comes_from_the_environment_by_default(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OFFRAMP_DATA_ROOT", str(tmp_path))
     with pytest.raises(DataError, match=str(tmp_path / "cifar-10-python.tar.gz")):
         load_splits("cifar10", None, Preprocessing(size=32))

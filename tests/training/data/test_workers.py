@@ -48,9 +48,7 @@ def pictures(folder: Path, kind: type[FolderSet] = FolderSet) -> FolderSet:
 
 def walk(pictures: FolderSet, workers: int, timeout_s: float = TIMEOUT_S) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """All batches of one walk; copies, as shared memory is to be free again."""
-    batches = Batches(
-        pictures, 8, torch.device("cpu"), shuffle=False, drop_last=False, workers=workers, timeout_s=timeout_s
-    )
+    batches = Batches(pictures, 8, torch.device("cpu"), workers=workers, timeout_s=timeout_s)
     return [(images_BHWC.clone(), labels_B.clone()) for images_BHWC, labels_B in batches.epoch()]
 
 
@@ -108,7 +106,7 @@ class Killed(FolderSet):
     ("kind", "timeout_s", "cause"),
     [(Stuck, 1, "DataLoader timed out after 1 seconds"), (Killed, 100, r"DataLoader worker \(pid.* (killed|exited)")],
 )
-def test_a_walk_ends_with_the_cause_when_no_picture_will_come(
+def test_a_pass_ends_with_the_cause_when_the_workers_fail(
     kind: type[FolderSet], timeout_s: float, cause: str, tmp_path: Path
 ) -> None:
     with pytest.raises(DataError, match=rf"(?s)decoding processes give no more pictures \({cause}.*--workers"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -49,7 +50,7 @@ def answers_of(outputs: ExitLogits, calibration: Calibration = CALIBRATION) -> E
 def test_logits_are_those_of_the_network_picture_by_picture(toy_set: ImageSet) -> None:
     torch.manual_seed(0)
     net, preprocessing = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16)), Preprocessing(16)
-    batches = Batches(toy_set, 7, torch.device("cpu"), shuffle=False, drop_last=False)
+    batches = Batches(toy_set, 7, torch.device("cpu"))
     outputs = collect_logits(net.train(), batches, preprocessing)
     assert outputs.logits_KNC.shape == (4, 24, 3)
     assert outputs.num_exits == 4
@@ -64,7 +65,7 @@ def test_logits_are_those_of_the_network_picture_by_picture(toy_set: ImageSet) -
 
 def test_bfloat16_logits_come_back_in_float32(toy_set: ImageSet) -> None:
     net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
-    batches = Batches(toy_set, 24, torch.device("cpu"), shuffle=False, drop_last=False)
+    batches = Batches(toy_set, 24, torch.device("cpu"))
     assert collect_logits(net, batches, Preprocessing(16), torch.bfloat16).logits_KNC.dtype == torch.float32
 
 
@@ -122,7 +123,7 @@ def test_cost_never_falls_as_the_threshold_rises(outputs: ExitLogits) -> None:
     assert costs[0] < costs[len(costs) // 2] < costs[-1]
 
 
-def test_exits_are_judged_alone_and_as_served(outputs: ExitLogits) -> None:
+def test_exits_are_measured_alone_and_as_served(outputs: ExitLogits) -> None:
     evaluation = evaluate(outputs, CALIBRATION, COST)
     labels_N = outputs.labels_N.numpy()
     z1, z2, z3 = outputs.logits_KNC.numpy()
@@ -139,7 +140,7 @@ def test_exits_are_judged_alone_and_as_served(outputs: ExitLogits) -> None:
 
 def test_an_evaluation_is_plain_json(outputs: ExitLogits) -> None:
     evaluation = evaluate(outputs, CALIBRATION, COST)
-    read = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    read = json.loads(json.dumps(asdict(evaluation), allow_nan=False))
     assert [point["threshold"] for point in read["operating_points"]] == list(SWEEP)
     assert read["exits"][2]["accuracy"] == evaluation.exits[2].accuracy
     assert read["oracle"]["accuracy"] == evaluation.oracle.accuracy
@@ -147,7 +148,7 @@ def test_an_evaluation_is_plain_json(outputs: ExitLogits) -> None:
     assert read["curves"][1]["calibrated"]["share"] == list(evaluation.curves[1].calibrated.share)
 
 
-def test_every_exit_is_judged_by_the_ensemble_that_it_serves(outputs: ExitLogits) -> None:
+def test_every_exit_is_measured_by_the_ensemble_that_it_serves(outputs: ExitLogits) -> None:
     evaluation = evaluate(outputs, CALIBRATION, COST)
     labels_N = outputs.labels_N.numpy()
     z1, z2, z3 = outputs.logits_KNC.numpy().astype(np.float64)
@@ -192,7 +193,7 @@ def test_an_exit_that_is_always_right_has_no_ranking_and_is_still_plain_json() -
     sure = ExitLogits(torch.tensor([[[200.0, 0.0], [0.0, 200.0]]] * 3), torch.tensor([0, 1]))
     evaluation = evaluate(sure, Calibration.neutral(3), COST)
     assert [exit.auroc for exit in evaluation.exits] == [None] * 3
-    read = json.loads(json.dumps(evaluation.as_json(), allow_nan=False))
+    read = json.loads(json.dumps(asdict(evaluation), allow_nan=False))
     assert read["exits"][0]["auroc"] is None
 
 

@@ -12,16 +12,16 @@ from hypothesis import strategies as st
 
 from offramp.training.evaluate.exit_quality import failure_auroc, oracle, reliability, selective_risk, settled
 
-Judged = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
+Answers = tuple[npt.NDArray[np.float32], npt.NDArray[np.bool_]]
 
 
-def judged(confidences: list[float], rights: list[int]) -> Judged:
+def answers(confidences: list[float], rights: list[int]) -> Answers:
     return np.array(confidences, dtype=np.float32), np.array(rights, dtype=np.bool_)
 
 
 # Few distinct confidences, so that ties are common.
 judged_pictures = st.lists(st.tuples(st.integers(0, 8), st.booleans()), min_size=1, max_size=40).map(
-    lambda pairs: judged([level / 8 for level, _ in pairs], [right for _, right in pairs])
+    lambda pairs: answers([level / 8 for level, _ in pairs], [right for _, right in pairs])
 )
 right_tables = st.integers(1, 4).flatmap(
     lambda exits: st.lists(st.lists(st.booleans(), min_size=exits, max_size=exits), min_size=1, max_size=20)
@@ -29,28 +29,28 @@ right_tables = st.integers(1, 4).flatmap(
 
 
 def test_reliability_by_hand() -> None:
-    found = reliability(*judged([0.05, 0.55, 0.58, 0.95, 1.0], [0, 1, 0, 1, 1]), bins=10)
-    assert found.share == pytest.approx((0.2, 0.4, 0.4))
-    assert found.confidence == pytest.approx((0.05, 0.565, 0.975))
-    assert found.accuracy == (0.0, 0.5, 1.0)
+    result = reliability(*answers([0.05, 0.55, 0.58, 0.95, 1.0], [0, 1, 0, 1, 1]), bins=10)
+    assert result.share == pytest.approx((0.2, 0.4, 0.4))
+    assert result.confidence == pytest.approx((0.05, 0.565, 0.975))
+    assert result.accuracy == (0.0, 0.5, 1.0)
     # |0.05 - 0| + |0.55 + 0.58 - 1| + |0.95 + 1.0 - 2|, over five pictures.
-    assert found.calibration_error == pytest.approx((0.05 + 0.13 + 0.05) / 5, rel=1e-5)
+    assert result.calibration_error == pytest.approx((0.05 + 0.13 + 0.05) / 5, rel=1e-5)
 
 
 def test_calibration_error_is_0_for_the_calibrated_and_1_for_the_surely_wrong() -> None:
-    assert reliability(*judged([0.5] * 10, [0, 1] * 5)).calibration_error == pytest.approx(0.0)
-    assert reliability(*judged([1.0] * 4, [0] * 4)).calibration_error == pytest.approx(1.0)
+    assert reliability(*answers([0.5] * 10, [0, 1] * 5)).calibration_error == pytest.approx(0.0)
+    assert reliability(*answers([1.0] * 4, [0] * 4)).calibration_error == pytest.approx(1.0)
 
 
 @given(judged_pictures)
-def test_the_bins_hold_every_picture_once(pictures: Judged) -> None:
+def test_the_bins_hold_every_picture_once(pictures: Answers) -> None:
     confidence_N, right_N = pictures
-    found = reliability(confidence_N, right_N, bins=5)
-    assert sum(found.share) == pytest.approx(1.0)
-    for values_N, means in ((confidence_N, found.confidence), (right_N, found.accuracy)):
-        assert np.dot(found.share, means) == pytest.approx(values_N.mean(), abs=1e-6)
-    assert list(found.confidence) == sorted(found.confidence)
-    assert 0.0 <= found.calibration_error <= 1.0
+    result = reliability(confidence_N, right_N, bins=5)
+    assert sum(result.share) == pytest.approx(1.0)
+    for values_N, means in ((confidence_N, result.confidence), (right_N, result.accuracy)):
+        assert np.dot(result.share, means) == pytest.approx(values_N.mean(), abs=1e-6)
+    assert list(result.confidence) == sorted(result.confidence)
+    assert 0.0 <= result.calibration_error <= 1.0
 
 
 @pytest.mark.parametrize(
@@ -64,42 +64,48 @@ def test_the_bins_hold_every_picture_once(pictures: Judged) -> None:
     ],
 )
 def test_ranking_by_hand(confidences: list[float], rights: list[int], expected: float) -> None:
-    assert failure_auroc(*judged(confidences, rights)) == pytest.approx(expected)
+    assert failure_auroc(*answers(confidences, rights)) == pytest.approx(expected)
+
+
+def test_ranking_of_many_answers_is_exact() -> None:
+    confidence_N = (np.arange(20_000) / 20_000).astype(np.float32)
+    # The k-th of n right answers is above k wrong ones.
+    assert failure_auroc(confidence_N, np.arange(20_000) % 2 == 1) == pytest.approx(10_001 / 20_000, rel=1e-12)
 
 
 @pytest.mark.parametrize("right", [0, 1])
 def test_without_right_or_without_wrong_answers_there_is_no_ranking(right: int) -> None:
-    assert failure_auroc(*judged([0.2, 0.7], [right, right])) is None
+    assert failure_auroc(*answers([0.2, 0.7], [right, right])) is None
 
 
 @given(judged_pictures)
-def test_ranking_is_the_share_of_pairs_in_order(pictures: Judged) -> None:
+def test_ranking_is_the_share_of_pairs_in_order(pictures: Answers) -> None:
     confidence_N, right_N = pictures
     pairs = [(r > w) + (r == w) / 2 for r in confidence_N[right_N] for w in confidence_N[~right_N]]
-    found = failure_auroc(confidence_N, right_N)
-    assert found is None if not pairs else found == pytest.approx(sum(pairs) / len(pairs))
+    result = failure_auroc(confidence_N, right_N)
+    assert result is None if not pairs else result == pytest.approx(sum(pairs) / len(pairs))
 
 
 @given(judged_pictures)
-def test_ranking_knows_order_only_and_turns_with_it(pictures: Judged) -> None:
+def test_ranking_depends_on_the_order_alone_and_reverses_with_it(pictures: Answers) -> None:
     confidence_N, right_N = pictures
-    found = failure_auroc(confidence_N, right_N)
-    assert failure_auroc(np.exp(3 * confidence_N), right_N) == found
+    result = failure_auroc(confidence_N, right_N)
+    assert failure_auroc(np.exp(3 * confidence_N), right_N) == result
     turned = failure_auroc(-confidence_N, right_N)
-    assert (found is None and turned is None) or (turned or 0.0) + (found or 0.0) == pytest.approx(1.0)
+    assert (result is None and turned is None) or (turned or 0.0) + (result or 0.0) == pytest.approx(1.0)
 
 
 def test_selective_risk_by_hand() -> None:
     # Most confident first: right, wrong, right, wrong.
-    found = selective_risk(*judged([0.4, 0.9, 0.6, 0.1], [1, 1, 0, 0]), coverages=4)
-    assert found.curve == pytest.approx((0.0, 1 / 2, 1 / 3, 2 / 4))
-    assert found.area == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
+    result = selective_risk(*answers([0.4, 0.9, 0.6, 0.1], [1, 1, 0, 0]), coverages=4)
+    assert result.curve == pytest.approx((0.0, 1 / 2, 1 / 3, 2 / 4))
+    assert result.area == pytest.approx((0 + 1 / 2 + 1 / 3 + 1 / 2) / 4)
     # The best order has both wrong ones last: 0, 0, 1/3, 2/4.
-    assert found.excess == pytest.approx(found.area - (1 / 3 + 1 / 2) / 4)
+    assert result.excess == pytest.approx(result.area - (1 / 3 + 1 / 2) / 4)
 
 
 def test_coverages_are_rounded_up_to_whole_pictures() -> None:
-    pictures = judged([0.9, 0.5, 0.1], [1, 1, 0])
+    pictures = answers([0.9, 0.5, 0.1], [1, 1, 0])
     assert selective_risk(*pictures, coverages=2).curve == pytest.approx((0.0, 1 / 3))
     assert selective_risk(*pictures, coverages=6).curve == pytest.approx((0.0, 0.0, 0.0, 0.0, 1 / 3, 1 / 3))
 
@@ -107,29 +113,29 @@ def test_coverages_are_rounded_up_to_whole_pictures() -> None:
 def test_equal_confidences_count_as_the_mean_over_their_orders() -> None:
     rights = [1, 0, 1, 1, 0]
     confidences = [0.9, 0.5, 0.5, 0.5, 0.2]
-    found = selective_risk(*judged(confidences, rights), coverages=5)
+    result = selective_risk(*answers(confidences, rights), coverages=5)
     risks = [
         [1 - sum(order[: count + 1]) / (count + 1) for count in range(5)]
         for order in ((1, *middle, 0) for middle in permutations((0, 1, 1)))
     ]
-    assert found.curve == pytest.approx(np.mean(risks, axis=0).tolist())
-    assert found.area == pytest.approx(np.mean(risks))
+    assert result.curve == pytest.approx(np.mean(risks, axis=0).tolist())
+    assert result.area == pytest.approx(np.mean(risks))
 
 
 @given(judged_pictures, st.randoms())
 def test_risk_ends_at_the_error_and_does_not_depend_on_the_order_of_the_pictures(pictures, random) -> None:
     confidence_N, right_N = pictures
-    found = selective_risk(confidence_N, right_N, coverages=7)
-    assert len(found.curve) == 7
-    assert found.curve[-1] == pytest.approx(1 - right_N.mean())
-    assert -1e-12 <= found.excess <= found.area <= 1.0
+    result = selective_risk(confidence_N, right_N, coverages=7)
+    assert len(result.curve) == 7
+    assert result.curve[-1] == pytest.approx(1 - right_N.mean())
+    assert -1e-12 <= result.excess <= result.area <= 1.0
     order = list(range(len(right_N)))
     random.shuffle(order)
-    assert selective_risk(confidence_N[order], right_N[order], coverages=7) == found
+    assert selective_risk(confidence_N[order], right_N[order], coverages=7) == result
 
 
 @given(judged_pictures)
-def test_only_a_perfect_ranking_has_no_excess(pictures: Judged) -> None:
+def test_only_a_perfect_ranking_has_no_excess(pictures: Answers) -> None:
     excess = selective_risk(*pictures).excess
     perfect = failure_auroc(*pictures) in (None, 1.0)
     assert excess == pytest.approx(0.0, abs=1e-12) if perfect else excess > 1e-9
@@ -137,29 +143,29 @@ def test_only_a_perfect_ranking_has_no_excess(pictures: Judged) -> None:
 
 def test_the_oracle_by_hand() -> None:
     right_NK = np.array([[1, 1, 1], [0, 1, 0], [0, 0, 1], [0, 0, 0], [1, 0, 0]], dtype=np.bool_)
-    found = oracle(right_NK, (10, 30, 60))
+    result = oracle(right_NK, (10, 30, 60))
     # It leaves at exits 1, 2, 3, 3 (no exit is right) and 1.
-    assert found.accuracy == pytest.approx(4 / 5)
-    assert found.mean_multiply_adds == pytest.approx((10 + 30 + 60 + 60 + 10) / 5)
-    assert found.compute == pytest.approx(34 / 60)
-    assert found.overthought == pytest.approx(2 / 5)
-    assert found.wasted == pytest.approx(1 / 5)
+    assert result.accuracy == pytest.approx(4 / 5)
+    assert result.mean_multiply_adds == pytest.approx((10 + 30 + 60 + 60 + 10) / 5)
+    assert result.compute == pytest.approx(34 / 60)
+    assert result.overthought == pytest.approx(2 / 5)
+    assert result.wasted == pytest.approx(1 / 5)
 
 
 @given(right_tables)
-def test_the_oracle_gains_exactly_what_is_overthought(table: list[list[bool]]) -> None:
+def test_the_oracle_gains_exactly_the_overthought_share(table: list[list[bool]]) -> None:
     right_NK = np.array(table, dtype=np.bool_)
     costs = (10, 30, 60, 100)[: right_NK.shape[1]]
-    found = oracle(right_NK, costs)
-    assert found.accuracy == pytest.approx(right_NK[:, -1].mean() + found.overthought)
-    assert found.accuracy >= right_NK.mean(axis=0).max() - 1e-12
-    assert costs[0] <= found.mean_multiply_adds <= costs[-1]
-    assert found.wasted <= right_NK[:, -1].mean()
+    result = oracle(right_NK, costs)
+    assert result.accuracy == pytest.approx(right_NK[:, -1].mean() + result.overthought)
+    assert result.accuracy >= right_NK.mean(axis=0).max() - 1e-12
+    assert costs[0] <= result.mean_multiply_adds <= costs[-1]
+    assert result.wasted <= right_NK[:, -1].mean()
 
 
 def test_one_exit_alone_cannot_overthink() -> None:
-    found = oracle(np.array([[True], [False]]), (60,))
-    assert (found.accuracy, found.compute, found.overthought, found.wasted) == (0.5, 1.0, 0.0, 0.0)
+    result = oracle(np.array([[True], [False]]), (60,))
+    assert (result.accuracy, result.compute, result.overthought, result.wasted) == (0.5, 1.0, 0.0, 0.0)
     assert settled(np.array([[3], [1]])) == (1.0,)
 
 

@@ -11,7 +11,8 @@ from PIL import Image
 
 from offramp.training.evaluate.evaluation import Evaluation, ExitCurves, ExitQuality, OperatingPoint
 from offramp.training.evaluate.exit_quality import Oracle, Reliability
-from offramp.training.report.tables import exits_table, overthinking_table, plot, thresholds_table
+from offramp.training.report.plots import plot_evaluation
+from offramp.training.report.tables import exits_table, overthinking_table, thresholds_table
 
 
 def quality(exit: int, accuracy: float, served: float, compute: float, **changes: Any) -> ExitQuality:
@@ -120,7 +121,7 @@ def test_tables_are_well_formed_markdown(evaluation: Evaluation) -> None:
 @pytest.mark.parametrize("network", ["evaluation", "plain"])
 def test_plot_is_a_picture(network: str, request: pytest.FixtureRequest, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib", reason="plots need the train extra")
-    plot(request.getfixturevalue(network), "toy", tmp_path / "plot.png")
+    plot_evaluation(request.getfixturevalue(network), "toy", tmp_path / "plot.png")
     with Image.open(tmp_path / "plot.png") as image:
         assert image.format == "PNG"
         assert image.width > image.height > 300
