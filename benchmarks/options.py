@@ -1,7 +1,8 @@
-"""The options of all benchmarks, declared once for flag, environment variable and help.
+"""The options of all benchmarks, declared once: flag, environment variable and help come from here.
 
-A field `server_threads` becomes `--server-threads` and `OFFRAMP_SERVER_THREADS`. The module imports neither torch nor
-an HTTP library: `--help` answers at once.
+A field `server_threads` becomes `--server-threads` and `OFFRAMP_SERVER_THREADS`; the docstring of a class is its help.
+A class raises ValueError for lists that cannot be read. The module imports neither torch nor an HTTP library, so that
+`--help` answers at once.
 """
 
 from __future__ import annotations
@@ -12,31 +13,33 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from typer import Option
 
 RESULTS = Path("benchmarks/results")
 
 Url = Annotated[
-    str | None,
-    typer.Option(help="A running server, such as http://127.0.0.1:8000; default: start one on a free port."),
+    str | None, Option(help="A running server, such as http://127.0.0.1:8000; default: start one on a free port.")
 ]
-ModelPath = Annotated[Path | None, typer.Option(help="The bundle's folder; default: the embedded model.")]
-DatasetName = Annotated[str, typer.Option(help="cifar10 or cifar100; its test pictures are sent as PNG.")]
-DataRoot = Annotated[Path, typer.Option(help="Folder of the CIFAR files.")]
-Thresholds = Annotated[str, typer.Option(help="Thresholds to compare, separated by commas; 1 is exits off.")]
-Pictures = Annotated[int, typer.Option(min=0, help="Number of test pictures, from the first; 0: all.")]
+ModelPath = Annotated[Path | None, Option(help="The bundle's folder; default: the embedded model.")]
+DatasetName = Annotated[str, Option(help="cifar10 or cifar100; its test pictures are sent as PNG.")]
+DataRoot = Annotated[Path, Option(help="Folder of the CIFAR files.")]
+Thresholds = Annotated[str, Option(help="Thresholds to compare, separated by commas; 1 is exits off.")]
+Pictures = Annotated[int, Option(min=0, help="Number of test pictures, from the first; 0: all.")]
+SentPictures = Annotated[int, Option(min=1, help="Test pictures that are sent, over and over.")]
 ServerThreads = Annotated[
-    int, typer.Option(min=0, max=1024, help="Threads of the started server's network on the CPU; 0: torch decides.")
+    int, Option(min=0, max=1024, help="Threads of the started server's network on the CPU; 0: torch decides.")
 ]
-Connections = Annotated[int, typer.Option(min=1, max=1000, help="Clients of the closed loops.")]
-Rounds = Annotated[int, typer.Option(min=1, help="How often each figure is measured, interleaved.")]
-Seconds = Annotated[int, typer.Option(min=1, help="Measured seconds of each load.")]
-WarmupSeconds = Annotated[int, typer.Option(min=1, help="Seconds of the same load before the measured ones.")]
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Output = Annotated[Path, typer.Option(help="The JSON file to write.")]
-Only = Annotated[str, typer.Option(help="Parts to measure, separated by commas, or all; the file keeps the others.")]
+Connections = Annotated[int, Option(min=1, max=1000, help="Clients of the closed loops.")]
+Rounds = Annotated[int, Option(min=1, help="How often each figure is measured, interleaved.")]
+Seconds = Annotated[int, Option(min=1, help="Measured seconds of each load.")]
+WarmupSeconds = Annotated[int, Option(min=1, help="Seconds of the same load before the measured ones.")]
+Device = Annotated[str, Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU, if any.")]
+Output = Annotated[Path, Option(help="The JSON file to write.")]
+OutputBeside = Annotated[Path, Option(help="The JSON file to write; Markdown and plot go beside it.")]
+Only = Annotated[str, Option(help="Parts to measure, separated by commas, or all; the file keeps the others.")]
 
 TRUST_PARTS = ("certified", "audit", "audit-cost", "brownout", "privacy", "attack")
-# With the numbers of frontends that each part is measured with.
+# By part: the numbers of frontends with which it is measured.
 HOSTILE_PARTS = {"attacks": "0", "overload": "0", "fairness": "0,2", "faults": "0,2", "mutants": "0"}
 PICTURE_SETS = ("cifar", "photos")
 DISPATCH = ("two-choices", "round-robin")
@@ -74,9 +77,9 @@ def parse_mix(text: str) -> tuple[float, ...]:
     try:
         shares = tuple(float(part) for part in text.split(",")) if text else ()
     except ValueError:
-        raise ValueError(f"exit_mix {text!r}: give shares, separated by commas") from None
+        shares = (-1.0,)
     if shares and (min(shares) < 0.0 or abs(sum(shares) - 1.0) > 0.01):
-        raise ValueError(f"exit_mix {text!r}: give shares of 0 or more that sum to 1, one for each exit")
+        raise ValueError(f"exit_mix {text!r}: give shares of 0 or more that sum to 1, separated by commas")
     return shares
 
 
@@ -91,7 +94,7 @@ class DataOptions:
 
 @dataclass(frozen=True, kw_only=True)
 class ThresholdsOptions(DataOptions):
-    """Options of `offramp bench thresholds`. Raises ValueError for thresholds without 1."""
+    """Throughput, latency and accuracy of a server by threshold, exits on against off. Needs wrk."""
 
     url: Url = None
     thresholds: Thresholds = "0,0.5,0.8,0.95,1"
@@ -100,10 +103,9 @@ class ThresholdsOptions(DataOptions):
     rounds: Rounds = 4
     seconds: Seconds = 5
     warmup_seconds: WarmupSeconds = 1
-    rate: Annotated[
-        float,
-        typer.Option(min=0, help="Poisson arrivals a second of the open loop; 0: 70 % of the capacity at threshold 1."),
-    ] = 0.0
+    rate: Annotated[float, Option(min=0, help="Poisson arrivals/s of the open loop; 0: 70 % of the capacity at 1.")] = (
+        0.0
+    )
     server_threads: ServerThreads = 0
     output: Output = RESULTS / "thresholds.json"
 
@@ -113,7 +115,7 @@ class ThresholdsOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class AccuracyOptions(DataOptions):
-    """Options of `offramp bench accuracy`."""
+    """A server's answers against the evaluation of its bundle; exit status 1 when they do not agree."""
 
     url: Url = None
     thresholds: Thresholds = "0,0.5,0.8,0.95,1"
@@ -128,15 +130,15 @@ class AccuracyOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineOptions(DataOptions):
-    """Options of `offramp bench engine`. Raises ValueError for thresholds without 1."""
+    """The engine without HTTP, against a bare loop and against the most that exits can save."""
 
     thresholds: Thresholds = "0,0.5,0.7,0.9,1"
     pictures: Pictures = 2000
     device: Device = "auto"
-    runner: Annotated[str, typer.Option(help="auto, torch, openvino or cuda-graphs.")] = "auto"
-    precision: Annotated[str, typer.Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto"
-    threads: Annotated[int, typer.Option(min=0, help="Threads of a step on the CPU; 0: all cores.")] = 0
-    max_batch_size: Annotated[int, typer.Option(min=1, help="Most pictures in a step.")] = 32
+    runner: Annotated[str, Option(help="auto, torch, openvino or cuda-graphs.")] = "auto"
+    precision: Annotated[str, Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto"
+    threads: Annotated[int, Option(min=0, help="Threads of a step on the CPU; 0: all cores.")] = 0
+    max_batch_size: Annotated[int, Option(min=1, help="Most pictures in a step.")] = 32
     rounds: Rounds = 5
     output: Output = RESULTS / "engine.json"
 
@@ -146,15 +148,15 @@ class EngineOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class ServerCostsOptions(DataOptions):
-    """Options of `offramp bench server-costs`."""
+    """Readiness, one request alone, CPU, memory, and several frontends. Needs wrk."""
 
-    pictures: Annotated[int, typer.Option(min=1, help="Test pictures that are sent, over and over.")] = 1000
+    pictures: SentPictures = 1000
     thresholds: Thresholds = "0.7,1"
-    frontends: Annotated[str, typer.Option(help="Numbers of frontends to compare, separated by commas.")] = "0,1,2"
+    frontends: Annotated[str, Option(help="Numbers of frontends to compare, separated by commas.")] = "0,1,2"
     connections: Connections = 64
     rounds: Rounds = 4
     seconds: Seconds = 4
-    requests: Annotated[int, typer.Option(min=1000, help="Requests over which memory is watched.")] = 200_000
+    requests: Annotated[int, Option(min=1000, help="Requests over which memory is watched.")] = 200_000
     output: Output = RESULTS / "server-costs.json"
 
     def __post_init__(self) -> None:
@@ -167,39 +169,27 @@ class ServerCostsOptions(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RayProxyOptions(DataOptions):
-    """Options of `offramp bench ray-proxy`."""
-
-    pictures: Annotated[int, typer.Option(min=1, help="Test pictures that are sent, over and over.")] = 256
-    form: Annotated[int, typer.Option(min=2, max=64, help="Pictures of a form.")] = 16
-    connections: Connections = 64
-    rounds: Rounds = 2
-    seconds: Seconds = 5
-    output: Output = RESULTS / "ray-proxy.json"
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrustOptions(DataOptions):
-    """Options of `offramp bench trust`. Raises ValueError for an unknown part."""
+    """Certified contracts, audits, brownout, privacy and slowdown attacks. Needs wrk."""
 
     only: Only = "all"
     pictures: Pictures = 0
     connections: Connections = 64
     rounds: Rounds = 3
     seconds: Seconds = 3
-    open_seconds: Annotated[int, typer.Option(min=1, help="Measured seconds of each open loop.")] = 5
-    warmup_seconds: Annotated[float, typer.Option(min=0.1, help="Seconds of the same load before those.")] = 1.0
-    recovery_seconds: Annotated[int, typer.Option(min=1, help="Seconds of light load after an overload.")] = 8
-    audit_share: Annotated[float, typer.Option(min=0.001, max=1, help="Audited share of streamed pictures.")] = 0.5
-    stream: Annotated[int, typer.Option(min=1, help="Most pictures of one corrupted stream.")] = 6000
-    chunk: Annotated[int, typer.Option(min=1, help="Pictures of a stream between two looks at the alarm.")] = 250
-    truth: Annotated[int, typer.Option(min=1, help="Pictures of a stream that are compared with full depth.")] = 2000
-    clean: Annotated[int, typer.Option(min=1, help="Pictures of the stream that is not corrupted.")] = 100_000
-    kinds: Annotated[str, typer.Option(help="Corruptions, separated by commas; default: all.")] = ""
-    severities: Annotated[str, typer.Option(help="Severities of the corruptions, separated by commas.")] = "1,2,3,4,5"
-    alone: Annotated[int, typer.Option(min=1, help="Requests sent one after the other.")] = 300
-    attacked: Annotated[int, typer.Option(min=1, help="Pictures that are made to go deep.")] = 512
-    attack_steps: Annotated[int, typer.Option(min=1, help="Steps of gradient descent.")] = 20
+    open_seconds: Annotated[int, Option(min=1, help="Measured seconds of each open loop.")] = 5
+    warmup_seconds: Annotated[float, Option(min=0.1, help="Seconds of the same load before those.")] = 1.0
+    recovery_seconds: Annotated[int, Option(min=1, help="Seconds of light load after an overload.")] = 8
+    audit_share: Annotated[float, Option(min=0.001, max=1, help="Audited share of streamed pictures.")] = 0.5
+    stream: Annotated[int, Option(min=1, help="Most pictures of one corrupted stream.")] = 6000
+    chunk: Annotated[int, Option(min=1, help="Pictures of a stream between two looks at the alarm.")] = 250
+    truth: Annotated[int, Option(min=1, help="Pictures of a stream that are compared with full depth.")] = 2000
+    clean: Annotated[int, Option(min=1, help="Pictures of the stream that is not corrupted.")] = 100_000
+    kinds: Annotated[str, Option(help="Corruptions, separated by commas; default: all.")] = ""
+    severities: Annotated[str, Option(help="Severities of the corruptions, separated by commas.")] = "1,2,3,4,5"
+    alone: Annotated[int, Option(min=1, help="Requests sent one after the other.")] = 300
+    attacked: Annotated[int, Option(min=1, help="Pictures that are made to go deep.")] = 512
+    attack_steps: Annotated[int, Option(min=1, help="Steps of gradient descent.")] = 20
     output: Output = RESULTS / "trust.json"
 
     def __post_init__(self) -> None:
@@ -209,20 +199,18 @@ class TrustOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class HostileOptions(DataOptions):
-    """Options of `offramp bench hostile`. Raises ValueError for an unknown part, and for numbers that are none."""
+    """Attacks, overload, greedy clients, faults and mutated requests."""
 
     only: Only = "all"
-    frontends: Annotated[
-        str, typer.Option(help="Numbers of frontends, separated by commas; default: 0; faults and fairness also 2.")
-    ] = ""
-    pictures: Annotated[int, typer.Option(min=2, help="Test pictures that are sent, over and over.")] = 256
+    frontends: Annotated[str, Option(help="Numbers of frontends; default: 0; faults and fairness also 2.")] = ""
+    pictures: Annotated[int, Option(min=2, help="Test pictures that are sent, over and over.")] = 256
     rounds: Rounds = 3
-    seconds: Annotated[float, typer.Option(min=0.5, help="Measured seconds of each load.")] = 10.0
-    attacks: Annotated[str, typer.Option(help="Names of attacks, separated by commas; default: all.")] = ""
-    faults: Annotated[str, typer.Option(help="Names of faults, separated by commas; default: all.")] = ""
-    repeats: Annotated[int, typer.Option(min=1, help="How often SIGTERM and SIGINT are sent, to a server each.")] = 20
-    mutants: Annotated[int, typer.Option(min=1, help="Number of mutated requests.")] = 1_000_000
-    first: Annotated[int, typer.Option(min=0, help="Number of the first mutant.")] = 0
+    seconds: Annotated[float, Option(min=0.5, help="Measured seconds of each load.")] = 10.0
+    attacks: Annotated[str, Option(help="Names of attacks, separated by commas; default: all.")] = ""
+    faults: Annotated[str, Option(help="Names of faults, separated by commas; default: all.")] = ""
+    repeats: Annotated[int, Option(min=1, help="How often SIGTERM and SIGINT are sent, to a server each.")] = 20
+    mutants: Annotated[int, Option(min=1, help="Number of mutated requests.")] = 1_000_000
+    first: Annotated[int, Option(min=0, help="Number of the first mutant.")] = 0
     output: Output = RESULTS / "hostile.json"
 
     def __post_init__(self) -> None:
@@ -236,55 +224,39 @@ class HostileOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class PeersOptions(DataOptions):
-    """Options of `offramp bench peers`. Raises ValueError for lists that cannot be read."""
+    """Offramp beside other servers: the same weights, pictures and machine. Needs wrk."""
 
-    peers: Annotated[str, typer.Option(help="Peers to measure, separated by commas, or all.")] = "all"
-    picture_sets: Annotated[
-        str, typer.Option(help="Pictures for this model: cifar (PNG), photos (JPEG), both with a comma, or nothing.")
-    ] = "cifar,photos"
+    peers: Annotated[str, Option(help="Peers to measure, separated by commas, or all.")] = "all"
+    picture_sets: Annotated[str, Option(help="cifar (PNG), photos (JPEG), both with a comma, or nothing.")] = (
+        "cifar,photos"
+    )
     larger_model: Annotated[
-        str,
-        typer.Option(
-            help="A larger network, measured on photographs: a bundle's folder, or an architecture of 224 pixels and "
-            "1,000 classes with random weights, since only its speed counts; empty: none."
-        ),
+        str, Option(help="Bundle, or architecture of 224 pixels with random weights, for photographs; empty: none.")
     ] = "resnet50"
     photos: Annotated[
-        Path | None,
-        typer.Option(help="Folder or tar file of JPEG photographs; default: photos-caltech101.tar in the data root."),
+        Path | None, Option(help="Folder or tar file of JPEGs; default: photos-caltech101.tar in the data root.")
     ] = None
-    pictures: Annotated[int, typer.Option(min=1, help="Pictures of each set; each is sent over and over.")] = 1000
+    pictures: Annotated[int, Option(min=1, help="Pictures of each set; each is sent over and over.")] = 1000
     thresholds: Annotated[
         str,
-        typer.Option(
-            help="Thresholds of Offramp; default: 1 (exits off), the bundle's own, and the lowest at which at most "
-            "1 % of the answers differ from the full depth's."
-        ),
+        Option(help="Thresholds of Offramp; default: 1, the bundle's, the lowest with at most 1 % changed answers."),
     ] = ""
     exit_mix: Annotated[
-        str,
-        typer.Option(
-            help="Exits of the larger model: shares of the pictures, separated by commas, that leave at exit 1, 2, …; "
-            "default: those of the first model at the thresholds."
-        ),
+        str, Option(help="Shares of the larger model's answers at exit 1, 2, …; default: those of the first model.")
     ] = ""
     connections: Connections = 64
     rounds: Rounds = 3
     seconds: Seconds = 5
     warmup_seconds: WarmupSeconds = 2
-    tune_seconds: Annotated[
-        int, typer.Option(min=0, help="Seconds for which each of a peer's settings is tried; 0: only the first.")
-    ] = 3
-    load: Annotated[
-        float, typer.Option(min=0.01, max=1.0, help="Open loop: share of the peer's capacity that both are sent.")
-    ] = 0.7
-    server_threads: ServerThreads = 0
-    environments: Annotated[
-        Path, typer.Option(help="Folder of the peers' environments; those that are missing are made.")
-    ] = Path(".peers")
-    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = (
-        RESULTS / "peers.json"
+    tune_seconds: Annotated[int, Option(min=0, help="Seconds for each of a peer's settings; 0: only the first.")] = 3
+    load: Annotated[float, Option(min=0.01, max=1.0, help="Open loop: share of the peer's capacity, sent to both.")] = (
+        0.7
     )
+    server_threads: ServerThreads = 0
+    environments: Annotated[Path, Option(help="Folder of the peers' environments; missing ones are made.")] = Path(
+        ".peers"
+    )
+    output: OutputBeside = RESULTS / "peers.json"
 
     def __post_init__(self) -> None:
         if self.thresholds:
@@ -299,27 +271,25 @@ class PeersOptions(DataOptions):
 
 @dataclass(frozen=True, kw_only=True)
 class SimulateOptions:
-    """Options of `offramp bench simulate`. Raises ValueError for lists that cannot be read."""
+    """Scheduling policies by load, simulated with the server's own scheduler."""
 
     mix: Annotated[
-        Path, typer.Option(help="JSON file of exit mixes: a result of `offramp bench thresholds`, or lists by name.")
+        Path, Option(help="JSON file of exit mixes: a result of `offramp bench thresholds`, or lists by name.")
     ] = RESULTS / "thresholds.json"
-    profile: Annotated[str, typer.Option(help="JSON files of cost profiles, separated by commas.")] = ""
-    this_machine: Annotated[bool, typer.Option(help="Measure this machine's step costs, and use them too.")] = False
-    policy: Annotated[str, typer.Option(help="Policies, separated by commas, or all.")] = "all"
-    load: Annotated[str, typer.Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
-    arrivals: Annotated[str, typer.Option(help="poisson, bursts, diurnal, separated by commas, or all.")] = "poisson"
-    clients: Annotated[str, typer.Option(help="Closed loops besides: clients an engine, separated by commas.")] = ""
-    engines: Annotated[str, typer.Option(help="Sizes of the fleet, separated by commas.")] = "1"
-    dispatch: Annotated[str, typer.Option(help="two-choices (the less busy of two) or round-robin.")] = "two-choices"
-    samples: Annotated[int, typer.Option(min=10, help="Requests an engine in each run.")] = 100_000
-    objective_ms: Annotated[
-        float, typer.Option(min=0, help="Latency within which an answer counts; 0: 20 full passes of one picture.")
-    ] = 0.0
-    max_wait_ms: Annotated[
-        float, typer.Option(min=0, help="Predicted wait beyond which a request is refused; 0: half the objective.")
-    ] = 0.0
-    seed: Annotated[int, typer.Option(min=0, help="Seed of arrivals and exits.")] = 0
+    profile: Annotated[str, Option(help="JSON files of cost profiles, separated by commas.")] = ""
+    this_machine: Annotated[bool, Option(help="Measure this machine's step costs, and use them too.")] = False
+    policy: Annotated[str, Option(help="Policies, separated by commas, or all.")] = "all"
+    load: Annotated[str, Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
+    arrivals: Annotated[str, Option(help="poisson, bursts, diurnal, separated by commas, or all.")] = "poisson"
+    clients: Annotated[str, Option(help="Closed loops besides: clients an engine, separated by commas.")] = ""
+    engines: Annotated[str, Option(help="Sizes of the fleet, separated by commas.")] = "1"
+    dispatch: Annotated[str, Option(help="two-choices (the less busy of two) or round-robin.")] = "two-choices"
+    samples: Annotated[int, Option(min=10, help="Requests an engine in each run.")] = 100_000
+    objective_ms: Annotated[float, Option(min=0, help="Longest latency that counts; 0: 20 passes of one picture.")] = (
+        0.0
+    )
+    max_wait_ms: Annotated[float, Option(min=0, help="Longest predicted wait; 0: half the objective.")] = 0.0
+    seed: Annotated[int, Option(min=0, help="Seed of arrivals and exits.")] = 0
     output: Output = RESULTS / "simulation.json"
 
     def __post_init__(self) -> None:
@@ -336,15 +306,13 @@ class SimulateOptions:
 
 @dataclass(frozen=True)
 class PipelineOptions:
-    """Options of `offramp bench pipeline`."""
+    """Pictures a second of the training's data pipeline alone, by number of decoding processes."""
 
-    path: Annotated[str, typer.Argument(help="A folder of classes, or shards: a folder or a pattern in braces.")]
-    workers: Annotated[str, typer.Option(help="Numbers of decoding processes, separated by commas.")] = "0,1,2,4"
-    size: Annotated[int, typer.Option(min=8, max=2048, help="Side of the decoded pictures in pixels.")] = 224
-    batch_size: Annotated[int, typer.Option(min=1, help="Pictures a batch.")] = 64
-    pictures: Annotated[
-        int, typer.Option(min=2, help="Most pictures to use, spread over the training set; two a class at least.")
-    ] = 4096
+    path: Annotated[str, typer.Argument(help="A folder of classes.")]
+    workers: Annotated[str, Option(help="Numbers of decoding processes, separated by commas.")] = "0,1,2,4"
+    size: Annotated[int, Option(min=8, max=2048, help="Side of the decoded pictures in pixels.")] = 224
+    batch_size: Annotated[int, Option(min=1, help="Pictures a batch.")] = 64
+    pictures: Annotated[int, Option(min=2, help="Most pictures to use, spread over the training set.")] = 4096
     rounds: Rounds = 3
     device: Device = "auto"
     output: Output = RESULTS / "pipeline.json"
@@ -361,36 +329,28 @@ class PipelineOptions:
 
 @dataclass(frozen=True)
 class PaperOptions:
-    """Options of `offramp paper`. Raises ValueError for lists that cannot be read."""
+    """Train networks by several methods over several seeds, and set the table beside the published figures."""
 
-    dataset: Annotated[str, typer.Option(help="cifar10, cifar100, or a folder of pictures.")] = "cifar100"
+    dataset: Annotated[str, Option(help="cifar10, cifar100, or a folder of pictures.")] = "cifar100"
     data_root: DataRoot = Path("data")
-    runs: Annotated[Path, typer.Option(help="Folder of the runs; finished ones are not trained again.")] = Path(
-        "runs/paper"
-    )
-    architectures: Annotated[str, typer.Option(help="Networks, separated by commas.")] = "resnet18"
-    width: Annotated[int | None, typer.Option(min=4, help="Channels of the stem; default: the architecture's.")] = None
+    runs: Annotated[Path, Option(help="Folder of the runs; finished ones are not trained again.")] = Path("runs/paper")
+    architectures: Annotated[str, Option(help="Networks, separated by commas.")] = "resnet18"
+    width: Annotated[int | None, Option(min=4, help="Channels of the stem; default: the architecture's.")] = None
     input_size: Annotated[
-        int | None, typer.Option(min=16, max=1024, help="Side of the input in pixels; default 32 for CIFAR, else 64.")
+        int | None, Option(min=16, max=1024, help="Side of the input in pixels; default: 32 for CIFAR, else 64.")
     ] = None
-    head: Annotated[str, typer.Option(help="Head of the early stages: journal, scan or light.")] = "journal"
-    methods: Annotated[str, typer.Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
-    seeds: Annotated[str, typer.Option(help="Seeds, separated by commas; three at least to tell methods apart.")] = (
-        "0,1,2"
+    head: Annotated[str, Option(help="Head of the early stages: journal, scan or light.")] = "journal"
+    methods: Annotated[str, Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
+    seeds: Annotated[str, Option(help="Seeds, separated by commas; at least three to compare methods.")] = "0,1,2"
+    recipe: Annotated[str, Option(help="Length, schedule and augmentation, the same for every method.")] = "fast"
+    epochs: Annotated[int | None, Option(min=1, help="Length of each run; default: the recipe's.")] = None
+    hours: Annotated[float, Option(min=0, help="Stop training after so long; the next call goes on. 0: no limit.")] = (
+        0.0
     )
-    recipe: Annotated[str, typer.Option(help="Length, schedule and augmentation, the same for every method.")] = "fast"
-    epochs: Annotated[int | None, typer.Option(min=1, help="Length of each run; default: the recipe's.")] = None
-    hours: Annotated[
-        float, typer.Option(min=0, help="Stop training after this long; the next call continues. 0: no limit.")
-    ] = 0.0
-    backbones: Annotated[
-        str, typer.Option(help="Python files or modules with networks of one's own, separated by commas.")
-    ] = ""
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU, if any.")] = "auto"
-    precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto"
-    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = (
-        RESULTS / "paper.json"
-    )
+    backbones: Annotated[str, Option(help="Python files or modules with own networks, separated by commas.")] = ""
+    device: Device = "auto"
+    precision: Annotated[str, Option(help="auto, float32 or bfloat16 (autocast).")] = "auto"
+    output: OutputBeside = RESULTS / "paper.json"
 
     def __post_init__(self) -> None:
         for name in ("architectures", "methods", "seeds"):

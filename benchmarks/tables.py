@@ -24,6 +24,7 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.figures import Figure
 from benchmarks.harness.server import ROOT
 from benchmarks.options import HOSTILE_PARTS, RESULTS, TRUST_PARTS
+from benchmarks.targets import targets_section
 
 DOCUMENTS = (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md")))
 TABLE = re.compile(
@@ -39,9 +40,8 @@ SECTIONS = {
     "accuracy": ("serving.accuracy", "section"),
     "engine": ("serving.engine", "section"),
     "server-costs": ("serving.server_costs", "section"),
-    "ray-proxy": ("serving.ray_proxy", "section"),
-    **{f"trust-{part}": ("serving.trust.report", "trust_section") for part in TRUST_PARTS},
-    **{f"hostile-{part}": ("serving.hostile.report", "hostile_section") for part in HOSTILE_PARTS},
+    **{f"trust-{part}": (f"serving.trust.{part.replace('-', '_')}", "section") for part in TRUST_PARTS},
+    **{f"hostile-{part}": (f"serving.hostile.{part}", "section") for part in HOSTILE_PARTS},
     "peers": ("peers.report", "peers_section"),
     "simulate": ("simulate.report", "simulation_section"),
     "paper": ("training.paper_report", "paper_section"),
@@ -58,19 +58,17 @@ def fill_document(text: str, results: Path) -> str:
 
 
 def _section(path: Path, part: str | None) -> str:
-    if path.name != "targets" and not path.exists():
-        return f"*Not measured yet: `benchmarks/results/{path.name}` is missing.*"
     try:
         if path.name == "targets":
-            section: str = import_module("benchmarks.targets").targets_section(path.parent)
-            return section
+            return targets_section(path.parent)
+        if not path.exists():
+            return f"*Not measured yet: `benchmarks/results/{path.name}` is missing.*"
         document = json.loads(path.read_text())
-        if part is not None:
-            if part not in document["parts"]:
-                return f"*Not measured yet: `benchmarks/results/{path.name}` has no {part}.*"
-            document = document["parts"][part]
+        if part is not None and part not in document["parts"]:
+            return f"*Not measured yet: `benchmarks/results/{path.name}` has no {part}.*"
+        document = document["parts"][part] if part else document
         module, function = SECTIONS[document["benchmark"]]
-        section = getattr(import_module(f"benchmarks.{module}"), function)(document)
+        section: str = getattr(import_module(f"benchmarks.{module}"), function)(document)
         return section
     except (ValueError, KeyError, TypeError) as error:
         raise BenchmarkError(f"{path}: not a result file of these benchmarks ({error!r}); measure again") from error

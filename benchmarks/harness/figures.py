@@ -5,7 +5,8 @@ from __future__ import annotations
 import math
 import re
 import statistics
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import starmap
 from operator import truediv
@@ -13,7 +14,10 @@ from typing import Any, TypeVar
 
 import numpy as np
 
+from benchmarks.harness.results import say
+
 Way = TypeVar("Way")
+Measured = TypeVar("Measured")
 Document = Mapping[str, Any]
 FORM = re.compile(r"([^a-zA-Z%×]*[a-zA-Z%]?)(.*)")
 
@@ -33,9 +37,21 @@ def spread(values: Iterable[float]) -> Spread:
     return Spread(statistics.median(values), min(values), max(values))
 
 
-def ratios(values: Sequence[float], references: Sequence[float]) -> Spread:
+def spreads(records: Sequence[Any], *names: str) -> dict[str, Spread | None]:
+    """The spread of each named field over the records. A value that is None or NaN is left out; None without values."""
+    values = {name: [getattr(record, name) for record in records] for name in names}
+    known = {name: [value for value in some if value is not None and value == value] for name, some in values.items()}
+    return {name: spread(some) if some else None for name, some in known.items()}
+
+
+def ratios(values: Iterable[float], references: Iterable[float]) -> Spread:
     """value / reference, both of the same round."""
     return spread(starmap(truediv, zip(values, references, strict=True)))
+
+
+def field_ratios(name: str, records: Sequence[Any], references: Sequence[Any]) -> Spread:
+    """The same of one field of the records."""
+    return ratios(*([getattr(record, name) for record in some] for some in (records, references)))
 
 
 def percentile(values: Sequence[float], percent: float) -> float:
@@ -43,12 +59,26 @@ def percentile(values: Sequence[float], percent: float) -> float:
     return float(np.percentile(values, percent, method="inverted_cdf")) if len(values) else math.nan
 
 
-def interleaved(ways: Sequence[Way], rounds: int) -> Iterator[tuple[int, Way]]:
-    """(round, way) for all rounds. Each round begins with another way than the one before."""
+def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
+    """Sums by name."""
+    total = Counter[str]()
+    for each in counts:
+        total.update(each)
+    return dict(total)
+
+
+def interleave(ways: Mapping[Way, Callable[[int], Measured]], rounds: int) -> dict[Way, list[Measured]]:
+    """What each way gives in each round, given the round's number. Each round begins with the next way.
+
+    A machine whose speed changes does so for all ways alike.
+    """
+    order, results = list(ways), {way: list[Measured]() for way in ways}
     for number in range(rounds):
-        first = number % len(ways)
-        for way in (*ways[first:], *ways[:first]):
-            yield number, way
+        first = number % len(order)
+        for way in (*order[first:], *order[:first]):
+            results[way].append(ways[way](number))
+            say(f"round {number}, {way}: {results[way][-1]}")
+    return results
 
 
 class Figure:

@@ -1,30 +1,20 @@
-"""Open loops, and each request once: a client on bare sockets, some 0.15 ms of CPU for a request on a new connection.
+"""Open loops: what is sent, when, and the figures of the answers.
 
-`run_load` runs it in a process of its own. Latency counts from the time at which a request was due (no coordinated
-omission). An asyncio client took thirty times as much where each refusal ends its connection.
+The client runs in a process of its own (`harness.client`). Latency counts from when a request was due (no coordinated
+omission).
 """
 
 from __future__ import annotations
 
-import gc
 import json
 import random
-import resource
-import selectors
-import socket
 import subprocess
 import sys
-import time
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import cycle
 from pathlib import Path
-from threading import Event
-from typing import Any
-
-import httptools
 
 from benchmarks.harness.closed_loop import LoopFigures
 from benchmarks.harness.errors import BenchmarkError
@@ -32,28 +22,22 @@ from benchmarks.harness.figures import percentile
 from benchmarks.harness.requests import read_requests
 from benchmarks.harness.server import ROOT, Server
 
-# Why a request has no answer: the body of its record, whose status is 0.
+# Why a request has no answer: the body of its record, which has status 0.
 REFUSED, BROKEN, SILENT = "no connection", "connection ended", "no answer in time"
 REFUSALS = (429, 503)
-TICK_S = 0.05
-AFTER_REFUSAL_S = 0.02
-# Below the five seconds after which uvicorn closes an idle connection.
-KEEP_ALIVE_S = 3.0
 # select() knows file descriptors below 1024. Its timer has microseconds, that of epoll milliseconds.
 MOST_FOR_SELECT = 900
-# The last bytes of a request that is sent slowly go one a tick.
-LAST_BYTES = 1000
 
 
 @dataclass(frozen=True)
 class Load:
     """One run against a server.
 
-    connections: most at a time. A request of an open loop that finds none free waits, and its latency counts.
-    duration_s: measured seconds after `warmup_s` seconds of the same load. rate: requests a second, Poisson arrivals,
-    or evenly spaced; None is a closed loop. source: the client's address. way: "ask" for one answer after another on a
-    kept connection; "close": the sending half is closed after each request and the answers are read to the end; "mute":
-    nothing is read; "drip": the last bytes go one a TICK_S. bodies: keep those of the answers.
+    connections: most at a time; a request that finds none free waits, and its latency counts. duration_s: measured
+    seconds after `warmup_s` seconds of the same load. rate: requests a second, Poisson arrivals or evenly spaced; None
+    is a closed loop. source: the client's address. way: "ask": one answer after another on a kept connection; "close":
+    the sending half is closed after each request and the answers are read to the end; "mute": nothing is read; "drip":
+    the last bytes go one by one. bodies: keep the bodies of answers.
     """
 
     port: int
@@ -79,8 +63,7 @@ class Load:
         if self.rate is None:
             return ((0.0, number) for number in cycle(range(num_requests)))
         if self.evenly:
-            count = round(self.rate * self.length_s)
-            return ((turn / self.rate, turn % num_requests) for turn in range(count))
+            return ((n / self.rate, n % num_requests) for n in range(round(self.rate * self.length_s)))
         draw = random.Random(self.seed)
         return ((at_s, draw.randrange(num_requests)) for at_s in poisson_arrivals(self.rate, self.length_s, self.seed))
 
@@ -94,7 +77,7 @@ def poisson_arrivals(rate: float, duration_s: float, seed: int) -> Iterator[floa
 
 @dataclass(frozen=True)
 class Sent:
-    """One request and what became of it; seconds from the start of the run.
+    """One request and its answer; seconds from the start of the run.
 
     status 0: no answer came, and body says why. Otherwise body is the answer's, where the load keeps bodies.
     """
@@ -123,33 +106,65 @@ class LoadResult:
 
     def statuses(self) -> dict[str, int]:
         """How often each status came; requests without an answer are counted by the reason."""
-        return dict(sorted(Counter(str(one.status) if one.status else one.body for one in self.sent).items()))
+        return dict(sorted(Counter(str(sent.status or sent.body) for sent in self.sent).items()))
 
     def measured(self) -> tuple[Sent, ...]:
         """The requests that were due after the warm-up."""
-        return tuple(one for one in self.sent if one.due_s >= self.load.warmup_s)
+        return tuple(sent for sent in self.sent if sent.due_s >= self.load.warmup_s)
 
     def answers(self) -> list[Sent]:
         """All requests in the order of their numbers. Raises BenchmarkError where one has no answer of status 200."""
-        failed = [one for one in self.sent if one.status != 200]
+        failed = [sent for sent in self.sent if sent.status != 200]
         if failed:
             first = f"{failed[0].status} {failed[0].body[:300]}"
             raise BenchmarkError(f"{len(failed)} of {len(self.sent)} requests failed, such as: {first}")
-        return sorted(self.sent, key=lambda one: one.number)
+        return sorted(self.sent, key=lambda sent: sent.number)
 
     def figures(self, server_cpu_s: float = float("nan")) -> LoopFigures:
         """Figures of the requests that were due after the warm-up. Raises BenchmarkError where none was answered."""
         due = self.measured()
-        latencies_ms = [1e3 * one.latency_s for one in due if one.status == 200]
-        if not latencies_ms:
+        late_ms = latencies_ms(due)
+        if not late_ms:
             raise BenchmarkError(f"the server answered none of {len(due)} requests: {self.statuses()}")
-        return LoopFigures(
-            len(latencies_ms),
-            len(due) - len(latencies_ms),
-            len(latencies_ms) / self.load.duration_s,
-            *(percentile(latencies_ms, percent) for percent in (50, 95, 99)),
-            *(1e3 * seconds / len(self.sent) for seconds in (server_cpu_s, self.load_cpu_s)),
-        )
+        counts = (len(late_ms), len(due) - len(late_ms), len(late_ms) / self.load.duration_s)
+        cpu_ms = (1e3 * seconds / len(self.sent) for seconds in (server_cpu_s, self.load_cpu_s))
+        return LoopFigures(*counts, *(percentile(late_ms, percent) for percent in (50, 95, 99)), *cpu_ms)
+
+
+def latencies_ms(sent: Iterable[Sent]) -> list[float]:
+    """Milliseconds from when a request was due to its answer, for each that was answered with 200."""
+    return [1e3 * each.latency_s for each in sent if each.status == 200]
+
+
+@dataclass(frozen=True)
+class ServiceFigures:
+    """What a client gets: answers (of status 200) and refusals (429 or 503).
+
+    offered_per_s, answered_per_s: requests, and those answered, a second. goodput: those answered in time, a second.
+    refused: share. failed: number of requests that got neither. p50_ms, p99_ms: NaN without an answer.
+    """
+
+    offered_per_s: float
+    answered_per_s: float
+    goodput: float
+    refused: float
+    failed: int
+    p50_ms: float
+    p99_ms: float
+
+
+def service_figures(sent: Sequence[Sent], seconds: float, objective_s: float = float("inf")) -> ServiceFigures:
+    """Figures of the requests that were due in so many seconds. objective_s: the longest latency that is in time."""
+    late_ms, refused = latencies_ms(sent), sum(each.status in REFUSALS for each in sent)
+    return ServiceFigures(
+        offered_per_s=len(sent) / seconds,
+        answered_per_s=len(late_ms) / seconds,
+        goodput=sum(ms <= 1e3 * objective_s for ms in late_ms) / seconds,
+        refused=refused / max(1, len(sent)),
+        failed=len(sent) - refused - len(late_ms),
+        p50_ms=percentile(late_ms, 50),
+        p99_ms=percentile(late_ms, 99),
+    )
 
 
 def open_loop(server: Server, requests_folder: Path, rate: float, seconds: float, warmup_s: float, seed: int = 0,
@@ -161,226 +176,29 @@ def open_loop(server: Server, requests_folder: Path, rate: float, seconds: float
     return result.figures(server.cpu_s() - before_s)
 
 
-def run_load(load: Load, folder: Path, started: Event | None = None) -> LoadResult:
-    """Send the requests in `folder` from a new process. started: set when it begins.
+def run_load(load: Load, folder: Path) -> LoadResult:
+    """Send the requests in `folder` from a new process. Raises BenchmarkError with its last output if it fails."""
+    return start_load(load, folder)()
 
-    Raises BenchmarkError with its last output if it fails.
-    """
-    command, pipe = [sys.executable, "-m", "benchmarks.harness.open_loop"], subprocess.PIPE
+
+def start_load(load: Load, folder: Path) -> Callable[[], LoadResult]:
+    """The same, begun; the function that comes back waits for the end."""
     read_requests(folder)
-    with subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdin is not None
-        assert process.stdout is not None
-        process.stdin.write(json.dumps({"load": asdict(load), "folder": str(folder.absolute())}))
-        process.stdin.close()
-        first = process.stdout.readline()
-        if started:
-            started.set()
-        rest = process.stdout.read()
-    if process.returncode:
-        raise BenchmarkError(f"the load generator failed with {process.returncode}: {(first + rest)[-2000:]}")
-    result = json.loads(rest)
-    return LoadResult(load, tuple(Sent(*each) for each in result["sent"]), result["start_s"], result["load_cpu_s"])
+    command, pipe = [sys.executable, "-m", "benchmarks.harness.client"], subprocess.PIPE
+    process = subprocess.Popen(command, cwd=ROOT, stdin=pipe, stdout=pipe, stderr=subprocess.STDOUT, text=True)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    process.stdin.write(json.dumps({"load": asdict(load), "folder": str(folder.absolute())}))
+    process.stdin.close()
+    # The client prints a line when it begins.
+    first = process.stdout.readline()
 
+    def finish() -> LoadResult:
+        with process:
+            rest = process.stdout.read() if process.stdout else ""
+        if process.returncode:
+            raise BenchmarkError(f"the load generator failed with {process.returncode}: {(first + rest)[-2000:]}")
+        result = json.loads(rest)
+        return LoadResult(load, tuple(Sent(*each) for each in result["sent"]), result["start_s"], result["load_cpu_s"])
 
-def send(load: Load, requests: Sequence[bytes]) -> LoadResult:
-    """Run the load in this process."""
-    return _run(load, ((at_s, number, requests[number]) for at_s, number in load.planned(len(requests))))
-
-
-def send_each(load: Load, requests: Iterable[tuple[int, bytes]]) -> LoadResult:
-    """Send each numbered request once, as fast as the connections allow, from this process."""
-    return _run(load, ((0.0, number, request) for number, request in requests))
-
-
-def _run(load: Load, planned: Iterator[tuple[float, int, bytes]]) -> LoadResult:
-    before_s, client = time.process_time(), _Client(load, planned)
-    client.run()
-    return LoadResult(load, tuple(client.sent), client.start_s, time.process_time() - before_s)
-
-
-class _Connection:
-    """A socket, the request that it carries, what is left to send of it, and the answer as far as it was parsed."""
-
-    def __init__(self, load: Load) -> None:
-        self.socket = socket.socket()
-        self.socket.setblocking(False)
-        self.socket.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
-        if load.source:
-            self.socket.bind((load.source, 0))
-        self.socket.connect_ex((load.host, load.port))
-        # Due, number, sent.
-        self.carries: tuple[float, int, float] | None = None
-        self.rest = memoryview(b"")
-        self.watched = 0
-        self.idle_since_s = 0.0
-        self.parser = httptools.HttpResponseParser(self)
-        self.begin()
-
-    def begin(self) -> None:
-        """Expect a new answer."""
-        self.status, self.body, self.complete, self.keep = 0, b"", False, False
-
-    # Called by the parser.
-
-    def on_body(self, data: bytes) -> None:
-        """Part of a body."""
-        if not self.complete:
-            self.body += data
-
-    def on_message_complete(self) -> None:
-        """The end of an answer. One of status 1xx comes before the answer (RFC 9110, 15.2)."""
-        if not self.complete and self.parser.get_status_code() >= 200:
-            self.status, self.complete = self.parser.get_status_code(), True
-            self.keep = self.parser.should_keep_alive()
-
-
-class _Client:
-    """All state of a run; `run` is its loop. planned: seconds from the start, number and bytes of each request."""
-
-    def __init__(self, load: Load, planned: Iterator[tuple[float, int, bytes]]) -> None:
-        self.sent: list[Sent] = []
-        self.start_s = time.monotonic()
-        self._load = load
-        self._planned = planned
-        self._next = next(planned, None)
-        self._idle: list[_Connection] = []
-        self._busy: set[_Connection] = set()
-        precise = load.connections <= MOST_FOR_SELECT
-        self._selector = selectors.SelectSelector() if precise else selectors.DefaultSelector()
-        self._pause_until_s = 0.0
-
-    def run(self) -> None:
-        """Send what is planned until the time is up, and wait for the answers."""
-        end_s, tick_s = self.start_s + self._load.length_s, self.start_s
-        while True:
-            now_s = time.monotonic()
-            if self._load.rate is None and now_s >= end_s:
-                self._next = None
-            while self._next and (wait_s := self._wait_s(self._next[0])) <= 0.0:
-                self._begin(*self._next)
-                self._next = next(self._planned, None)
-            if not self._next and not self._busy:
-                break
-            for key, events in self._selector.select(wait_s if self._next else TICK_S):
-                if events & selectors.EVENT_WRITE:
-                    self._write(key.data)
-                elif key.data.watched:
-                    self._read(key.data)
-            if time.monotonic() >= tick_s:
-                tick_s = time.monotonic() + TICK_S
-                self._tick()
-        for connection in self._idle:
-            connection.socket.close()
-        self._selector.close()
-
-    def _wait_s(self, at_s: float) -> float:
-        """Seconds until the next request may be sent, as far as that is known now."""
-        if len(self._busy) >= self._load.connections:
-            return TICK_S
-        return min(TICK_S, max(self.start_s + at_s, self._pause_until_s) - time.monotonic())
-
-    def _begin(self, at_s: float, number: int, request: bytes) -> None:
-        now_s = time.monotonic() - self.start_s
-        while self._idle and now_s - self._idle[-1].idle_since_s > KEEP_ALIVE_S:
-            self._close(self._idle.pop())
-        connection = self._idle.pop() if self._idle else _Connection(self._load)
-        connection.begin()
-        connection.carries = (now_s if self._load.rate is None else at_s, number, now_s)
-        connection.rest = memoryview(request)
-        self._busy.add(connection)
-        self._write(connection, len(request) - LAST_BYTES if self._load.way == "drip" else None)
-
-    def _write(self, connection: _Connection, most: int | None = None) -> None:
-        """Send what the system takes, then wait for the answer. A client that is mute does not."""
-        try:
-            connection.rest = connection.rest[connection.socket.send(connection.rest[:most]) :]
-        except BlockingIOError:
-            pass
-        except ConnectionRefusedError:
-            return self._end(connection, 0, REFUSED)
-        except OSError:
-            # The server has closed; its answer may be there.
-            connection.rest = memoryview(b"")
-        listens = 0 if self._load.way == "mute" else selectors.EVENT_READ
-        writes = selectors.EVENT_WRITE if connection.rest and self._load.way != "drip" else 0
-        if self._load.way == "close" and not connection.rest:
-            with suppress(OSError):
-                connection.socket.shutdown(socket.SHUT_WR)
-        self._watch(connection, listens | writes)
-
-    def _read(self, connection: _Connection) -> None:
-        why, data = BROKEN, b""
-        try:
-            data = connection.socket.recv(2**16)
-            connection.parser.feed_data(data)
-        except BlockingIOError:
-            return
-        except httptools.HttpParserError:
-            # No HTTP, or bytes after the last answer of a connection.
-            data = data if self._load.way == "close" else b""
-        except OSError as error:
-            why = REFUSED if isinstance(error, ConnectionRefusedError) else BROKEN
-        if connection.carries is None:
-            self._idle.remove(connection)
-            self._close(connection)
-        elif connection.complete and (not data or self._load.way != "close"):
-            self._end(connection, connection.status, connection.body.decode("latin-1"), connection.keep and bool(data))
-        elif not data:
-            self._end(connection, 0, why)
-
-    def _tick(self) -> None:
-        """Give up requests that have waited too long; send the next byte of each slow one."""
-        now_s = time.monotonic() - self.start_s
-        for connection in tuple(self._busy):
-            assert connection.carries is not None
-            if now_s - connection.carries[2] > self._load.timeout_s:
-                self._end(connection, 0, SILENT)
-            elif self._load.way == "drip":
-                self._write(connection, 1)
-
-    def _end(self, connection: _Connection, status: int, body: str, keep: bool = False) -> None:
-        assert connection.carries is not None
-        (due_s, number, sent_s), connection.carries = connection.carries, None
-        self._busy.discard(connection)
-        now_s = connection.idle_since_s = time.monotonic() - self.start_s
-        self.sent.append(Sent(number, due_s, sent_s, now_s, status, body if self._load.bodies or not status else ""))
-        if status == 0 and self._load.rate is None and body == REFUSED:
-            self._pause_until_s = time.monotonic() + AFTER_REFUSAL_S
-        if keep and not connection.rest:
-            self._idle.append(connection)
-        else:
-            self._close(connection)
-
-    def _watch(self, connection: _Connection, events: int) -> None:
-        if events == connection.watched:
-            return
-        if not events:
-            self._selector.unregister(connection.socket)
-        elif connection.watched:
-            self._selector.modify(connection.socket, events, connection)
-        else:
-            self._selector.register(connection.socket, events, connection)
-        connection.watched = events
-
-    def _close(self, connection: _Connection) -> None:
-        self._watch(connection, 0)
-        connection.socket.close()
-
-
-def main() -> None:
-    """Run a load: its job as JSON from stdin; a line at its start, and the result as JSON at its end, to stdout."""
-    job: dict[str, Any] = json.load(sys.stdin)
-    load, requests = Load(**job["load"]), read_requests(Path(job["folder"]))
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
-    # A collection over all records would stop the clock for milliseconds, and the run is short.
-    gc.disable()
-    print("started", flush=True)
-    result = send(load, requests)
-    rows = [list(vars(one).values()) for one in result.sent]
-    json.dump({"sent": rows, "start_s": result.start_s, "load_cpu_s": result.load_cpu_s}, sys.stdout)
-
-
-if __name__ == "__main__":
-    main()
+    return finish

@@ -22,12 +22,8 @@ class Request:
 
     def encoded(self) -> bytes:
         """The bytes of the request (RFC 9112)."""
-        headers = {
-            "Host": "127.0.0.1",
-            "Content-Type": self.content_type,
-            "Content-Length": str(len(self.body)),
-            **self.headers,
-        }
+        content = {"Content-Type": self.content_type, "Content-Length": str(len(self.body))}
+        headers = {"Host": "127.0.0.1", **content, **self.headers}
         lines = [f"POST {self.path} HTTP/1.1", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
         return "\r\n".join(lines).encode() + self.body
 
@@ -36,6 +32,11 @@ def prediction(picture: bytes, query: str = "", media_type: str = "image/png", k
     """A prediction request to Offramp. key: an API key."""
     headers = {"Authorization": f"Bearer {key}"} if key else {}
     return Request(f"/v1/predict?{query}" if query else "/v1/predict", media_type, picture, headers)
+
+
+def predictions(pictures: Iterable[bytes], query: str = "", key: str = "") -> list[bytes]:
+    """The bytes of a prediction request for each PNG file."""
+    return [prediction(picture, query, key=key).encoded() for picture in pictures]
 
 
 def form(path: str, parts: Iterable[tuple[str, bytes]], media_type: str = "", **headers: str) -> Request:

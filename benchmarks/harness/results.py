@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ def publish(
     return written
 
 
-def write_part(output: Path, benchmark: str, order: Sequence[str], name: str, part: Mapping[str, Any]) -> None:
+def write_part(output: Path, benchmark: str, order: Iterable[str], name: str, part: Mapping[str, Any]) -> None:
     """Write one part of a result file and keep its other parts. order: of all parts in the file."""
     parts: dict[str, Any] = json.loads(output.read_text())["parts"] if output.exists() else {}
     parts[name] = part

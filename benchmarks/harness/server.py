@@ -45,8 +45,8 @@ class Server:
     def processes(self) -> list[psutil.Process]:
         """All processes of the server, with their facts in `info`."""
         facts = ["environ", "cmdline", "cpu_times", "memory_info"]
-        found = psutil.process_iter(facts) if self.mark else ()
-        return [process for process in found if (process.info["environ"] or {}).get(MARK) == self.mark]
+        every = psutil.process_iter(facts) if self.mark else ()
+        return [process for process in every if (process.info["environ"] or {}).get(MARK) == self.mark]
 
     def named(self, word: str) -> list[int]:
         """Ids of its processes with `word` in their command line."""
@@ -72,12 +72,13 @@ class Server:
 
     def get(self, path: str) -> str:
         """The body of a GET. Raises BenchmarkError where the answer is not 200."""
+        url = f"http://{self.host}:{self.port}{path}"
         try:
             status, body = request(self, "GET", path)
         except OSError as error:
-            raise BenchmarkError(f"http://{self.host}:{self.port}{path}: no answer ({error}); is it up?") from error
+            raise BenchmarkError(f"{url}: no answer ({error}); is it up?") from error
         if status != 200:
-            raise BenchmarkError(f"http://{self.host}:{self.port}{path}: status {status} {body[:300]}")
+            raise BenchmarkError(f"{url}: status {status} {body[:300]}")
         return body
 
     def is_ready(self) -> bool:
@@ -114,7 +115,9 @@ def start_server(
     Raises BenchmarkError with the last output of a server that ends, or is not ready in time.
     """
     mark = uuid.uuid4().hex
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(search_path()), **(variables or {}), MARK: mark}
+    # The process finds the same packages as this one, and `benchmarks`.
+    paths = [*filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)), str(ROOT)]
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths), **(variables or {}), MARK: mark}
     with tempfile.TemporaryFile() as log:
         process = subprocess.Popen(
             command, cwd=ROOT, stdin=subprocess.DEVNULL, stdout=log, stderr=subprocess.STDOUT, env=environment
@@ -160,11 +163,6 @@ def server_under_test(url: str | None, model: Path | None, threads: int) -> Iter
     server = Server(parts.port or 80, parts.hostname)
     server.get("/readyz")
     yield server
-
-
-def search_path() -> list[str]:
-    """Where a new Python process finds the same packages as this one, and `benchmarks`."""
-    return [*(entry for entry in os.environ.get("PYTHONPATH", "").split(os.pathsep) if entry), str(ROOT)]
 
 
 def free_port() -> int:

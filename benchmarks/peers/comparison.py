@@ -12,10 +12,11 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
+from benchmarks.harness.client import send_each
 from benchmarks.harness.closed_loop import LoopFigures, closed_loop
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.figures import ratios, spread
-from benchmarks.harness.open_loop import Load, open_loop, send_each
+from benchmarks.harness.open_loop import Load, open_loop
 from benchmarks.harness.requests import Request, write_requests
 from benchmarks.harness.results import say
 from benchmarks.harness.server import Server, free_port, request, start_server

@@ -1,4 +1,4 @@
-"""Served answers against `offramp evaluate`: every test picture at every threshold, compared one by one.
+"""Served answers against `offramp evaluate`: every test picture at every threshold.
 
 The reference is computed here from the bundle, by the code of `offramp evaluate`, in float32. The server's exit
 counters on /metrics must grow by exactly the answers that were received.
@@ -9,7 +9,7 @@ from __future__ import annotations
 import random
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass, replace
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from benchmarks.harness.requests import prediction
 from benchmarks.harness.results import publish, say
 from benchmarks.harness.server import Server, server_under_test
 from benchmarks.options import AccuracyOptions, parse_thresholds
-from benchmarks.serving.answers import Answer, accuracy, ask_each, exit_mix, read_metrics, served
+from benchmarks.serving.answers import Answer, accuracy, ask_each, describe_model, exit_mix, read_metrics
 from offramp.models.bundle import EMBEDDED, Bundle, load_bundle
 from offramp.models.exit_policy import ExitRule, exits_taken
 from offramp.training.build import check_labels
@@ -38,6 +38,10 @@ BATCH_SIZE = 256
 # Batches of other sizes sum in another order: float32 confidences then differ in their last digits, never more.
 ROUNDING = 1e-4
 PRINTED = 10
+DIFFERENCE = (
+    "picture {picture} at threshold {threshold:g}: served exit {served_exit} class {served_class_id}, evaluated exit "
+    "{evaluated_exit} class {evaluated_class_id}; {distance:.1e} from a tie"
+)
 
 
 @dataclass(frozen=True)
@@ -80,15 +84,8 @@ def run(options: AccuracyOptions) -> None:
     with server_under_test(options.url, options.model, options.server_threads) as server:
         document = publish(options.output, compare(options, server, pictures, reference), section, ("differences",))
     for difference in document["differences"][:PRINTED]:
-        say(describe(difference))
+        say(fill(DIFFERENCE, difference))
     raise typer.Exit(0 if document["agrees"] else 1)
-
-
-def describe(difference: Document) -> str:
-    """One line about a difference."""
-    served = "picture {picture} at threshold {threshold:g}: served exit {served_exit} class {served_class_id}"
-    evaluated = "evaluated exit {evaluated_exit} class {evaluated_class_id}; {distance:.1e} from a tie"
-    return fill(f"{served}, {evaluated}", difference)
 
 
 def evaluate_bundle(bundle: Bundle, dataset: str, data_root: Path, limit: int) -> Reference:
@@ -119,51 +116,54 @@ def compare(options: AccuracyOptions, server: Server, pictures: TestPictures, re
     pairs = list(product(range(len(pictures)), thresholds))
     random.Random(0).shuffle(pairs)
     requests = [prediction(pictures.png[n], f"threshold={threshold!r}").encoded() for n, threshold in pairs]
-    model = served(server, requests[0])
+    model, _ = describe_model(server, requests[0])
     before = exit_counters(server.get("/metrics"))
     answers: dict[float, list[Answer]] = {threshold: [] for threshold in thresholds}
     for (n, threshold), answer in zip(pairs, ask_each(server, requests, options.connections), strict=True):
-        answers[threshold].append(Answer(**{**vars(answer), "picture": n}))
+        answers[threshold].append(replace(answer, picture=n))
     counted = exit_counters(server.get("/metrics"))
     counted.subtract(before)
     answered = Counter(answer.exit for some in answers.values() for answer in some)
-    found = [difference for t in thresholds for difference in differences(answers[t], reference, t)]
-    conclusions, agrees = conclude(found, answered, counted)
+    different = {threshold: differences(answers[threshold], reference, threshold) for threshold in thresholds}
+    every = [difference for some in different.values() for difference in some]
+    sentences, agrees = conclude(every, answered, counted)
     return {
         **head,
-        "served": model.name,
+        "served": model,
         "own_server": server.process is not None,
         "dataset": options.dataset,
         "pictures": len(pictures),
         "connections": options.connections,
         "agrees": agrees,
-        "rows": [compare_threshold(t, answers[t], reference) for t in thresholds],
-        "answers_by_exit": {str(exit): answered[exit] for exit in sorted(answered)},
-        "counted_by_exit": {str(exit): counted[exit] for exit in sorted(counted)},
-        "verdict": conclusions,
-        "differences": [asdict(difference) for difference in found],
+        "rows": [summarize(threshold, answers[threshold], reference, some) for threshold, some in different.items()],
+        "answers_by_exit": {str(exit): count for exit, count in sorted(answered.items())},
+        "counted_by_exit": {str(exit): count for exit, count in sorted(counted.items())},
+        "conclusions": sentences,
+        "differences": [vars(difference) for difference in every],
     }
 
 
-def compare_threshold(threshold: float, answers: Sequence[Answer], reference: Reference) -> dict[str, Any]:
+def summarize(
+    threshold: float, answers: Sequence[Answer], reference: Reference, different: Sequence[Difference]
+) -> dict[str, Any]:
     """One threshold: served beside evaluated."""
     evaluated, num_exits = reference.answers(threshold), reference.confidence_NK.shape[1]
-    labels, found = reference.labels_N.tolist(), differences(answers, reference, threshold)
+    labels = reference.labels_N.tolist()
     return {
         "threshold": threshold,
         "accuracy": accuracy(answers, labels),
         "evaluated_accuracy": accuracy(evaluated, labels),
         "exit_mix": exit_mix(answers, num_exits),
         "evaluated_mix": exit_mix(evaluated, num_exits),
-        "exits_differing": sum(d.served_exit != d.evaluated_exit for d in found),
-        "labels_differing": sum(d.served_class_id != d.evaluated_class_id for d in found),
+        "exits_differing": sum(d.served_exit != d.evaluated_exit for d in different),
+        "labels_differing": sum(d.served_class_id != d.evaluated_class_id for d in different),
         "largest_confidence_difference": largest_confidence_difference(answers, reference),
     }
 
 
 def differences(answers: Sequence[Answer], reference: Reference, threshold: float) -> list[Difference]:
     """Every answer to `threshold` whose exit or class is not the evaluated one."""
-    evaluated, found = reference.answers(threshold), []
+    evaluated, different = reference.answers(threshold), []
     for answer in answers:
         n, expected = answer.picture, evaluated[answer.picture]
         if answer.exit != expected.exit:
@@ -174,14 +174,14 @@ def differences(answers: Sequence[Answer], reference: Reference, threshold: floa
         else:
             continue
         exits, class_ids = (answer.exit, expected.exit), (answer.class_id, expected.class_id)
-        found.append(Difference(n, threshold, *exits, *class_ids, distance))
-    return found
+        different.append(Difference(n, threshold, *exits, *class_ids, distance))
+    return different
 
 
 def largest_confidence_difference(answers: Sequence[Answer], reference: Reference) -> float:
     """Largest difference of served and evaluated confidence at the served exit; 0 without answers."""
-    pairs = ((one.confidence, float(reference.confidence_NK[one.picture, one.exit - 1])) for one in answers)
-    return max((abs(served - evaluated) for served, evaluated in pairs), default=0.0)
+    evaluated = (float(reference.confidence_NK[answer.picture, answer.exit - 1]) for answer in answers)
+    return max((abs(answer.confidence - each) for answer, each in zip(answers, evaluated, strict=True)), default=0.0)
 
 
 def exit_counters(metrics: str) -> Counter[int]:
@@ -194,16 +194,18 @@ def exit_counters(metrics: str) -> Counter[int]:
 
 
 def conclude(
-    found: Sequence[Difference], answered: Mapping[int, int], counted: Mapping[int, int]
+    different: Sequence[Difference], answered: Mapping[int, int], counted: Mapping[int, int]
 ) -> tuple[list[str], bool]:
     """Sentences, and whether server and evaluation agree: only float32 rounding differs, and counters are exact."""
-    worst = max((d.distance for d in found), default=0.0)
-    if not found:
+    worst = max((d.distance for d in different), default=0.0)
+    if not different:
         answers = "Every answer has the exit and the class that the evaluation gives."
     elif worst <= ROUNDING:
-        answers = f"{len(found)} answers differ from the evaluation, all within {worst:.1e} of a tie: float32 rounding."
+        answers = (
+            f"{len(different)} answers differ from the evaluation, all within {worst:.1e} of a tie: float32 rounding."
+        )
     else:
-        answers = f"{len(found)} answers differ from the evaluation, by up to {worst:.1e}: not rounding."
+        answers = f"{len(different)} answers differ from the evaluation, by up to {worst:.1e}: not rounding."
     exits = sorted({*answered, *counted})
     exact = all(answered.get(exit, 0) == counted.get(exit, 0) for exit in exits)
     received, grown = (", ".join(f"exit {k}: {by.get(k, 0):,}" for k in exits) for by in (answered, counted))
@@ -232,4 +234,4 @@ def section(document: Document) -> str:
         "difference."
     )
     text = section_of(document, table(columns, document["rows"]), how)
-    return "\n".join([f"{text}\n", *(f"- {sentence}" for sentence in document["verdict"])])
+    return "\n".join([f"{text}\n", *(f"- {sentence}" for sentence in document["conclusions"])])

@@ -1,9 +1,9 @@
 """The engine without HTTP: full depth against a bare loop, and exits against the most that they could save.
 
-Every variant gets the same test pictures in turn, round after round: one network-wide OpenVINO graph over full batches,
-the runner's own steps over full batches, and the engine at each threshold. The ideal of a threshold is the sum over
-stages of the share of pictures that reach a stage times the milliseconds that a picture costs there in full batches of
-that very round. Besides: how many answers differ from the float32 reference's.
+In each round every variant gets the same test pictures: one network-wide OpenVINO graph over full batches, the runner's
+own steps over full batches, and the engine at each threshold. The ideal of a threshold is a sum over stages: the share
+of pictures that reach a stage, times the milliseconds of a picture there in full batches of the same round. Besides:
+how many answers differ from those of the float32 reference.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import asyncio
 import statistics
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -55,12 +56,15 @@ def run(options: EngineOptions) -> None:
     bundle, device = load_bundle(options.model or EMBEDDED), choose_device(options.device)
     splits = load_splits(options.dataset, options.data_root, bundle.preprocessing)
     check_labels(bundle.labels, splits.class_names)
-    pictures, labels_N = first_pictures(splits.test, options.pictures, options)
-    held_out = first_pictures(splits.calibration, HELD_OUT, options)[0] if options.precision == "int8" else []
+    test = first_pictures(splits.test, options.pictures, options)
+    pictures = list(test.images_NHWC)
+    held_out = (
+        list(first_pictures(splits.calibration, HELD_OUT, options).images_NHWC) if options.precision == "int8" else []
+    )
     runner = choose_runner(bundle, device, options.runner, options.precision, options.threads, len(pictures), held_out)
     runner.warm_up(options.max_batch_size)
     runner = runner.chosen if isinstance(runner, CheckedRunner) else runner
-    agreement, exits = compare(runner, TorchRunner(bundle, device), pictures, labels_N, options)
+    agreement, exits = compare(runner, TorchRunner(bundle, device), pictures, test.labels_N, options)
     # As the server does.
     freeze_heap()
     profile, rows = measure(bundle, runner, pictures, exits, options)
@@ -81,17 +85,15 @@ def describe(runner: Runner) -> dict[str, str]:
     return {"kind": type(runner).__name__, "precision": runner.precision}
 
 
-def first_pictures(
-    some: PictureSource, number: int, options: EngineOptions
-) -> tuple[list[Picture], npt.NDArray[np.int64]]:
+def first_pictures(pictures: PictureSource, number: int, options: EngineOptions) -> ImageSet:
     """The first pictures as the network takes them, and their classes; 0: all."""
-    count = min(number or len(some), len(some))
+    count = min(number or len(pictures), len(pictures))
     if options.max_batch_size > count:
         raise BenchmarkError(f"{count} pictures are too few: give at least max_batch_size, {options.max_batch_size}")
-    chosen = some.subset(np.arange(count))
+    chosen = pictures.subset(np.arange(count))
     if not isinstance(chosen, ImageSet):
         raise BenchmarkError(f"{options.dataset}: the engine is measured with cifar10 or cifar100")
-    return [np.ascontiguousarray(picture) for picture in chosen.images_NHWC], chosen.labels_N
+    return chosen
 
 
 def compare(
@@ -126,6 +128,19 @@ def compare(
     return {"pictures": len(pictures), "largest_probability_difference": largest, "thresholds": rows}, exits
 
 
+@dataclass(frozen=True)
+class EngineRound:
+    """Milliseconds a picture in one round: each bare loop; by threshold, the engine and its ideal.
+
+    in_steps: by threshold, the share of the engine's time that it spends in steps.
+    """
+
+    bare_ms: dict[str, float]
+    engine_ms: dict[float, float]
+    ideal_ms: dict[float, float]
+    in_steps: dict[float, float]
+
+
 def measure(
     bundle: Bundle,
     runner: Runner,
@@ -134,44 +149,46 @@ def measure(
     options: EngineOptions,
 ) -> tuple[CostProfile, list[dict[str, Any]]]:
     """Milliseconds a picture of every variant in every round, and the ratios within the rounds."""
-    size, batch_size = bundle.preprocessing.size, options.max_batch_size
-    profile = measure_profile(runner, size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
-    bare: dict[str, Callable[[], float]] = {"steps": lambda: timed(lambda: probabilities(runner, pictures, batch_size))}
+    count, batch_size = len(pictures), options.max_batch_size
+    profile = measure_profile(runner, bundle.preprocessing.size, batch_size, time.monotonic, rounds=30, budget_s=10.0)
+    # Name, work, and the share of the pictures that it computes.
+    bare: list[tuple[str, Callable[[], object], float]] = [
+        ("steps", lambda: probabilities(runner, pictures, batch_size), 1.0)
+    ]
     if (whole := whole_graph(bundle, runner, batch_size)) is not None:
-        starts = range(0, len(pictures) - batch_size + 1, batch_size)
-        batches = [np.stack(pictures[at : at + batch_size]) for at in starts]
-        # Full batches alone, scaled to all pictures.
-        share = len(batches) * batch_size / len(pictures)
-        bare["whole graph"] = lambda: timed(lambda: [whole(batch) for batch in batches]) / share
-    variants: dict[str, list[float]] = {name: [] for name in [*bare, *map(str, exits)]}
-    ideals: dict[float, list[float]] = {threshold: [] for threshold in exits}
-    busy: dict[float, list[float]] = {threshold: [] for threshold in exits}
-    for _ in range(options.rounds):
-        for name, once in bare.items():
-            variants[name].append(1e3 * once() / len(pictures))
-        best_ms = full_batches_ms(runner, pictures, batch_size)
-        for threshold in exits:
-            seconds, busy_s = asyncio.run(run_engine(runner, profile, pictures, threshold, batch_size))
-            variants[str(threshold)].append(1e3 * seconds / len(pictures))
-            reach = [(exits[threshold] >= stage).mean() for stage in range(1, runner.num_stages + 1)]
-            ideals[threshold].append(float(np.dot(reach, best_ms)))
-            busy[threshold].append(busy_s / seconds)
-    fastest = [min(times) for times in zip(*(variants[name] for name in bare), strict=True)]
-    rows: list[dict[str, Any]] = [{"variant": name, **speed(variants[name])} for name in bare]
-    for threshold in exits:
-        times = variants[str(threshold)]
-        rows.append(
-            {
-                "variant": "engine",
-                "threshold": threshold,
-                "mean_exit": float(exits[threshold].mean()),
-                **speed(times),
-                "share_of_bare": ratios(fastest, times),
-                "share_of_ideal": ratios(ideals[threshold], times),
-                "times_full_depth": ratios(variants[str(1.0)], times),
-                "share_of_time_in_steps": statistics.median(busy[threshold]),
-            }
+        batches = [np.stack(batch) for batch in full_batches(pictures, batch_size)]
+        bare.append(("whole graph", lambda: [whole(batch) for batch in batches], len(batches) * batch_size / count))
+    reach = {t: [(exits[t] >= stage).mean() for stage in range(1, runner.num_stages + 1)] for t in exits}
+
+    def measure_round() -> EngineRound:
+        bare_ms = {name: 1e3 * seconds(work) / share / count for name, work, share in bare}
+        stage_ms = full_batches_ms(runner, pictures, batch_size)
+        times_s = {t: asyncio.run(run_engine(runner, profile, pictures, t, batch_size)) for t in exits}
+        return EngineRound(
+            bare_ms,
+            engine_ms={t: 1e3 * whole_s / count for t, (whole_s, _) in times_s.items()},
+            ideal_ms={t: float(np.dot(reach[t], stage_ms)) for t in exits},
+            in_steps={t: steps_s / whole_s for t, (whole_s, steps_s) in times_s.items()},
         )
+
+    rounds = [measure_round() for _ in range(options.rounds)]
+    fastest_ms = [min(each.bare_ms.values()) for each in rounds]
+    rows: list[dict[str, Any]] = [
+        {"variant": name, **speed([each.bare_ms[name] for each in rounds])} for name, _, _ in bare
+    ]
+    for t in exits:
+        times_ms = [each.engine_ms[t] for each in rounds]
+        row = {
+            "variant": "engine",
+            "threshold": t,
+            "mean_exit": float(exits[t].mean()),
+            **speed(times_ms),
+            "share_of_bare": ratios(fastest_ms, times_ms),
+            "share_of_ideal": ratios((each.ideal_ms[t] for each in rounds), times_ms),
+            "times_full_depth": ratios((each.engine_ms[1.0] for each in rounds), times_ms),
+            "share_of_time_in_steps": statistics.median(each.in_steps[t] for each in rounds),
+        }
+        rows.append(row)
     return profile, rows
 
 
@@ -190,10 +207,14 @@ def whole_graph(bundle: Bundle, runner: Runner, batch_size: int) -> Callable[[Pi
     return compiled
 
 
+def full_batches(pictures: Sequence[Picture], batch_size: int) -> list[Sequence[Picture]]:
+    """The pictures in full batches; the rest is left out."""
+    return [pictures[at : at + batch_size] for at in range(0, len(pictures) - batch_size + 1, batch_size)]
+
+
 def full_batches_ms(runner: Runner, pictures: Sequence[Picture], batch_size: int) -> list[float]:
     """Milliseconds a picture of each stage: the median step of full batches, states kept."""
-    starts = range(0, len(pictures) - batch_size + 1, batch_size)
-    times = [stage_seconds(runner, pictures[at : at + batch_size], time.perf_counter) for at in starts]
+    times = [stage_seconds(runner, batch, time.perf_counter) for batch in full_batches(pictures, batch_size)]
     return [1e3 * statistics.median(stage) / batch_size for stage in zip(*times, strict=True)]
 
 
@@ -201,24 +222,24 @@ async def run_engine(
     runner: Runner, profile: CostProfile, pictures: list[Picture], threshold: float, batch_size: int
 ) -> tuple[float, float]:
     """Seconds from the first picture handed in to the last answer out, and seconds of them in steps."""
-    steps: list[float] = []
+    steps_s: list[float] = []
 
     def observe(event: Event) -> None:
         if isinstance(event, StepStats):
-            steps.append(event.duration_s)
+            steps_s.append(event.duration_s)
 
     engine = Engine(runner, observe, max_batch_size=batch_size, max_samples=len(pictures), max_wait_s=3600)
     await engine.start(asyncio.get_running_loop(), lambda: profile)
     start_s = time.perf_counter()
     contract = Contract(ExitPlan(ExitRule.uniform(threshold, runner.num_stages)))
     await asyncio.gather(*engine.submit(pictures, contract))
-    seconds = time.perf_counter() - start_s
+    whole_s = time.perf_counter() - start_s
     await engine.drain()
-    return seconds, sum(steps)
+    return whole_s, sum(steps_s)
 
 
-def timed(work: Callable[[], object]) -> float:
-    """Seconds."""
+def seconds(work: Callable[[], object]) -> float:
+    """Seconds that the work takes."""
     start_s = time.perf_counter()
     work()
     return time.perf_counter() - start_s
@@ -233,11 +254,9 @@ def speed(times_ms: list[float]) -> dict[str, Any]:
 def section(document: Document) -> str:
     """The table: bare loops, then the engine at each threshold."""
     answers = {row["threshold"]: row for row in document["agreement"]["thresholds"]}
-    nothing = dict.fromkeys(
-        ("threshold", "share_of_bare", "share_of_ideal", "times_full_depth", "accuracy", "changed_exits")
-    )
+    no_engine = ("threshold", "share_of_bare", "share_of_ideal", "times_full_depth", "accuracy", "changed_exits")
     rows = [
-        row | {"variant": f"{row['variant']}, bare", **nothing}
+        row | {"variant": f"{row['variant']}, bare", **dict.fromkeys(no_engine)}
         if row["variant"] != "engine"
         else {**answers[row["threshold"]], **row}
         for row in document["variants"]

@@ -1,42 +1,33 @@
 """Throughput, latency, accuracy and CPU by threshold: exits on against exits off.
 
 First every picture once at each threshold, for accuracy and exit mix; this warms the server up. Then rounds of closed
-loops for capacity, then rounds of open loops at one rate for latency. Rounds are interleaved, and ratios are taken
-within a round: a machine whose speed changes does so for all thresholds alike.
+loops for capacity, and rounds of open loops at one rate for latency.
 """
 
 from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.closed_loop import LoopFigures, closed_loop
-from benchmarks.harness.figures import Document, fill, interleaved, ratios, spread, table
+from benchmarks.harness.figures import Document, field_ratios, fill, interleave, spread, spreads, table
 from benchmarks.harness.figures import section as section_of
 from benchmarks.harness.open_loop import open_loop
 from benchmarks.harness.pictures import TestPictures, read_test_pictures
 from benchmarks.harness.provenance import provenance
-from benchmarks.harness.requests import prediction, write_requests
-from benchmarks.harness.results import publish, say
+from benchmarks.harness.requests import predictions, write_requests
+from benchmarks.harness.results import publish
 from benchmarks.harness.server import Server, server_under_test
 from benchmarks.options import ThresholdsOptions, parse_thresholds
-from benchmarks.serving.answers import accuracy, ask_each, classes, disagreement, exit_mix, served
+from benchmarks.serving.answers import accuracy, ask_each, classes, describe_model, disagreement, exit_mix
 
 EXITS_OFF = 1.0
 OPEN_LOOP_SHARE = 0.7
 # Accuracy, in percentage points, that exits may lose and still pay.
 TOLERATED_POINTS = 1.0
-
-
-@dataclass(frozen=True)
-class ThresholdRound(LoopFigures):
-    """One threshold in one round."""
-
-    round: int
-    threshold: float
 
 
 def run(options: ThresholdsOptions) -> None:
@@ -49,29 +40,36 @@ def run(options: ThresholdsOptions) -> None:
 def measure(options: ThresholdsOptions, server: Server, pictures: TestPictures) -> dict[str, Any]:
     """All measurements, as the document of the result file."""
     head, thresholds = provenance("thresholds", options), parse_thresholds(options.thresholds)
-    requests = {t: [prediction(png, f"threshold={t!r}").encoded() for png in pictures.png] for t in thresholds}
-    model = served(server, requests[EXITS_OFF][0])
+    requests = {t: predictions(pictures.png, f"threshold={t!r}") for t in thresholds}
+    model, num_exits = describe_model(server, requests[EXITS_OFF][0])
     answers = {t: ask_each(server, requests[t], options.connections) for t in thresholds}
-    full = classes(answers[EXITS_OFF])
-    with tempfile.TemporaryDirectory() as folder:
-        folders = {t: write_requests(requests[t], Path(folder, f"{t!r}")) for t in thresholds}
-        closed = measure_rounds(options, server, folders)
-        capacity = spread(one.throughput for one in closed if one.threshold == EXITS_OFF).median
-        rate = options.rate or OPEN_LOOP_SHARE * capacity
-        opened = measure_rounds(options, server, folders, rate)
+    full, timing = classes(answers[EXITS_OFF]), (options.seconds, options.warmup_seconds)
+    with tempfile.TemporaryDirectory() as name:
+        folders = {t: write_requests(requests[t], Path(name, f"{t!r}")) for t in thresholds}
+
+        def capacity(folder: Path, number: int) -> LoopFigures:
+            return closed_loop(server, folder, options.connections, *timing)
+
+        def latency(folder: Path, number: int) -> LoopFigures:
+            # Within a round all thresholds meet the same pictures at the same times.
+            return open_loop(server, folder, rate, *timing, seed=number)
+
+        closed = interleave({t: partial(capacity, folder) for t, folder in folders.items()}, options.rounds)
+        rate = options.rate or OPEN_LOOP_SHARE * spread(loop.throughput for loop in closed[EXITS_OFF]).median
+        opened = interleave({t: partial(latency, folder) for t, folder in folders.items()}, options.rounds)
     rows = [
         {
             "threshold": t,
             "accuracy": accuracy(answers[t], pictures.class_ids),
             "disagreement": disagreement(answers[t], full),
-            "exit_mix": exit_mix(answers[t], model.num_exits),
+            "exit_mix": exit_mix(answers[t], num_exits),
             **figures(t, closed, opened),
         }
         for t in thresholds
     ]
     return {
         **head,
-        "served": model.name,
+        "served": model,
         "own_server": server.process is not None,
         "dataset": options.dataset,
         "pictures": len(pictures),
@@ -85,42 +83,26 @@ def measure(options: ThresholdsOptions, server: Server, pictures: TestPictures) 
     }
 
 
-def measure_rounds(
-    options: ThresholdsOptions, server: Server, folders: Mapping[float, Path], rate: float | None = None
-) -> list[ThresholdRound]:
-    """All thresholds in all rounds: closed loops, or open ones at `rate` a second."""
-    rounds = []
-    for number, threshold in interleaved(tuple(folders), options.rounds):
-        timing = (options.seconds, options.warmup_seconds)
-        if rate is None:
-            loop = closed_loop(server, folders[threshold], options.connections, *timing)
-        else:
-            # Within a round all thresholds meet the same pictures at the same times.
-            loop = open_loop(server, folders[threshold], rate, *timing, seed=number)
-        rounds.append(ThresholdRound(**vars(loop), round=number, threshold=threshold))
-        say(rounds[-1])
-    return rounds
+Rounds = Mapping[float, Sequence[LoopFigures]]
 
 
-def figures(threshold: float, closed: Sequence[ThresholdRound], opened: Sequence[ThresholdRound]) -> dict[str, Any]:
+def figures(threshold: float, closed: Rounds, opened: Rounds) -> dict[str, Any]:
     """One threshold over all rounds; ratios against exits off are taken within a round."""
-    off = {one.round: one.throughput for one in closed if one.threshold == EXITS_OFF}
-    ours = [one for one in closed if one.threshold == threshold]
-    latency = [one for one in opened if one.threshold == threshold]
-    cpu_ms = spread(one.cpu_ms for one in ours)
+    capacity, latency = closed[threshold], opened[threshold]
+    cost = spreads(capacity, "throughput", "cpu_ms", "load_cpu_ms")
     return {
-        "throughput": spread(one.throughput for one in ours),
-        "ratio": ratios([one.throughput for one in ours], [off[one.round] for one in ours]),
-        **{name: spread(getattr(one, name) for one in latency) for name in ("p50_ms", "p95_ms", "p99_ms")},
-        "server_cpu_ms": cpu_ms if cpu_ms.median == cpu_ms.median else None,
-        "load_cpu_ms": spread(one.load_cpu_ms for one in ours),
-        "requests": sum(one.requests for one in (*ours, *latency)),
-        "errors": sum(one.errors for one in (*ours, *latency)),
+        "throughput": cost["throughput"],
+        "ratio": field_ratios("throughput", capacity, closed[EXITS_OFF]),
+        **spreads(latency, "p50_ms", "p95_ms", "p99_ms"),
+        "server_cpu_ms": cost["cpu_ms"],
+        "load_cpu_ms": cost["load_cpu_ms"],
+        "requests": sum(loop.requests for loop in (*capacity, *latency)),
+        "errors": sum(loop.errors for loop in (*capacity, *latency)),
     }
 
 
 def section(document: Document) -> str:
-    """The table, where its figures come from, and what they say."""
+    """The table, where its figures come from, and the conclusions."""
     columns = {
         "threshold": "{threshold:g}",
         "accuracy": "{accuracy:.2%}",

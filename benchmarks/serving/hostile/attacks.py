@@ -1,24 +1,31 @@
-"""Attacks: how each delays the photographs of another client, and how much memory the server takes."""
+"""Attacks: how each delays the photographs of an honest client, and how much memory the server takes."""
 
 from __future__ import annotations
 
 import random
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from itertools import product
+from functools import partial
 from typing import Any
 
-from benchmarks.harness.figures import Spread, percentile, ratios, spread
-from benchmarks.harness.open_loop import Load, run_load
+from benchmarks.harness.figures import (
+    Columns,
+    Document,
+    add_counts,
+    field_ratios,
+    interleave,
+    percentile,
+    spreads,
+    table,
+)
+from benchmarks.harness.figures import section as section_of
+from benchmarks.harness.open_loop import Load, latencies_ms, run_load, start_load
 from benchmarks.harness.requests import Request, form
-from benchmarks.harness.results import say
 from benchmarks.harness.server import Server
 from benchmarks.options import parse_names
 from benchmarks.serving.hostile import bombs
-from benchmarks.serving.hostile.setup import HONEST_SOURCE, Setup
+from benchmarks.serving.hostile.setup import HONEST_SOURCE, HostileSetup
 
 PHOTOS_PER_S = 20.0
 # From the attack's start to the first photograph beside it.
@@ -106,83 +113,75 @@ class AttackRound:
     peak_mib: float
 
 
-@dataclass(frozen=True)
-class AttackRow:
-    """One attack over all rounds. ratio: p99 during the attack over p99 before it, of the same round."""
-
-    attack: str
-    frontends: int
-    quiet: dict[str, Spread]
-    during: dict[str, Spread]
-    ratio: Spread
-    sent: int
-    lost: dict[str, int]
-    answers: dict[str, int]
-    peak_mib: float
-
-
-def measure_attacks(setup: Setup) -> dict[str, Any]:
+def measure(setup: HostileSetup) -> dict[str, Any]:
     """In each round, for each attack: photographs on a quiet server, then beside the attack."""
     options, rows = setup.options, []
     names = parse_names("attacks", options.attacks, ATTACKS)
     for frontends in options.frontend_counts("attacks"):
-        rounds: dict[str, list[AttackRound]] = {name: [] for name in names}
-        with setup.serve(frontends) as server:
+        with setup.frontends(frontends) as server:
             send_photos(setup, server)
-            for _, name in product(range(options.rounds), names):
-                rounds[name].append(measure_attack(setup, server, name))
-                say(f"{name}: {rounds[name][-1]}")
-        rows += [summarize(name, frontends, some) for name, some in rounds.items()]
+            rounds = interleave({name: partial(measure_attack, setup, server, name) for name in names}, options.rounds)
+        rows += [{"attack": name, "frontends": frontends, **summarize(some)} for name, some in rounds.items()]
     return {"photos_per_s": PHOTOS_PER_S, "seconds": options.seconds, "rounds_each": options.rounds, "rows": rows}
 
 
-def measure_attack(setup: Setup, server: Server, name: str) -> AttackRound:
+def measure_attack(setup: HostileSetup, server: Server, name: str, number: int) -> AttackRound:
     """Photographs before the attack and during it."""
     attack = ATTACKS[name]
-    folder = setup.requests(name, *(() if (setup.folder / name).exists() else attack.requests()))
+    folder = setup.write(name, () if (setup.folder / name).exists() else attack.requests())
     quiet = send_photos(setup, server)
     server.reset_peak()
     # Requests that get no answer are held as long as the attack lasts.
     length_s = setup.options.seconds + 2 * LEAD_S
     load = Load(server.port, attack.connections, length_s, way=attack.way, timeout_s=length_s)
-    with ThreadPoolExecutor(1) as pool:
-        attacking = pool.submit(run_load, load, folder)
-        time.sleep(LEAD_S)
-        during = send_photos(setup, server)
-        answers = attacking.result().statuses()
-    return AttackRound(quiet, during, answers, server.peak_rss_bytes() / 2**20)
+    finish_attack = start_load(load, folder)
+    time.sleep(LEAD_S)
+    during = send_photos(setup, server)
+    return AttackRound(quiet, during, finish_attack().statuses(), server.peak_rss_bytes() / 2**20)
 
 
-def send_photos(setup: Setup, server: Server) -> PhotoFigures:
+def send_photos(setup: HostileSetup, server: Server) -> PhotoFigures:
     """Send the honest client's photographs."""
     timing = (setup.options.seconds, PHOTOS_PER_S)
     load = Load(server.port, 100, *timing, evenly=True, source=HONEST_SOURCE, timeout_s=30.0)
     result = run_load(load, setup.photo_requests())
-    late_ms = [1e3 * sent.latency_s for sent in result.sent if sent.status == 200]
+    late_ms = latencies_ms(result.sent)
     lost = {status: count for status, count in result.statuses().items() if status != "200"}
     p50_ms, p99_ms, max_ms = (percentile(late_ms, percent) for percent in (50, 99, 100))
     return PhotoFigures(p50_ms, p99_ms, max_ms, len(result.sent), lost)
 
 
-def summarize(name: str, frontends: int, rounds: Sequence[AttackRound]) -> AttackRow:
-    """One attack over all rounds."""
-    figures = ("p50_ms", "p99_ms", "max_ms")
-    return AttackRow(
-        attack=name,
-        frontends=frontends,
-        quiet={figure: spread(getattr(each.quiet, figure) for each in rounds) for figure in figures},
-        during={figure: spread(getattr(each.during, figure) for each in rounds) for figure in figures},
-        ratio=ratios([each.during.p99_ms for each in rounds], [each.quiet.p99_ms for each in rounds]),
-        sent=sum(each.during.sent for each in rounds),
-        lost=add_counts(each.during.lost for each in rounds),
-        answers=add_counts(each.answers for each in rounds),
-        peak_mib=max(each.peak_mib for each in rounds),
+def summarize(rounds: Sequence[AttackRound]) -> dict[str, Any]:
+    """One attack over all rounds. ratio: p99 during the attack over p99 before it, of the same round."""
+    quiet, during = [each.quiet for each in rounds], [each.during for each in rounds]
+    return {
+        "quiet": spreads(quiet, "p50_ms", "p99_ms", "max_ms"),
+        "during": spreads(during, "p50_ms", "p99_ms", "max_ms"),
+        "ratio": field_ratios("p99_ms", during, quiet),
+        "sent": sum(each.sent for each in during),
+        "lost": add_counts(each.lost for each in during),
+        "answers": add_counts(each.answers for each in rounds),
+        "peak_mib": max(each.peak_mib for each in rounds),
+    }
+
+
+def section(document: Document) -> str:
+    """The table."""
+    columns: Columns = {
+        "attack": "{attack}",
+        "frontends": "{frontends}",
+        "quiet p99, ms": "{quiet[p99_ms]:.0f}",
+        "p50 beside": "{during[p50_ms]:.0f}",
+        "p99": "{during[p99_ms]:.0f}",
+        "max": "{during[max_ms]:.0f}",
+        "p99 against quiet": "{ratio:.1f×}",
+        "not answered": lambda row: f"{sum(row['lost'].values())} of {row['sent']:,}",
+        "MiB": "{peak_mib:,.0f}",
+        "what the attacker got": "{answers}",
+    }
+    how = (
+        "A photograph of 320 × 240 pixels {photos_per_s:g} times a second from another address, timed from when it was "
+        "due; {seconds:g} s quiet, then as long beside the attack. p99 against quiet: in the same round. Median "
+        "(least–most) of {rounds_each} rounds. MiB: the most resident memory that the server's processes held."
     )
-
-
-def add_counts(counts: Iterable[Mapping[str, int]]) -> dict[str, int]:
-    """Sums by name."""
-    total = Counter[str]()
-    for each in counts:
-        total.update(each)
-    return dict(total)
+    return section_of(document, table(columns, document["rows"]), how)

@@ -7,23 +7,22 @@ import os
 import signal
 import time
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from subprocess import TimeoutExpired
-from threading import Event
 from typing import Any
 
-from benchmarks.harness.figures import Spread, spread
-from benchmarks.harness.open_loop import BROKEN, REFUSED, Load, LoadResult, Sent, run_load, send_each
-from benchmarks.harness.requests import prediction
+from benchmarks.harness.client import send_each
+from benchmarks.harness.figures import Columns, Document, add_counts, spreads, table
+from benchmarks.harness.figures import section as section_of
+from benchmarks.harness.open_loop import BROKEN, REFUSED, Load, LoadResult, Sent, start_load
+from benchmarks.harness.requests import prediction, predictions
 from benchmarks.harness.results import say
 from benchmarks.harness.server import Server
 from benchmarks.options import parse_names
-from benchmarks.serving.answers import served
-from benchmarks.serving.hostile.attacks import add_counts
-from benchmarks.serving.hostile.setup import PROBES_PER_S, READYZ, Setup
+from benchmarks.serving.answers import describe_model
+from benchmarks.serving.hostile.setup import PROBES_PER_S, READYZ, HostileSetup
 
 CONNECTIONS = 20
 PICTURES = 64
@@ -56,7 +55,7 @@ def _pause(seconds: float, length_s: float) -> Fault:
     return Fault(((1.0, signal.SIGSTOP, "engine"), (1.0 + seconds, signal.SIGCONT, "engine")), length_s)
 
 
-# No name has a comma: `--faults` separates names by commas.
+# A name has no comma: `--faults` separates names by commas.
 FAULTS = {
     "SIGKILL of the engine": Fault(((1.0, signal.SIGKILL, "engine"),), 40.0),
     "SIGKILL of frontends": Fault(tuple((1.0 + 2 * n, signal.SIGKILL, "frontend") for n in range(8)), 35.0),
@@ -89,27 +88,7 @@ class FaultRun:
     left: int = 0
 
 
-@dataclass(frozen=True)
-class FaultRow:
-    """All runs of a fault: sums of counts, spreads of times."""
-
-    fault: str
-    frontends: int
-    runs: int
-    requests: int
-    wrong: int
-    hung: int
-    broken: int
-    longest_s: Spread | None
-    red_s: Spread | None
-    green_s: Spread | None
-    end_s: Spread | None
-    statuses: dict[str, int]
-    exit_statuses: dict[str, int]
-    left: int
-
-
-def measure_faults(setup: Setup) -> dict[str, Any]:
+def measure(setup: HostileSetup) -> dict[str, Any]:
     """Each fault with each number of frontends, on servers of its own."""
     options, rows = setup.options, []
     for frontends in options.frontend_counts("faults"):
@@ -119,21 +98,21 @@ def measure_faults(setup: Setup) -> dict[str, Any]:
                 continue
             runs = []
             for _ in range(options.repeats if FAULTS[name].ends_server else 1):
-                with setup.serve(frontends) as server:
+                with setup.frontends(frontends) as server:
                     references = references or read_references(setup, server)
                     runs.append(run_fault(setup, server, FAULTS[name], references))
                 say(f"{name}, {frontends} frontends: {runs[-1]}")
-            rows.append(summarize(name, frontends, runs))
+            rows.append({"fault": name, "frontends": frontends, **summarize(runs)})
     head = {"connections": CONNECTIONS, "deadline_s": DEADLINE_S, "grace_s": GRACE_S, "patience_s": PATIENCE_S}
     return {**head, "rows": rows}
 
 
-def read_references(setup: Setup, server: Server) -> References:
+def read_references(setup: HostileSetup, server: Server) -> References:
     """Answers of the server while it has nothing else to do, at every exit."""
     png, references = setup.png[:PICTURES], {}
-    model = served(server, prediction(png[0], QUERIES[0]).encoded())
-    for exit in range(1, 1 + model.num_exits):
-        requests = (prediction(picture, f"{QUERIES[0]}&max_exit={exit}").encoded() for picture in png)
+    _, num_exits = describe_model(server, prediction(png[0], QUERIES[0]).encoded())
+    for exit in range(1, 1 + num_exits):
+        requests = predictions(png, f"{QUERIES[0]}&max_exit={exit}")
         for sent in send_each(Load(server.port, 1, bodies=True), enumerate(requests)).answers():
             references[sent.number, exit] = probabilities(sent)
     return references
@@ -145,30 +124,23 @@ def probabilities(sent: Sent) -> dict[int, float]:
     return {each["class_id"]: each["probability"] for each in answer["top_k"]}
 
 
-def run_fault(setup: Setup, server: Server, fault: Fault, references: References) -> FaultRun:
+def run_fault(setup: HostileSetup, server: Server, fault: Fault, references: References) -> FaultRun:
     """The load, with the fault in it."""
-    pairs = ((picture, query) for picture in setup.png[:PICTURES] for query in QUERIES)
-    folder = setup.requests("faults", *(prediction(*pair) for pair in pairs))
+    folder = setup.write("faults", (prediction(p, query) for p in setup.png[:PICTURES] for query in QUERIES))
     load = Load(server.port, CONNECTIONS, fault.length_s, timeout_s=60.0, bodies=True)
     probes = Load(server.port, 200, fault.length_s, PROBES_PER_S, evenly=True, timeout_s=1.0)
-    started, end = (Event(), Event()), dict[str, Any]()
-    with ThreadPoolExecutor(2) as pool:
-        loading = pool.submit(run_load, load, folder, started[0])
-        probing = pool.submit(run_load, probes, setup.requests("readyz", READYZ), started[1])
-        for event in started:
-            event.wait()
-        start_s, signals_s = time.monotonic(), []
-        for at_s, number, role in fault.steps:
-            time.sleep(max(0.0, start_s + at_s - time.monotonic()))
-            signals_s.append(time.monotonic())
-            for pid in processes(server, role)[:1]:
-                # A process that was stopped for long has been replaced.
-                with suppress(ProcessLookupError):
-                    os.kill(pid, number)
-        if fault.ends_server:
-            end = wait_for_end(server, signals_s[0])
-        counts = count_answers(loading.result().sent, references)
-        return FaultRun(**counts, **readiness(probing.result(), signals_s), **end)
+    finish_load, finish_probes = start_load(load, folder), start_load(probes, setup.write("readyz", [READYZ]))
+    start_s, signals_s = time.monotonic(), []
+    for at_s, number, role in fault.steps:
+        time.sleep(max(0.0, start_s + at_s - time.monotonic()))
+        signals_s.append(time.monotonic())
+        for pid in processes(server, role)[:1]:
+            # A process that was stopped for long has been replaced.
+            with suppress(ProcessLookupError):
+                os.kill(pid, number)
+    end = wait_for_end(server, signals_s[0]) if fault.ends_server else {}
+    counts = count_answers(finish_load().sent, references)
+    return FaultRun(**counts, **readiness(finish_probes(), signals_s), **end)
 
 
 def processes(server: Server, role: str) -> list[int]:
@@ -188,15 +160,15 @@ def wait_for_end(server: Server, signal_s: float) -> dict[str, Any]:
 
 def count_answers(sent: Sequence[Sent], references: References) -> dict[str, Any]:
     """The fields of `FaultRun` about requests. Request n has picture n // 2, and query n % 2 of QUERIES."""
-    reached = [one for one in sent if (one.status, one.body) != (0, REFUSED)]
+    reached = [each for each in sent if (each.status, each.body) != (0, REFUSED)]
     allowed_s = (PATIENCE_S, DEADLINE_S + GRACE_S)
     return {
         "requests": len(reached),
-        "wrong": sum(one.status == 200 and not is_right(one, references) for one in reached),
-        "hung": sum(one.done_s - one.sent_s > allowed_s[one.number % 2] for one in reached),
-        "longest_s": max((one.done_s - one.sent_s for one in reached), default=0.0),
-        "broken": sum((one.status, one.body) == (0, BROKEN) for one in reached),
-        "statuses": dict(Counter(str(one.status) for one in reached if one.status)),
+        "wrong": sum(each.status == 200 and not is_right(each, references) for each in reached),
+        "hung": sum(each.done_s - each.sent_s > allowed_s[each.number % 2] for each in reached),
+        "longest_s": max((each.done_s - each.sent_s for each in reached), default=0.0),
+        "broken": sum((each.status, each.body) == (0, BROKEN) for each in reached),
+        "statuses": dict(Counter(str(each.status) for each in reached if each.status)),
     }
 
 
@@ -212,7 +184,7 @@ def is_right(sent: Sent, references: References) -> bool:
 
 def readiness(probes: LoadResult, signals_s: Sequence[float]) -> dict[str, Any]:
     """The fields of `FaultRun` about /readyz. signals_s: on the monotonic clock."""
-    looks = sorted((probes.start_s + one.done_s, one.status == 200) for one in probes.sent)
+    looks = sorted((probes.start_s + look.done_s, look.status == 200) for look in probes.sent)
     reds_s = [at_s for at_s, green in looks if not green and at_s >= signals_s[0]]
     if not reds_s:
         return {"red_s": None, "green_s": None}
@@ -223,24 +195,40 @@ def readiness(probes: LoadResult, signals_s: Sequence[float]) -> dict[str, Any]:
     }
 
 
-def summarize(fault: str, frontends: int, runs: Sequence[FaultRun]) -> FaultRow:
-    """All runs of a fault."""
-    counts = {name: sum(getattr(run, name) for run in runs) for name in ("requests", "wrong", "hung", "broken")}
-    times: dict[str, Any] = {
-        name: _spread(getattr(run, name) for run in runs) for name in ("longest_s", "red_s", "green_s", "end_s")
+def summarize(runs: Sequence[FaultRun]) -> dict[str, Any]:
+    """All runs of a fault: sums of counts, spreads of times."""
+    counts = ("requests", "wrong", "hung", "broken", "left")
+    return {
+        "runs": len(runs),
+        **{name: sum(getattr(run, name) for run in runs) for name in counts},
+        **spreads(runs, "longest_s", "red_s", "green_s", "end_s"),
+        "statuses": add_counts(run.statuses for run in runs),
+        "exit_statuses": dict(Counter(str(run.exit_status) for run in runs if run.end_s is not None)),
     }
-    return FaultRow(
-        fault,
-        frontends,
-        len(runs),
-        **counts,
-        **times,
-        statuses=add_counts(run.statuses for run in runs),
-        exit_statuses=dict(Counter(str(run.exit_status) for run in runs if run.end_s is not None)),
-        left=sum(run.left for run in runs),
+
+
+def section(document: Document) -> str:
+    """The table."""
+    columns: Columns = {
+        "fault": "{fault}",
+        "frontends": "{frontends}",
+        "runs": "{runs}",
+        "requests": "{requests:,}",
+        "wrong": "{wrong:,}",
+        "hung": "{hung:,}",
+        "broken": "{broken:,}",
+        "answers": "{statuses}",
+        "longest wait, s": "{longest_s:.1f}",
+        "red, s": "{red_s:.1f}",
+        "green, s": "{green_s:.1f}",
+        "end, s": "{end_s:.1f}",
+        "exit status": "{exit_statuses}",
+    }
+    how = (
+        "{connections} connections in a closed loop; every other request has a deadline of {deadline_s:g} s. Wrong: "
+        "another class or probability than a quiet server gives. Hung: no answer {grace_s:g} s after its deadline, or "
+        "after {patience_s:g} s. Broken: the connection ended. Times: the longest wait; from the first signal to "
+        "`/readyz` red; from the last to green; from the signal to the end of the process: median (least–most) of the "
+        "runs."
     )
-
-
-def _spread(values: Iterable[float | None]) -> Spread | None:
-    known = [value for value in values if value is not None]
-    return spread(known) if known else None
+    return section_of(document, table(columns, document["rows"]), how)

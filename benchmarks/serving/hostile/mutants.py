@@ -19,11 +19,14 @@ from typing import Any
 
 from PIL import Image
 
-from benchmarks.harness.open_loop import BROKEN, REFUSED, SILENT, Load, Sent, send_each
+from benchmarks.harness.client import send_each
+from benchmarks.harness.figures import Document, table
+from benchmarks.harness.figures import section as section_of
+from benchmarks.harness.open_loop import BROKEN, REFUSED, SILENT, Load, Sent
 from benchmarks.harness.pictures import encode
-from benchmarks.harness.requests import Request, form
+from benchmarks.harness.requests import Request, form, write_requests
 from benchmarks.harness.results import say
-from benchmarks.serving.hostile.setup import Setup
+from benchmarks.serving.hostile.setup import HostileSetup
 
 CONNECTIONS = 16
 TIMEOUT_S = 20.0
@@ -152,29 +155,36 @@ def with_check_sums(png: bytes) -> bytes:
     return fixed + png[at:]
 
 
-def measure_mutants(setup: Setup) -> dict[str, Any]:
+def measure(setup: HostileSetup) -> dict[str, Any]:
     """Send all mutants in order. A request that got a server error, or no answer, is kept as a file."""
-    options = setup.options
-    seeds, at, end = Seeds(setup.png), options.first, options.first + options.mutants
-    statuses: Counter[str] = Counter()
-    bad: list[dict[str, Any]] = []
-    dead, start_s = 0, time.monotonic()
+    options, seeds, start_s = setup.options, Seeds(setup.png), time.monotonic()
+    at, end = options.first, options.first + options.mutants
+    statuses, bad, dead = Counter[str](), list[Sent](), 0
     (frontends, *_) = options.frontend_counts("mutants")
     while at < end:
-        with setup.serve(frontends) as server:
+        with setup.frontends(frontends) as server:
             alive = True
             while alive and at < end:
                 numbers, at = range(at, min(end, at + CHUNK)), min(end, at + CHUNK)
                 sent = send_mutants(server.port, seeds, numbers)
-                statuses.update(str(one.status) if one.status else one.body for one in sent)
-                bad += [{"number": one.number, "answer": one.status or one.body} for one in sent if is_bad(one, seeds)]
-                alive = all(one.body != REFUSED for one in sent)
+                statuses.update(str(each.status or each.body) for each in sent)
+                bad += [each for each in sent if is_bad(each, seeds)]
+                alive = all(each.body != REFUSED for each in sent)
                 say(f"{at - options.first:,} mutants: {dict(statuses)}")
         dead += not alive
-    save_bad(setup, seeds, bad)
-    took_s = time.monotonic() - start_s
-    figures = {"mutants": options.mutants, "first": options.first, "per_s": options.mutants / took_s, "dead": dead}
-    return {**figures, "frontends": frontends, "statuses": dict(sorted(statuses.items())), "bad": bad}
+    if bad:
+        failed = write_requests([], options.output.parent / "hostile-mutants")
+        for each in bad:
+            (failed / f"{each.number}.http").write_bytes(seeds.mutant(each.number))
+    return {
+        "mutants": options.mutants,
+        "first": options.first,
+        "per_s": options.mutants / (time.monotonic() - start_s),
+        "dead": dead,
+        "frontends": frontends,
+        "statuses": dict(sorted(statuses.items())),
+        "bad": [{"number": each.number, "answer": each.status or each.body} for each in bad],
+    }
 
 
 def send_mutants(port: int, seeds: Seeds, numbers: range) -> list[Sent]:
@@ -184,7 +194,7 @@ def send_mutants(port: int, seeds: Seeds, numbers: range) -> list[Sent]:
         load = Load(port, CONNECTIONS, way=way, timeout_s=TIMEOUT_S)
         left = [number for number in numbers if (KINDS[number % len(KINDS)] == "head") == (way == "close")]
         for _ in range(MOST_TRIES):
-            sent |= {one.number: one for one in send_each(load, ((n, seeds.mutant(n)) for n in left)).sent}
+            sent |= {each.number: each for each in send_each(load, ((n, seeds.mutant(n)) for n in left)).sent}
             left = [number for number in left if sent[number].status == 503]
     return list(sent.values())
 
@@ -198,9 +208,12 @@ def is_bad(sent: Sent, seeds: Seeds) -> bool:
     return sent.status not in ALLOWED or ALLOWED[sent.status] not in seeds.mutant(sent.number)
 
 
-def save_bad(setup: Setup, seeds: Seeds, bad: Sequence[dict[str, Any]]) -> None:
-    """Write the failed requests beside the result file."""
-    folder = setup.options.output.parent / "hostile-mutants"
-    for each in bad:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / f"{each['number']}.http").write_bytes(seeds.mutant(each["number"]))
+def section(document: Document) -> str:
+    """How often each answer came, and the failures."""
+    rows = [{"status": status, "count": count} for status, count in document["statuses"].items()]
+    bad = ", ".join(f"{each['number']} ({each['answer']})" for each in document["bad"][:20]) or "none"
+    how = (
+        "{mutants:,} mutants from number {first:,}, {per_s:.0f} a second. Failures of the server: "
+        f"{len(document['bad'])}, by number: {bad}. Servers that died: {{dead}}."
+    )
+    return section_of(document, table({"answer": "{status}", "mutants": "{count:,}"}, rows), how)

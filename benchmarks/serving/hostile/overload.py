@@ -1,24 +1,23 @@
-"""Overload: goodput beyond capacity, and probes beside it. Fairness: an honest client beside a greedy one."""
+"""Overload: goodput beyond capacity, and probes of /livez beside it."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.figures import percentile, spread
-from benchmarks.harness.open_loop import REFUSALS, Load, LoadResult, run_load
+from benchmarks.harness.figures import Columns, Document, percentile, spreads, table
+from benchmarks.harness.figures import section as section_of
+from benchmarks.harness.open_loop import Load, LoadResult, run_load, service_figures, start_load
 from benchmarks.harness.results import say
-from benchmarks.serving.hostile.setup import HONEST_SOURCE, LIVEZ, PROBES_PER_S, Setup
+from benchmarks.serving.hostile.setup import HONEST_SOURCE, LIVEZ, PROBES_PER_S, HostileSetup
 
 CONNECTIONS = 64
 TIMES_CAPACITY = (2.0, 5.0)
 # Most connections of an open loop; file descriptors are limited too.
 MOST_CONNECTIONS = 3000
-HONEST_SHARE = 0.2
 WARMUP_S = 1.0
 
 
@@ -50,84 +49,57 @@ class OverloadRound(LoadRound):
     livez_lost: float
 
 
-@dataclass(frozen=True)
-class FairnessRound(LoadRound):
-    """The honest client's load. greedy_per_s: predictions a second for the greedy client."""
-
-    greedy_per_s: float
+MeasureRound = Callable[[HostileSetup, int, Path, int], Sequence[LoadRound]]
 
 
-MeasureRound = Callable[[Setup, int, Path, int], Sequence[LoadRound]]
-
-
-def measure_overload(setup: Setup) -> dict[str, Any]:
+def measure(setup: HostileSetup) -> dict[str, Any]:
     """In each round: the closed loop, then open loops at multiples of its rate."""
     return {**measure_rounds(setup, "overload", overload_round), "probes_per_s": PROBES_PER_S}
 
 
-def measure_fairness(setup: Setup) -> dict[str, Any]:
-    """In each round: an honest client alone, then beside a client in a closed loop."""
-    return {**measure_rounds(setup, "fairness", fairness_round), "honest_share": HONEST_SHARE}
-
-
-def measure_rounds(setup: Setup, part: str, measure: MeasureRound) -> dict[str, Any]:
+def measure_rounds(setup: HostileSetup, part: str, measure_round: MeasureRound) -> dict[str, Any]:
     """All rounds with each number of frontends, and a row for each load."""
     options, rows = setup.options, list[dict[str, Any]]()
     for frontends in options.frontend_counts(part):
         rounds = []
-        with setup.serve(frontends) as server:
+        with setup.frontends(frontends) as server:
             for number in range(options.rounds):
-                rounds.append(measure(setup, server.port, setup.picture_requests(), number))
+                rounds.append(measure_round(setup, server.port, setup.picture_requests(), number))
                 say(rounds[-1])
-        rows += [{"frontends": frontends, **summarize(some)} for some in zip(*rounds, strict=True)]
+        for loads in zip(*rounds, strict=True):
+            names = [field.name for field in fields(loads[0]) if field.name != "load"]
+            rows.append({"frontends": frontends, "load": loads[0].load, **spreads(loads, *names)})
     return {"connections": CONNECTIONS, "seconds": options.seconds, "rounds_each": options.rounds, "rows": rows}
 
 
-def overload_round(setup: Setup, port: int, folder: Path, number: int) -> list[OverloadRound]:
-    """The closed loop and each open loop, with probes beside them."""
+def overload_round(setup: HostileSetup, port: int, folder: Path, number: int) -> list[OverloadRound]:
+    """The closed loop and each open loop, with probes of /livez beside them, each on a new connection."""
     seconds, capacity, rounds = setup.options.seconds, 0.0, []
     for times in (0.0, *TIMES_CAPACITY):
+        load = Load(port, CONNECTIONS, seconds, warmup_s=WARMUP_S)
         if times:
-            rate, name = times * capacity, f"{times:g} c"
-            load = Load(port, MOST_CONNECTIONS, seconds, rate, WARMUP_S, timeout_s=30.0, seed=number)
-        else:
-            name, load = "closed", Load(port, CONNECTIONS, seconds, warmup_s=WARMUP_S)
-        result, livez = run_with_probes(setup, load, folder)
+            load = Load(port, MOST_CONNECTIONS, seconds, times * capacity, WARMUP_S, timeout_s=30.0, seed=number)
+        timing = (load.length_s, PROBES_PER_S)
+        probes = Load(port, 200, *timing, evenly=True, source=HONEST_SOURCE, timeout_s=30.0)
+        finish_probes = start_load(probes, setup.write("livez", [LIVEZ]))
+        result, looks = run_load(load, folder), finish_probes().sent
         capacity = capacity or capacity_of(result)
-        rounds.append(OverloadRound(name, *load_figures(result, capacity), *livez))
+        late_ms = [1e3 * look.latency_s for look in looks]
+        each = OverloadRound(
+            f"{times:g} c" if times else "closed",
+            **load_figures(result, capacity),
+            livez_p99_ms=percentile(late_ms, 99),
+            livez_max_ms=max(late_ms),
+            livez_lost=sum(look.status != 200 for look in looks),
+        )
+        rounds.append(each)
     return rounds
-
-
-def fairness_round(setup: Setup, port: int, folder: Path, number: int) -> list[FairnessRound]:
-    """The honest client alone and beside the greedy one."""
-    greedy = Load(port, CONNECTIONS, setup.options.seconds, warmup_s=WARMUP_S)
-    capacity = capacity_of(run_load(greedy, folder))
-    timing = (setup.options.seconds, HONEST_SHARE * capacity, WARMUP_S)
-    honest = Load(port, CONNECTIONS, *timing, source=HONEST_SOURCE, seed=number)
-    alone = FairnessRound("alone", *load_figures(run_load(honest, folder), capacity), 0.0)
-    with ThreadPoolExecutor(1) as pool:
-        other = pool.submit(run_load, greedy, folder)
-        both = run_load(honest, folder)
-        greedy_per_s = answered_per_s(other.result())
-    return [alone, FairnessRound("beside", *load_figures(both, capacity), greedy_per_s)]
-
-
-def run_with_probes(setup: Setup, load: Load, folder: Path) -> tuple[LoadResult, tuple[float, float, float]]:
-    """A load; and p99, maximum and losses of /livez beside it, on a new connection for each probe."""
-    timing = (load.length_s, PROBES_PER_S)
-    probes = Load(load.port, 200, *timing, evenly=True, source=HONEST_SOURCE, timeout_s=30.0)
-    with ThreadPoolExecutor(1) as pool:
-        probing = pool.submit(run_load, probes, setup.requests("livez", LIVEZ))
-        result = run_load(load, folder)
-        sent = probing.result().sent
-    late_ms = [1e3 * one.latency_s for one in sent]
-    return result, (percentile(late_ms, 99), max(late_ms), sum(one.status != 200 for one in sent))
 
 
 def answered_per_s(result: LoadResult) -> float:
     """Predictions a second, counted when they came, without the warm-up."""
     load = result.load
-    count = sum(load.warmup_s <= one.done_s < load.length_s for one in result.sent if one.status == 200)
+    count = sum(load.warmup_s <= sent.done_s < load.length_s for sent in result.sent if sent.status == 200)
     return count / load.duration_s
 
 
@@ -138,24 +110,40 @@ def capacity_of(closed: LoadResult) -> float:
     return capacity
 
 
-def load_figures(result: LoadResult, capacity: float) -> tuple[float, float, float, float, float, float, float, float]:
+def load_figures(result: LoadResult, capacity: float) -> dict[str, float]:
     """The fields of `LoadRound` after its name."""
-    due, goodput = result.measured(), answered_per_s(result)
-    late_ms = [1e3 * one.latency_s for one in due if one.status == 200]
-    refused = sum(one.status in REFUSALS for one in due)
-    return (
-        goodput,
-        goodput / capacity,
-        len(late_ms) / len(due),
-        percentile(late_ms, 50),
-        percentile(late_ms, 99),
-        refused / len(due),
-        len(due) - refused - len(late_ms),
-        result.load_cpu_s / result.load.length_s,
+    service, goodput_per_s = service_figures(result.measured(), result.load.duration_s), answered_per_s(result)
+    return {
+        "goodput_per_s": goodput_per_s,
+        "of_capacity": goodput_per_s / capacity,
+        "answered": service.answered_per_s / service.offered_per_s,
+        "p50_ms": service.p50_ms,
+        "p99_ms": service.p99_ms,
+        "refused": service.refused,
+        "broken": service.failed,
+        "load_cores": result.load_cpu_s / result.load.length_s,
+    }
+
+
+def section(document: Document) -> str:
+    """The table."""
+    columns: Columns = {
+        "load": "{load}",
+        "frontends": "{frontends}",
+        "answers/s": "{goodput_per_s:.0f}",
+        "of c": "{of_capacity:.2f×}",
+        "p99 of answers, ms": "{p99_ms:.0f}",
+        "refused": "{refused[median]:.0%}",
+        "broken": "{broken[max]:.0f}",
+        "/livez p99, ms": "{livez_p99_ms:.0f}",
+        "max": "{livez_max_ms[max]:.0f}",
+        "lost": "{livez_lost[max]:.0f}",
+        "client, cores": "{load_cores:.2f}",
+    }
+    how = (
+        "c: closed loop of {connections} connections, in the same round; then Poisson arrivals at 2 c and 5 c, timed "
+        "from when they were due. Median (least–most) of {rounds_each} rounds of {seconds:g} s. Broken: most without "
+        "an answer in a round. /livez: {probes_per_s:g} times a second, each on a connection of its own. Client: "
+        "cores that the load generator took from the server."
     )
-
-
-def summarize(rounds: Sequence[LoadRound]) -> dict[str, Any]:
-    """One load over all rounds: medians and extremes."""
-    names = [field.name for field in fields(rounds[0]) if field.name != "load"]
-    return {"load": rounds[0].load, **{name: spread(getattr(each, name) for each in rounds) for name in names}}
+    return section_of(document, table(columns, document["rows"]), how)

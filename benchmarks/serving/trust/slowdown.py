@@ -9,14 +9,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from benchmarks.harness.pictures import Pixels
 from offramp.models.bundle import Bundle
 from offramp.models.preprocess import normalize
+from offramp.training.evaluate.evaluation import ExitLogits, calibrated
 
 
 @dataclass(frozen=True)
@@ -39,16 +38,10 @@ def slow_down(bundle: Bundle, pictures_NHWC: Pixels, attack: SlowdownAttack | No
     return torch.cat([_slow_down_batch(bundle, clean_BHWC, attack, generator) for clean_BHWC in batches]).numpy()
 
 
-def confidences(bundle: Bundle, pictures_NHWC: Pixels, batch_size: int = 256) -> npt.NDArray[np.float32]:
-    """Calibrated confidence of every picture at every exit, (N, K)."""
-    bundle.net.eval()
-    with torch.inference_mode():
-        found = [
-            torch.stack([p_BC.max(dim=1).values for p_BC in _probabilities(bundle, pictures_BHWC)], dim=1)
-            for pictures_BHWC in torch.from_numpy(pictures_NHWC).split(batch_size)
-        ]
-    confidence_NK: npt.NDArray[np.float32] = torch.cat(found).numpy()
-    return confidence_NK
+def probabilities(bundle: Bundle, pictures_BHWC: Tensor) -> Tensor:
+    """Calibrated probabilities of every exit, (K, B, classes)."""
+    logits_KBC = torch.stack(bundle.net(normalize(pictures_BHWC, bundle.preprocessing)).logits)
+    return calibrated(ExitLogits(logits_KBC, torch.empty(0)), bundle.calibration)
 
 
 def _slow_down_batch(bundle: Bundle, clean_BHWC: Tensor, attack: SlowdownAttack, generator: torch.Generator) -> Tensor:
@@ -57,23 +50,10 @@ def _slow_down_batch(bundle: Bundle, clean_BHWC: Tensor, attack: SlowdownAttack,
     moved = (clean + attack.reach * (2.0 * noise - 1.0)).clamp(0.0, 255.0)
     for _ in range(attack.steps):
         moved.requires_grad_(True)
-        (slope,) = torch.autograd.grad(_distance_from_uniform(bundle, moved), moved)
+        early = probabilities(bundle, moved)[:-1]
+        # Cross-entropy of the uniform distribution with each early exit's answer, summed over exits and pictures.
+        distance = -early.clamp_min(1e-12).log().mean(dim=2).sum()
+        (slope,) = torch.autograd.grad(distance, moved)
         moved = moved.detach() - attack.step * slope.sign()
         moved = torch.minimum(torch.maximum(moved, clean - attack.reach), clean + attack.reach).clamp(0.0, 255.0)
     return moved.detach().round().to(torch.uint8)
-
-
-def _distance_from_uniform(bundle: Bundle, pictures_BHWC: Tensor) -> Tensor:
-    """Cross-entropy of the uniform distribution with each early exit's answer, summed over exits and pictures."""
-    early = _probabilities(bundle, pictures_BHWC)[:-1]
-    return -torch.stack([p_BC.clamp_min(1e-12).log().mean(dim=1) for p_BC in early]).sum()
-
-
-def _probabilities(bundle: Bundle, pictures_BHWC: Tensor) -> list[Tensor]:
-    """Calibrated probabilities of every exit, (B, classes)."""
-    calibration, accumulated_BC, found = bundle.calibration, None, []
-    logits = bundle.net(normalize(pictures_BHWC, bundle.preprocessing)).logits
-    for exit, logits_BC in enumerate(logits, start=1):
-        accumulated_BC = calibration.accumulate(exit, accumulated_BC, logits_BC)
-        found.append(calibration.probabilities(exit, accumulated_BC))
-    return found

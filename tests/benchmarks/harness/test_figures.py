@@ -1,11 +1,12 @@
 """Percentiles, spreads, order of rounds, templates and tables."""
 
 import math
-from collections import Counter
+from functools import partial
+from types import SimpleNamespace
 
 import pytest
 
-from benchmarks.harness.figures import Columns, Spread, fill, interleaved, percentile, ratios, spread, table
+from benchmarks.harness.figures import Columns, Spread, fill, interleave, percentile, ratios, spread, spreads, table
 
 SPREAD = {"median": 1.9, "min": 1.8, "max": 2.04}
 
@@ -29,11 +30,24 @@ def test_ratios_are_taken_within_a_round_before_their_median() -> None:
     assert ratios([200, 30, 50], [100, 10, 50]) == Spread(2.0, 1.0, 3.0)
 
 
-def test_rounds_hold_every_way_once_and_begin_with_another_each_time() -> None:
-    turns = list(interleaved((0.0, 0.5, 1.0), 4))
-    assert Counter(turns) == {(index, t): 1 for index in range(4) for t in (0.0, 0.5, 1.0)}
-    assert [t for _, t in turns[::3]] == [0.0, 0.5, 1.0, 0.0]
-    assert [index for index, _ in turns] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+def test_spreads_leave_unknown_values_out() -> None:
+    records = [SimpleNamespace(a=1.0, b=None, c=math.nan), SimpleNamespace(a=3.0, b=2.0, c=None)]
+    assert spreads(records, "a", "b", "c") == {"a": Spread(2.0, 1.0, 3.0), "b": Spread(2.0, 2.0, 2.0), "c": None}
+
+
+def test_rounds_hold_every_way_once_and_begin_with_another_each_time(capsys: pytest.CaptureFixture[str]) -> None:
+    turns: list[tuple[int, float]] = []
+
+    def measure(way: float, number: int) -> float:
+        turns.append((number, way))
+        return way + number
+
+    results = interleave({way: partial(measure, way) for way in (0.0, 0.5, 1.0)}, 4)
+    assert sorted(turns) == [(number, way) for number in range(4) for way in (0.0, 0.5, 1.0)]
+    assert [way for _, way in turns[::3]] == [0.0, 0.5, 1.0, 0.0]
+    assert [number for number, _ in turns] == [0] * 3 + [1] * 3 + [2] * 3 + [3] * 3
+    assert results == {way: [way + number for number in range(4)] for way in (0.0, 0.5, 1.0)}
+    assert "round 3, 0.5: 3.5" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize(

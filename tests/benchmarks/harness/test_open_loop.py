@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.client import send, send_each
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.open_loop import (
     BROKEN,
@@ -22,8 +23,7 @@ from benchmarks.harness.open_loop import (
     Sent,
     poisson_arrivals,
     run_load,
-    send,
-    send_each,
+    service_figures,
 )
 from benchmarks.harness.requests import prediction, write_requests
 from benchmarks.harness.server import free_port
@@ -112,6 +112,23 @@ def test_figures_leave_the_warm_up_out_and_count_from_when_a_request_was_due() -
     assert (figures.cpu_ms, figures.load_cpu_ms) == pytest.approx((2.0, 100.0))
     with pytest.raises(BenchmarkError, match="answered none of 2 requests"):
         replace(result, sent=sent[3:]).figures()
+
+
+def test_goodput_counts_answers_in_time_and_separates_refusals_from_failures() -> None:
+    sent = (
+        Sent(0, 0.5, 0.5, 0.6, 200),
+        Sent(0, 1.0, 1.0, 1.1, 200),
+        Sent(1, 1.5, 1.6, 2.0, 200),
+        Sent(2, 2.0, 2.0, 2.1, 503),
+        Sent(3, 2.0, 2.0, 2.1, 429),
+        Sent(4, 2.0, 2.0, 2.1, 0),
+    )
+    counted = LoadResult(Load(1, 1, 2.0, 1.0, warmup_s=1.0), sent, 0.0, 0.0).measured()
+    assert counted == sent[1:]
+    figures = service_figures(counted, 2.0, 0.2)
+    assert (figures.offered_per_s, figures.answered_per_s, figures.goodput) == (2.5, 1.0, 0.5)
+    assert (figures.refused, figures.failed) == (0.4, 1)
+    assert (figures.p50_ms, figures.p99_ms) == pytest.approx((100.0, 500.0))
 
 
 def test_the_client_records_what_became_of_each_request() -> None:

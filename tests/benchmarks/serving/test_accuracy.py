@@ -8,14 +8,15 @@ import numpy as np
 import pytest
 
 from benchmarks.harness.errors import BenchmarkError
+from benchmarks.harness.figures import fill
 from benchmarks.harness.pictures import TestPictures
 from benchmarks.options import AccuracyOptions
 from benchmarks.serving.accuracy import (
+    DIFFERENCE,
     Difference,
     Reference,
     compare,
     conclude,
-    describe,
     differences,
     exit_counters,
     largest_confidence_difference,
@@ -40,18 +41,17 @@ def test_equal_answers_show_no_difference() -> None:
 
 
 def test_another_exit_is_as_distant_as_the_shallower_confidence_from_the_threshold() -> None:
-    (found,) = differences([answer(1, 3, 1)], reference(), 0.5)
-    assert (found.picture, found.served_exit, found.evaluated_exit) == (1, 3, 1)
-    assert found.distance == pytest.approx(0.4)
-    assert "picture 1 at threshold 0.5: served exit 3 class 1, evaluated exit 1 class 1; 4.0e-01" in describe(
-        vars(found)
-    )
+    (different,) = differences([answer(1, 3, 1)], reference(), 0.5)
+    assert (different.picture, different.served_exit, different.evaluated_exit) == (1, 3, 1)
+    assert different.distance == pytest.approx(0.4)
+    sentence = fill(DIFFERENCE, vars(different))
+    assert sentence.startswith("picture 1 at threshold 0.5: served exit 3 class 1, evaluated exit 1 class 1; 4.0e-01")
 
 
 def test_another_class_is_as_distant_as_the_runner_up() -> None:
-    (found,) = differences([answer(2, 1, 0)], reference(), 0.5)
-    assert (found.served_class_id, found.evaluated_class_id) == (0, 2)
-    assert found.distance == pytest.approx(0.65)
+    (different,) = differences([answer(2, 1, 0)], reference(), 0.5)
+    assert (different.served_class_id, different.evaluated_class_id) == (0, 2)
+    assert different.distance == pytest.approx(0.65)
 
 
 def test_confidences_are_compared_at_the_exit_that_was_served() -> None:
@@ -76,7 +76,7 @@ def difference(distance: float) -> Difference:
 
 
 @pytest.mark.parametrize(
-    ("found", "answered", "counted", "agrees"),
+    ("different", "answered", "counted", "agrees"),
     [
         ([], {1: 3}, {1: 3, 2: 0}, True),
         ([difference(1e-6)], {1: 3}, {1: 3}, True),
@@ -86,9 +86,9 @@ def difference(distance: float) -> Difference:
     ],
 )
 def test_only_rounding_and_exact_counters_agree(
-    found: list[Difference], answered: dict[int, int], counted: dict[int, int], agrees: bool
+    different: list[Difference], answered: dict[int, int], counted: dict[int, int], agrees: bool
 ) -> None:
-    assert conclude(found, answered, counted)[1] is agrees
+    assert conclude(different, answered, counted)[1] is agrees
 
 
 def compared(running: Any, pictures: TestPictures, thresholds: str = "0.5,1") -> dict[str, Any]:

@@ -29,7 +29,7 @@ def test_pictures_keep_their_form_and_suffer_more_with_severity(kind: str, pictu
 
 def test_noise_has_the_published_deviation() -> None:
     grey = np.full((4, 32, 32, 3), 128, np.uint8)
-    for severity, deviation in zip(SEVERITIES, CORRUPTIONS["gaussian noise"].parameters, strict=True):
+    for severity, deviation in zip(SEVERITIES, (0.04, 0.06, 0.08, 0.09, 0.10), strict=True):
         assert corrupt(grey, "gaussian noise", severity).std() / 255 == pytest.approx(deviation, rel=0.05)
 
 

@@ -8,7 +8,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +23,8 @@ from benchmarks.harness.server import Server, offramp_server
 from benchmarks.options import HOSTILE_PARTS, HostileOptions, parse_names
 from benchmarks.serving.hostile import bombs, faults
 from benchmarks.serving.hostile.mutants import KINDS, Seeds, is_bad, with_check_sums
-from benchmarks.serving.hostile.overload import measure_overload
-from benchmarks.serving.hostile.parts import MEASURE, measure_part
-from benchmarks.serving.hostile.report import hostile_section
-from benchmarks.serving.hostile.setup import Setup
+from benchmarks.serving.hostile.setup import HostileSetup
+from benchmarks.tables import fill_document
 from offramp.models.bundle import save_bundle
 from tests.benchmarks.raw_server import ERROR, OK, RawServer
 from tests.benchmarks.served_here import served_here
@@ -50,9 +48,11 @@ def here(model: Path | None, *options: str) -> Iterator[Server]:
         yield ServedHere(server.port)
 
 
-def measured(setup: Setup, name: str) -> dict[str, Any]:
-    """One part as it is read from its file."""
-    part: dict[str, Any] = json.loads(json.dumps(measure_part(setup, name), default=asdict))
+def measure(setup: HostileSetup, name: str) -> dict[str, Any]:
+    """Measure one part and read it from its file."""
+    options = replace(setup.options, only=name)
+    replace(setup, options=options).publish("hostile", HOSTILE_PARTS)
+    part: dict[str, Any] = json.loads(options.output.read_text())["parts"][name]
     return part
 
 
@@ -64,7 +64,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def setup(tiny: Path, tmp_path: Path) -> Setup:
+def setup(tiny: Path, tmp_path: Path) -> HostileSetup:
     options = HostileOptions(
         model=tiny,
         frontends="0",
@@ -77,24 +77,24 @@ def setup(tiny: Path, tmp_path: Path) -> Setup:
         output=tmp_path / "results" / "hostile.json",
     )
     png = as_png(np.random.default_rng(0).integers(0, 256, (4, 32, 32, 3), np.uint8))
-    return Setup(options, png, tmp_path / "requests", here)
+    return HostileSetup(options=options, png=png, folder=tmp_path / "requests", start=here)
 
 
-def facing(setup: Setup, answer: Callable[[bytes], bytes | None]) -> Setup:
+def facing(setup: HostileSetup, answer: Callable[[bytes], bytes | None]) -> HostileSetup:
     start: Any = lambda *_: RawServer(answer)  # noqa: E731
     return replace(setup, start=start)
 
 
 @pytest.mark.parametrize("name", HOSTILE_PARTS)
-def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: Setup, name: str) -> None:
+def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: HostileSetup, name: str) -> None:
     if name == "faults":
         setup = replace(setup, start=offramp_server)
     if name == "fairness":
         # On a busy machine a greedy client may get no answer in half a second.
         setup = replace(setup, options=replace(setup.options, seconds=2.0))
-    part = measured(setup, name)
-    assert set(MEASURE) == set(HOSTILE_PARTS)
-    lines = [line for line in hostile_section(part).splitlines() if line.startswith("|")]
+    part, output = measure(setup, name), setup.options.output
+    text = fill_document(f"<!-- results: {output.name}#{name} -->\n<!-- end of results -->", output.parent)
+    lines = [line for line in text.splitlines() if line.startswith("|")]
     assert len({line.count("|") for line in lines}) == 1
     CHECKS[name](part)
 
@@ -143,7 +143,7 @@ CHECKS = {
 }
 
 
-def test_photographs_that_are_not_answered_beside_an_attack_are_lost(setup: Setup) -> None:
+def test_photographs_that_are_not_answered_beside_an_attack_are_lost(setup: HostileSetup) -> None:
     attacked = threading.Event()
 
     def answer(request: bytes) -> bytes:
@@ -153,11 +153,11 @@ def test_photographs_that_are_not_answered_beside_an_attack_are_lost(setup: Setu
         return ERROR if attacked.is_set() else OK
 
     setup = replace(setup, options=replace(setup.options, attacks="WebP of 34 bytes"))
-    (row,) = measured(facing(setup, answer), "attacks")["rows"]
+    (row,) = measure(facing(setup, answer), "attacks")["rows"]
     assert row["lost"] == {"500": 10}
 
 
-def test_errors_of_a_server_and_lost_probes_are_no_goodput(setup: Setup) -> None:
+def test_errors_of_a_server_and_lost_probes_are_no_goodput(setup: HostileSetup) -> None:
     turns, one_by_one = iter(range(10**9)), threading.Lock()
 
     def answer(request: bytes) -> bytes | None:
@@ -167,15 +167,15 @@ def test_errors_of_a_server_and_lost_probes_are_no_goodput(setup: Setup) -> None
             time.sleep(0.005)
             return (OK, ERROR)[next(turns) % 2]
 
-    rows = json.loads(json.dumps(measure_overload(facing(setup, answer)), default=asdict))["rows"]
+    rows = measure(facing(setup, answer), "overload")["rows"]
     assert all(row["broken"]["min"] > 0 and row["livez_lost"]["min"] > 0 for row in rows)
     assert rows[0]["answered"]["median"] == pytest.approx(0.5, abs=0.2)
 
 
-def test_a_server_that_answers_nothing_has_no_capacity(setup: Setup) -> None:
+def test_a_server_that_answers_nothing_has_no_capacity(setup: HostileSetup) -> None:
     for part in ("overload", "fairness"):
         with pytest.raises(BenchmarkError, match="answered none"):
-            measured(facing(setup, lambda _: ERROR), part)
+            measure(facing(setup, lambda _: ERROR), part)
 
 
 def answer_to(number: int, class_id: int, probability: float, waited_s: float = 0.0, exit: int = 4) -> Sent:
@@ -205,7 +205,7 @@ def test_readiness_counts_from_the_first_and_the_last_signal() -> None:
     assert faults.readiness(replace(seen, sent=seen.sent[4:]), (1.5,)) == {"red_s": None, "green_s": None}
 
 
-def test_mutants_that_fail_are_listed_and_kept_and_dead_servers_counted(setup: Setup) -> None:
+def test_mutants_that_fail_are_listed_and_kept_and_dead_servers_counted(setup: HostileSetup) -> None:
     seen = iter(range(10**9))
     servers: list[RawServer] = []
 
@@ -220,15 +220,15 @@ def test_mutants_that_fail_are_listed_and_kept_and_dead_servers_counted(setup: S
         return servers[-1]
 
     setup = replace(setup, options=replace(setup.options, mutants=64, first=1000), start=start)
-    part = measured(setup, "mutants")
+    part = measure(setup, "mutants")
     assert part["dead"] == 1
-    assert {one["answer"] for one in part["bad"]} >= {500, BROKEN}
-    (failed,) = (one["number"] for one in part["bad"] if one["answer"] == 500)
-    kept = setup.options.output.parent / "hostile-mutants" / f"{failed}.http"
-    assert kept.read_bytes() == Seeds(setup.png).mutant(failed)
+    assert {each["answer"] for each in part["bad"]} >= {500, BROKEN}
+    (failed,) = (each["number"] for each in part["bad"] if each["answer"] == 500)
+    saved = setup.options.output.parent / "hostile-mutants" / f"{failed}.http"
+    assert saved.read_bytes() == Seeds(setup.png).mutant(failed)
 
 
-def test_silence_is_a_failure_and_so_is_an_end_of_the_connection_where_the_head_was_whole(setup: Setup) -> None:
+def test_silence_is_a_failure_and_so_is_an_end_of_the_connection_where_the_head_was_whole(setup: HostileSetup) -> None:
     seeds, head = Seeds(setup.png), KINDS.index("head")
     bad = [
         (body, status, kind)
@@ -242,7 +242,7 @@ def test_silence_is_a_failure_and_so_is_an_end_of_the_connection_where_the_head_
     ]
 
 
-def test_a_mutant_is_a_function_of_its_number(setup: Setup) -> None:
+def test_a_mutant_is_a_function_of_its_number(setup: HostileSetup) -> None:
     first, second = Seeds(setup.png), Seeds(setup.png)
     assert [first.mutant(n) for n in range(400)] == [second.mutant(n) for n in reversed(range(400))][::-1]
     assert len({first.mutant(n) for n in range(400)}) > 390
@@ -250,7 +250,7 @@ def test_a_mutant_is_a_function_of_its_number(setup: Setup) -> None:
     assert all(b"\r\n\r\n" in mutant for mutant in whole)
 
 
-def test_check_sums_are_made_right(setup: Setup) -> None:
+def test_check_sums_are_made_right(setup: HostileSetup) -> None:
     png = setup.png[0]
     assert with_check_sums(png) == png
     broken = png[:60] + bytes((png[60] ^ 1,)) + png[61:]

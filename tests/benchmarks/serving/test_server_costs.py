@@ -21,7 +21,7 @@ from tests.bundles import tiny_bundle
 
 @pytest.mark.usefixtures("wrk")
 def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(tmp_path: Path) -> None:
-    started: list[str] = []
+    started: list[tuple[str, ...]] = []
     save_bundle(tiny_bundle(), tmp_path / "tiny", "A card.")
     options = ServerCostsOptions(
         model=tmp_path / "tiny", thresholds="0.5,1", frontends="0", rounds=1, seconds=1, requests=1000
@@ -31,15 +31,15 @@ def test_a_whole_measurement_gives_a_document_that_is_json_and_renders(tmp_path:
 
         @contextmanager
         def the_same(model: Path, *flags: str) -> Iterator[Server]:
-            started.append(flags[-1])
+            started.append(flags)
             yield server
 
         try:
             document: dict[str, Any] = json.loads(json.dumps(measure(options, png, the_same), default=asdict))
         finally:
             gc.unfreeze()
-    # For readiness, one alone, CPU, the frontends and memory.
-    assert started == ["0"] * 5
+    # For readiness, costs by threshold, the frontends and memory.
+    assert started == [(), (), ("--frontends", "0"), ()]
     assert document["served"] == "tiny 1"
     assert document["startup"]["ready_s"]["median"] > 0.0
     for row in document["alone"]:

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 
-from benchmarks.serving.trust.slowdown import SlowdownAttack, confidences, slow_down
+from benchmarks.serving.trust.slowdown import SlowdownAttack, probabilities, slow_down
 from offramp.models.bundle import EMBEDDED, Bundle, load_bundle
 from offramp.models.cost import count_cost
 from offramp.models.exit_policy import ExitRule, exits_taken
@@ -37,6 +38,12 @@ def depths(data_root: Path) -> Depths:
         tuple(spent[exit - 1] for exit in taken(bundle, slow_down(bundle, clean_NHWC, SlowdownAttack(steps=STEPS)))),
         spent[-1],
     )
+
+
+def confidences(bundle: Bundle, pictures_NHWC: np.ndarray) -> np.ndarray:
+    bundle.net.eval()
+    with torch.inference_mode():
+        return probabilities(bundle, torch.from_numpy(pictures_NHWC)).amax(dim=2).T.numpy()
 
 
 def taken(bundle: Bundle, pictures_NHWC: np.ndarray) -> list[int]:

@@ -7,15 +7,16 @@ from typing import Any
 
 import pytest
 
+from benchmarks.harness.closed_loop import LoopFigures
 from benchmarks.harness.pictures import TestPictures
 from benchmarks.options import ThresholdsOptions
-from benchmarks.serving.thresholds import ThresholdRound, conclusions, figures, measure, section
+from benchmarks.serving.thresholds import conclusions, figures, measure, section
 
 SPREAD = {"median": 2.0, "min": 1.5, "max": 2.5}
 
 
-def loop(round: int, threshold: float, throughput: float, p99_ms: float = 5.0, cpu_ms: float = 2.0) -> ThresholdRound:
-    return ThresholdRound(10, 1, throughput, 1.0, 2.0, p99_ms, cpu_ms, 0.3, round, threshold)
+def loop(throughput: float, p99_ms: float = 5.0, cpu_ms: float = 2.0) -> LoopFigures:
+    return LoopFigures(10, 1, throughput, 1.0, 2.0, p99_ms, cpu_ms, 0.3)
 
 
 def row(threshold: float, ratio: tuple[float, float, float] = (1.0, 1.0, 1.0), **changes: Any) -> dict[str, Any]:
@@ -56,9 +57,8 @@ def document(**changes: Any) -> dict[str, Any]:
 
 
 def test_ratios_are_taken_within_a_round_before_their_median() -> None:
-    closed = [loop(0, 0.5, 200), loop(0, 1.0, 100), loop(1, 1.0, 10), loop(1, 0.5, 30), loop(2, 0.5, 50)]
-    closed.append(loop(2, 1.0, 50))
-    line = figures(0.5, closed, [loop(0, 0.5, 7, p99_ms=9.0), loop(1, 0.5, 7, p99_ms=4.0)])
+    closed = {0.5: [loop(200), loop(30), loop(50)], 1.0: [loop(100), loop(10), loop(50)]}
+    line = figures(0.5, closed, {0.5: [loop(7, p99_ms=9.0), loop(7, p99_ms=4.0)]})
     assert asdict(line["ratio"]) == {"median": 2.0, "min": 1.0, "max": 3.0}
     assert asdict(line["throughput"]) == {"median": 50, "min": 30, "max": 200}
     assert asdict(line["p99_ms"]) == {"median": 6.5, "min": 4.0, "max": 9.0}
@@ -66,8 +66,7 @@ def test_ratios_are_taken_within_a_round_before_their_median() -> None:
 
 
 def test_server_cpu_is_absent_where_the_server_was_started_elsewhere() -> None:
-    nan = float("nan")
-    assert figures(1.0, [loop(0, 1.0, 5, cpu_ms=nan)], [loop(0, 1.0, 5)])["server_cpu_ms"] is None
+    assert figures(1.0, {1.0: [loop(5, cpu_ms=float("nan"))]}, {1.0: [loop(5)]})["server_cpu_ms"] is None
 
 
 @pytest.mark.usefixtures("wrk")
@@ -85,7 +84,7 @@ def test_a_whole_benchmark_gives_a_document_that_is_json_and_renders(
     assert (document["served"], document["pictures"], document["open_loop_rate"]) == ("small 7", 3, 100.0)
     assert {"machine", "versions", "date", "command", "rounds", "options"} <= document.keys()
     assert "100 / 0 / 0 / 0" in section(document)
-    assert capsys.readouterr().err.count("round=0") == 4
+    assert capsys.readouterr().err.count("round 0, ") == 4
 
 
 def test_a_line_shows_median_and_extremes_share_and_errors() -> None:

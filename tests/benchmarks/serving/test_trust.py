@@ -1,18 +1,17 @@
 """Parts of `offramp bench trust`: whole small measurements of real servers, and their pieces."""
 
 import json
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
-from benchmarks.harness.closed_loop import LoopFigures
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.open_loop import Load, LoadResult, Sent
+from benchmarks.harness.open_loop import Sent
 from benchmarks.harness.pictures import TestPictures, as_png
-from benchmarks.options import TrustOptions
+from benchmarks.options import TRUST_PARTS, TrustOptions
 from benchmarks.serving.answers import (
     Answer,
     accuracy,
@@ -25,13 +24,11 @@ from benchmarks.serving.answers import (
     reasons,
     total,
 )
-from benchmarks.serving.trust.audit import summarize
+from benchmarks.serving.trust.audit import repeat
 from benchmarks.serving.trust.brownout import Level, level_changes, recovery_s
-from benchmarks.serving.trust.parts import MEASURE, measure_part
 from benchmarks.serving.trust.privacy import auroc
-from benchmarks.serving.trust.report import trust_section
-from benchmarks.serving.trust.setup import Setup, goodput_figures, prepare
-from benchmarks.serving.trust.streams import chunks, repeat
+from benchmarks.serving.trust.setup import TrustSetup, prepare
+from benchmarks.tables import fill_document
 from offramp.models.bundle import save_bundle
 from tests.benchmarks.served_here import served_here
 from tests.bundles import certificate_of_nothing, tiny_bundle
@@ -54,7 +51,7 @@ CERTIFICATE = certificate_of_nothing({0.01: 0.9, 0.05: 0.3})
 
 
 @pytest.fixture
-def setup(tmp_path: Path) -> Setup:
+def setup(tmp_path: Path) -> TrustSetup:
     save_bundle(replace(tiny_bundle(), certificate=CERTIFICATE), tmp_path / "tiny", "A card.")
     options = TrustOptions(
         model=tmp_path / "tiny",
@@ -80,24 +77,24 @@ def setup(tmp_path: Path) -> Setup:
 
 
 @pytest.mark.usefixtures("wrk")
-@pytest.mark.parametrize("name", MEASURE)
-def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: Setup, name: str) -> None:
-    part = json.loads(json.dumps(measure_part(replace(setup, start=served_here), name), default=asdict))
-    text = trust_section(part)
+@pytest.mark.parametrize("name", TRUST_PARTS)
+def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: TrustSetup, name: str) -> None:
+    output = setup.options.output
+    replace(setup, start=served_here, options=replace(setup.options, only=name)).publish("trust", TRUST_PARTS)
+    text = fill_document(f"<!-- results: {output.name}#{name} -->\n<!-- end of results -->", output.parent)
     assert f"tiny 1, calibration {CERTIFICATE.version}" in text
-    lines = [line for line in text.splitlines() if line.startswith("|")]
-    assert len(lines) > 2
-    CHECKS[name](part)
+    assert len([line for line in text.splitlines() if line.startswith("|")]) > 2
+    CHECKS[name](json.loads(output.read_text())["parts"][name])
 
 
-def test_a_server_is_the_command_with_the_options_that_a_part_gives(setup: Setup) -> None:
+def test_a_server_is_the_command_with_the_options_that_a_part_gives(setup: TrustSetup) -> None:
     query = "max_disagreement=0.01"
     with setup.serve("--runner", "torch", "--api-keys", "one") as server:
         with pytest.raises(BenchmarkError, match="20 of 20 requests failed, such as: 401"):
             ask_each(server, setup.requests(query), connections=4)
         answers = ask_each(server, setup.requests(query, key="one"), connections=4)
-    assert [one.picture for one in answers] == [*range(20)]
-    assert {one.class_id for one in answers} <= {0, 1, 2}
+    assert [answer.picture for answer in answers] == [*range(20)]
+    assert {answer.class_id for answer in answers} <= {0, 1, 2}
 
 
 def check_certified(part: dict[str, Any]) -> None:
@@ -162,31 +159,19 @@ def test_answers_are_counted() -> None:
     assert disagreement([], {}) == accuracy([], []) == mean_compute([]) == 0.0
 
 
+def test_only_requests_with_an_answer_are_read() -> None:
+    prediction = {"class_id": 3, "exit": 2, "exit_reason": "confident", "compute": 0.5, "confidence": 0.9}
+    sent = [
+        Sent(n, 0.0, 0.0, 0.0, status, json.dumps({"predictions": [prediction]})) for n, status in ((7, 200), (8, 0))
+    ]
+    assert read_answers(sent) == [Answer(7, 3, 2, "confident", 0.5, 0.9)]
+
+
 def test_metrics_are_summed_over_other_labels() -> None:
     samples = read_metrics(METRICS)
     assert total(samples, "offramp_audited_samples_total") == 7.0
     assert total(samples, "offramp_audit_alarm", promise="0.01") == 1.0
     assert total(samples, "offramp_audit_alarm", promise="0.02") == 0.0
-
-
-def test_goodput_counts_answers_in_time_and_separates_refusals_from_failures() -> None:
-    prediction = {"class_id": 3, "exit": 2, "exit_reason": "confident", "compute": 0.5, "confidence": 0.9}
-    body = json.dumps({"predictions": [prediction]})
-    sent = (
-        Sent(0, 0.5, 0.5, 0.6, 200, body),
-        Sent(0, 1.0, 1.0, 1.1, 200, body),
-        Sent(1, 1.5, 1.6, 2.0, 200, body),
-        Sent(2, 2.0, 2.0, 2.1, 503),
-        Sent(3, 2.0, 2.0, 2.1, 429),
-        Sent(4, 2.0, 2.0, 2.1, 0),
-    )
-    counted = LoadResult(Load(1, 1, 2.0, 1.0, warmup_s=1.0), sent, 0.0, 0.0).measured()
-    assert counted == sent[1:]
-    figures = goodput_figures(counted, 2.0, 0.2)
-    assert (figures.offered_per_s, figures.answered_per_s, figures.goodput) == (2.5, 1.0, 0.5)
-    assert (figures.refused, figures.failed) == (0.4, 1)
-    assert (figures.p50_ms, figures.p99_ms) == pytest.approx((100.0, 500.0))
-    assert read_answers(counted) == [Answer(n, 3, 2, "confident", 0.5, 0.9) for n in (0, 1)]
 
 
 def test_the_course_of_a_level_and_its_recovery() -> None:
@@ -204,15 +189,6 @@ def test_times_reveal_exits_or_do_not() -> None:
     assert auroc([1.0, 2.0], [1, 2], 3) is None
 
 
-def test_the_cost_of_audits_is_a_ratio_within_rounds() -> None:
-    loops = {
-        share: [LoopFigures(1, 0, speed, 1.0, 1.0, 1.0, 1.0, 1.0) for speed in speeds]
-        for share, speeds in ((0.0, (100.0, 200.0)), (0.1, (90.0, 190.0)))
-    }
-    assert asdict(summarize(0.1, loops)["ratio"]) == pytest.approx({"median": 0.925, "min": 0.9, "max": 0.95})
-
-
-def test_a_stream_goes_over_the_pictures_again_in_chunks() -> None:
-    assert list(chunks(5, 2)) == [(0, 2), (2, 4), (4, 5)]
+def test_a_stream_goes_over_the_pictures_again() -> None:
     images_NHWC = np.arange(3, dtype=np.uint8).reshape(3, 1, 1, 1)
     assert repeat(images_NHWC)(2, 5).ravel().tolist() == [2, 0, 1]
