@@ -39,7 +39,6 @@ TRUST_PARTS = ("certified", "audit", "audit-cost", "brownout", "privacy", "attac
 # With the numbers of frontends that each part is measured with.
 HOSTILE_PARTS = {"attacks": "0", "overload": "0", "fairness": "0,2", "faults": "0,2", "mutants": "0"}
 PICTURE_SETS = ("cifar", "photos")
-DISPATCH = ("two-choices", "round-robin")
 
 
 def parse_numbers(option: str, text: str, parse: Callable[[str], Any], least: float, most: float) -> tuple[Any, ...]:
@@ -308,11 +307,8 @@ class SimulateOptions:
     this_machine: Annotated[bool, typer.Option(help="Measure this machine's step costs, and use them too.")] = False
     policy: Annotated[str, typer.Option(help="Policies, separated by commas, or all.")] = "all"
     load: Annotated[str, typer.Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
-    arrivals: Annotated[str, typer.Option(help="poisson, bursts, diurnal, separated by commas, or all.")] = "poisson"
-    clients: Annotated[str, typer.Option(help="Closed loops besides: clients an engine, separated by commas.")] = ""
-    engines: Annotated[str, typer.Option(help="Sizes of the fleet, separated by commas.")] = "1"
-    dispatch: Annotated[str, typer.Option(help="two-choices (the less busy of two) or round-robin.")] = "two-choices"
-    samples: Annotated[int, typer.Option(min=10, help="Requests an engine in each run.")] = 100_000
+    clients: Annotated[str, typer.Option(help="Closed loops besides: numbers of clients, separated by commas.")] = ""
+    samples: Annotated[int, typer.Option(min=10, help="Requests in each run.")] = 100_000
     objective_ms: Annotated[
         float, typer.Option(min=0, help="Latency within which an answer counts; 0: 20 full passes of one picture.")
     ] = 0.0
@@ -325,9 +321,8 @@ class SimulateOptions:
     def __post_init__(self) -> None:
         if not self.profile and not self.this_machine:
             raise ValueError("no profile: give --profile, or --this-machine")
-        for name, parse in (("load", float), ("clients", int), ("engines", int)):
-            self.numbers(name, parse)
-        parse_names("dispatch", self.dispatch, DISPATCH)
+        self.numbers("load", float)
+        self.numbers("clients", int)
 
     def numbers(self, name: str, parse: Callable[[str], Any]) -> tuple[Any, ...]:
         """The list in the option `name`."""
