@@ -383,9 +383,7 @@ class PaperOptions:
     ] = ""
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU, if any.")] = "auto"
     precision: Annotated[str, typer.Option(help="auto, float32 or bfloat16 (autocast).")] = "auto"
-    output: Annotated[Path, typer.Option(help="The JSON file to write; Markdown and plot go beside it.")] = (
-        RESULTS / "paper.json"
-    )
+    output: Output = RESULTS / "paper.json"
 
     def __post_init__(self) -> None:
         for name in ("architectures", "methods", "seeds"):
