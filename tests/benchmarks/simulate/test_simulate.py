@@ -162,8 +162,8 @@ def test_the_conclusions_count_where_the_default_wins_and_names_its_worst_cell()
     place = {"profile": "p", "mix": "m", "arrivals": "poisson"}
     rows = [
         {**place, "load": load, "policy": policy, "goodput": goodput, "p99_ms": p99_ms}
-        for load, ours, theirs in ((0.5, (10.0, 5.0), (10.05, 6.0)), (0.9, (12.0, 8.0), (10.0, 4.0)))
-        for policy, (goodput, p99_ms) in (("cost-model", ours), ("full-first", theirs))
+        for load, default, other in ((0.5, (10.0, 5.0), (10.05, 6.0)), (0.9, (12.0, 8.0), (10.0, 4.0)))
+        for policy, (goodput, p99_ms) in (("cost-model", default), ("full-first", other))
     ]
     (sentence,) = conclusions(rows)
     assert sentence == (
