@@ -42,7 +42,6 @@ TRUST_PARTS = ("certified", "audit", "audit-cost", "brownout", "privacy", "attac
 # By part: the numbers of frontends with which it is measured.
 HOSTILE_PARTS = {"attacks": "0", "overload": "0", "fairness": "0,2", "faults": "0,2", "mutants": "0"}
 PICTURE_SETS = ("cifar", "photos")
-DISPATCH = ("two-choices", "round-robin")
 
 
 def parse_numbers(option: str, text: str, parse: Callable[[str], Any], least: float, most: float) -> tuple[Any, ...]:
@@ -280,24 +279,22 @@ class SimulateOptions:
     this_machine: Annotated[bool, Option(help="Measure this machine's step costs, and use them too.")] = False
     policy: Annotated[str, Option(help="Policies, separated by commas, or all.")] = "all"
     load: Annotated[str, Option(help="Shares of the capacity that are offered.")] = "0.3,0.5,0.7,0.8,0.9,1,1.2"
-    arrivals: Annotated[str, Option(help="poisson, bursts, diurnal, separated by commas, or all.")] = "poisson"
-    clients: Annotated[str, Option(help="Closed loops besides: clients an engine, separated by commas.")] = ""
-    engines: Annotated[str, Option(help="Sizes of the fleet, separated by commas.")] = "1"
-    dispatch: Annotated[str, Option(help="two-choices (the less busy of two) or round-robin.")] = "two-choices"
-    samples: Annotated[int, Option(min=10, help="Requests an engine in each run.")] = 100_000
-    objective_ms: Annotated[float, Option(min=0, help="Longest latency that counts; 0: 20 passes of one picture.")] = (
-        0.0
-    )
-    max_wait_ms: Annotated[float, Option(min=0, help="Longest predicted wait; 0: half the objective.")] = 0.0
+    clients: Annotated[str, Option(help="Closed loops besides: numbers of clients, separated by commas.")] = ""
+    samples: Annotated[int, Option(min=10, help="Requests in each run.")] = 100_000
+    objective_ms: Annotated[
+        float, Option(min=0, help="Latency within which an answer counts; 0: 20 full passes of one picture.")
+    ] = 0.0
+    max_wait_ms: Annotated[
+        float, Option(min=0, help="Predicted wait beyond which a request is refused; 0: half the objective.")
+    ] = 0.0
     seed: Annotated[int, Option(min=0, help="Seed of arrivals and exits.")] = 0
     output: Output = RESULTS / "simulation.json"
 
     def __post_init__(self) -> None:
         if not self.profile and not self.this_machine:
             raise ValueError("no profile: give --profile, or --this-machine")
-        for name, parse in (("load", float), ("clients", int), ("engines", int)):
-            self.numbers(name, parse)
-        parse_names("dispatch", self.dispatch, DISPATCH)
+        self.numbers("load", float)
+        self.numbers("clients", int)
 
     def numbers(self, name: str, parse: Callable[[str], Any]) -> tuple[Any, ...]:
         """The list in the option `name`."""
@@ -341,16 +338,18 @@ class PaperOptions:
     ] = None
     head: Annotated[str, Option(help="Head of the early stages: journal, scan or light.")] = "journal"
     methods: Annotated[str, Option(help="Methods to compare, separated by commas.")] = "baseline,dsn,journal,ours"
-    seeds: Annotated[str, Option(help="Seeds, separated by commas; at least three to compare methods.")] = "0,1,2"
+    seeds: Annotated[str, Option(help="Seeds, separated by commas; three at least to tell methods apart.")] = "0,1,2"
     recipe: Annotated[str, Option(help="Length, schedule and augmentation, the same for every method.")] = "fast"
     epochs: Annotated[int | None, Option(min=1, help="Length of each run; default: the recipe's.")] = None
-    hours: Annotated[float, Option(min=0, help="Stop training after so long; the next call goes on. 0: no limit.")] = (
-        0.0
-    )
-    backbones: Annotated[str, Option(help="Python files or modules with own networks, separated by commas.")] = ""
-    device: Device = "auto"
+    hours: Annotated[
+        float, Option(min=0, help="Stop training after this long; the next call continues. 0: no limit.")
+    ] = 0.0
+    backbones: Annotated[
+        str, Option(help="Python files or modules with networks of one's own, separated by commas.")
+    ] = ""
+    device: Annotated[str, Option(help="auto, cpu, cuda or cuda:N; auto takes the first GPU, if any.")] = "auto"
     precision: Annotated[str, Option(help="auto, float32 or bfloat16 (autocast).")] = "auto"
-    output: OutputBeside = RESULTS / "paper.json"
+    output: Output = RESULTS / "paper.json"
 
     def __post_init__(self) -> None:
         for name in ("architectures", "methods", "seeds"):

@@ -1,9 +1,9 @@
-"""Offramp beside other servers: the same weights, pictures and machine, by turns.
+"""Offramp beside other servers: the same weights, pictures and machine.
 
-For each workload (a model and a set of pictures) every peer is tried with several settings and the fastest kept; each
-server answers every picture once, for accuracy; then pairs of Offramp and a peer are measured by turns, A B, B A, each
-started anew and alone on the machine: closed loops for capacity, then open loops at a share of the peer's capacity for
-latency. Ratios are taken within a round.
+A workload is a model and a set of pictures. For each workload, every peer is tried with several settings and keeps the
+fastest; each server answers every picture once, for accuracy. Then Offramp and a peer alternate, A B, B A,
+each started anew and alone on the machine: closed loops for capacity, then open loops at a share of the peer's capacity
+for latency. Ratios are taken within a round.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ RECORDED = ("connections", "rounds", "seconds", "warmup_seconds", "tune_seconds"
 
 
 def run(options: PeersOptions) -> None:
-    """Measure Offramp beside each peer. Write JSON, Markdown and a plot after each workload."""
+    """Measure Offramp beside each peer. Write JSON, Markdown and plot after each workload."""
     wrk_path()
     head, peers = provenance("peers", options), find_peers(options.peers)
     bins, failed = prepare_all(peers, options.environments)
@@ -78,12 +78,11 @@ def measure_workload(
 ) -> dict[str, Any]:
     """One workload, as its part of the document."""
     say(f"== {workload.name}")
-    ours = offramp(workload.model, options.server_threads)
-    candidate = Candidate(ours, Path(sys.executable).parent, PeerSettings(), workload.ways)
+    server = offramp(workload.model, options.server_threads)
+    candidate = Candidate(server, Path(sys.executable).parent, PeerSettings(), workload.ways)
     with TemporaryDirectory() as network, TemporaryDirectory() as work:
         export(workload.bundle, Path(network))
-        comparison = Comparison(workload, candidate, options, Path(network), Path(work))
-        comparison.failed.update(failed)
+        comparison = Comparison(workload, candidate, options, Path(network), Path(work), failed=dict(failed))
         comparison.check(candidate)
         for peer in peers:
             if peer.name in bins:

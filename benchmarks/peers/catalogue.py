@@ -1,7 +1,7 @@
 """Offramp and each peer: how it is started, how a picture is sent to it, and how its answer is read.
 
 A peer's `variants` are the settings that make sense on a machine of a few cores, among them the advice of its
-documentation. The benchmark tries each and compares Offramp with the best.
+documentation. The benchmark tries each and compares Offramp with the fastest.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from benchmarks.harness.server import free_port
 from benchmarks.options import parse_names
 from benchmarks.peers.network import PeerSettings
 
-PACKAGE = "benchmarks.peers"
+SERVERS = "benchmarks.peers.servers"
 
 
 @dataclass(frozen=True)
@@ -42,22 +42,18 @@ class PeerAnswer:
     confidence: float
 
 
-def _plain(picture: bytes, media_type: str, query: str) -> Request:
+def _ask_plainly(picture: bytes, media_type: str, query: str) -> Request:
     return Request("/predict", media_type, picture)
-
-
-def _plain_answer(body: bytes) -> PeerAnswer:
-    return _peer_answer(json.loads(body))
 
 
 @dataclass(frozen=True)
 class Peer:
     """One server.
 
-    name: also of its environment, unless `environment` has another. package: the one whose version is shown.
-    ask: makes a request of a picture, its media type and a query for Offramp. read: reads the answer's body.
-    variables: added to its environment. has_exits: whether it takes `Exits`. needs_shared_python: its environment
-    needs an interpreter with a shared library.
+    package: its version is shown; its environment has this name. command: starts it. ask: makes a request of a picture,
+    its media type and a query for Offramp. unwrap: the prediction in an answer's body. variables: added to its
+    environment. has_exits: whether it takes `Exits`. needs_shared_python: whether its environment needs an interpreter
+    with a shared library.
     """
 
     name: str
@@ -65,48 +61,27 @@ class Peer:
     package: str
     command: Callable[[Launch], list[str]]
     variants: tuple[PeerSettings, ...] = (PeerSettings(),)
-    ask: Callable[[bytes, str, str], Request] = _plain
-    read: Callable[[bytes], PeerAnswer] = _plain_answer
-    environment: str = ""
+    ask: Callable[[bytes, str, str], Request] = _ask_plainly
+    unwrap: Callable[[bytes], dict[str, Any]] = json.loads
     variables: Mapping[str, str] = field(default_factory=dict)
     has_exits: bool = False
     needs_shared_python: bool = False
 
-    @property
-    def folder(self) -> str:
-        """Name of the folders of its environment and its requirements."""
-        return self.environment or self.name
+    def read(self, body: bytes) -> PeerAnswer:
+        """The answer in a body."""
+        answer = self.unwrap(body)
+        return PeerAnswer(answer["class_id"], answer["label"], answer["exit"], answer["confidence"])
 
 
-def _peer_answer(prediction: dict[str, Any]) -> PeerAnswer:
-    return PeerAnswer(*(prediction[name] for name in ("class_id", "label", "exit", "confidence")))
+def _command(words: str) -> Callable[[Launch], list[str]]:
+    """A command of the peer's environment, with {port}, {work} and {workers} filled in."""
 
-
-def _module(name: str) -> Callable[[Launch], list[str]]:
     def command(launch: Launch) -> list[str]:
-        return [str(launch.bin / "python"), "-m", f"{PACKAGE}.{name}", str(launch.port)]
+        values = {"port": launch.port, "work": launch.work, "workers": launch.settings.workers}
+        program, *arguments = words.split()
+        return [str(launch.bin / program), *(argument.format(**values) for argument in arguments)]
 
     return command
-
-
-def _uvicorn(launch: Launch) -> list[str]:
-    options = ["--port", str(launch.port), "--workers", str(launch.settings.workers)]
-    quiet = ["--no-access-log", "--log-level", "warning"]
-    return [str(launch.bin / "uvicorn"), f"{PACKAGE}.fastapi.serve:app", "--host", "127.0.0.1", *options, *quiet]
-
-
-def _bentoml(launch: Launch) -> list[str]:
-    service = f"{PACKAGE}.bentoml.service:Classifier"
-    return [str(launch.bin / "bentoml"), "serve", service, "--host", "127.0.0.1", "--port", str(launch.port)]
-
-
-def _bentoml_ask(picture: bytes, media_type: str, query: str) -> Request:
-    return form("/predict", [("images", picture)], media_type)
-
-
-def _bentoml_read(body: bytes) -> PeerAnswer:
-    (answer,) = json.loads(body)
-    return _peer_answer(answer)
 
 
 def _mlserver(launch: Launch) -> list[str]:
@@ -121,7 +96,7 @@ def _mlserver(launch: Launch) -> list[str]:
     }
     model = {
         "name": "classifier",
-        "implementation": f"{PACKAGE}.mlserver.runtime.Classifier",
+        "implementation": f"{SERVERS}.mlserver.Classifier",
         "max_batch_size": settings.max_batch_size,
         "max_batch_time": settings.max_wait_ms / 1000,
     }
@@ -130,42 +105,24 @@ def _mlserver(launch: Launch) -> list[str]:
     return [str(launch.bin / "mlserver"), "start", str(launch.work)]
 
 
-def _mlserver_ask(picture: bytes, media_type: str, query: str) -> Request:
+def _ask_mlserver(picture: bytes, media_type: str, query: str) -> Request:
     data = [base64.b64encode(picture).decode()]
     tensor = {"name": "picture", "shape": [1], "datatype": "BYTES", "parameters": {"content_type": "base64"}}
     body = json.dumps({"inputs": [{**tensor, "data": data}]}).encode()
     return Request("/v2/models/classifier/infer", "application/json", body)
 
 
-def _mlserver_read(body: bytes) -> PeerAnswer:
-    (text,) = json.loads(body)["outputs"][0]["data"]
-    return _plain_answer(text)
-
-
-def _pytriton(launch: Launch) -> list[str]:
-    # Triton's files, a hundred megabytes, stay behind when it is ended from outside.
-    return [*_module("pytriton.serve")(launch), str(launch.work / "triton")]
-
-
-def _triton_ask(picture: bytes, media_type: str, query: str) -> Request:
+def _ask_triton(picture: bytes, media_type: str, query: str) -> Request:
     # Triton's "raw binary request": the body is the only element of the only input.
     headers = {"Inference-Header-Content-Length": "0"}
     return Request("/v2/models/classifier/infer", "application/octet-stream", picture, headers)
 
 
-def _triton_read(body: bytes) -> PeerAnswer:
+def _unwrap_triton(body: bytes) -> dict[str, Any]:
     # JSON of the model's metadata, four bytes of length, and the output, which is JSON itself.
     _, end = json.JSONDecoder().raw_decode(text := body.decode("latin-1"))
-    return _plain_answer(text[end + 4 :].encode("latin-1"))
-
-
-def _offramp_ask(picture: bytes, media_type: str, query: str) -> Request:
-    return prediction(picture, query, media_type)
-
-
-def _offramp_read(body: bytes) -> PeerAnswer:
-    (prediction,) = json.loads(body)["predictions"]
-    return _peer_answer(prediction)
+    answer: dict[str, Any] = json.loads(text[end + 4 :].encode("latin-1"))
+    return answer
 
 
 def offramp(model: Path | None, server_threads: int = 0) -> Peer:
@@ -174,55 +131,64 @@ def offramp(model: Path | None, server_threads: int = 0) -> Peer:
     def command(launch: Launch) -> list[str]:
         words = [sys.executable, "-m", "offramp", "serve", "--port", str(launch.port), "--log-level", "warning"]
         words += ["--max-wait-s", "60"]
-        if server_threads:
-            words += ["--threads", str(server_threads)]
-        return words if model is None else [*words, "--model", str(model.resolve())]
+        words += ["--threads", str(server_threads)] if server_threads else []
+        return [*words, *(["--model", str(model.resolve())] if model else [])]
 
-    return Peer("offramp", "Offramp", "offramp", command, ask=_offramp_ask, read=_offramp_read, has_exits=True)
+    return Peer(
+        "offramp",
+        "Offramp",
+        "offramp",
+        command,
+        ask=lambda picture, media_type, query: prediction(picture, query, media_type),
+        unwrap=lambda body: json.loads(body)["predictions"][0],
+        has_exits=True,
+    )
 
 
-BATCHES = (
-    PeerSettings(),
-    PeerSettings(hint="THROUGHPUT", max_batch_size=64),
-    PeerSettings(max_batch_size=64, max_wait_ms=5.0),
-)
+WHOLE_MACHINE, TWO_WORKERS = PeerSettings(), PeerSettings(workers=2, threads=1)
+LARGE_BATCHES, STREAMS = PeerSettings(max_batch_size=64), PeerSettings(hint="THROUGHPUT")
+FAST_QUEUE = PeerSettings(max_batch_size=64, fast_queue=True)
 
 PEERS = (
     Peer(
         "fastapi",
         "FastAPI, threads",
         "fastapi",
-        _uvicorn,
-        variants=(
-            PeerSettings(hint="THROUGHPUT"),
-            PeerSettings(workers=2, hint="THROUGHPUT"),
-            PeerSettings(workers=2, threads=1),
+        _command(
+            f"uvicorn {SERVERS}.fastapi:app --host 127.0.0.1 --port {{port}} --workers {{workers}} --no-access-log "
+            "--log-level warning"
         ),
+        variants=(STREAMS, PeerSettings(workers=2, hint="THROUGHPUT"), TWO_WORKERS),
     ),
     Peer(
         "litserve",
         "LitServe, batched",
         "litserve",
-        _module("litserve.batched"),
-        variants=(*BATCHES, PeerSettings(max_batch_size=64, fast_queue=True), PeerSettings(workers=2, threads=1)),
+        _command(f"python -m {SERVERS}.litserve {{port}}"),
+        variants=(
+            WHOLE_MACHINE,
+            PeerSettings(hint="THROUGHPUT", max_batch_size=64),
+            PeerSettings(max_batch_size=64, max_wait_ms=5.0),
+            FAST_QUEUE,
+            TWO_WORKERS,
+        ),
     ),
     Peer(
         "litserve-continuous",
         "LitServe, continuous batching over our stages",
         "litserve",
-        _module("litserve.continuous"),
-        variants=(PeerSettings(), PeerSettings(max_batch_size=64), PeerSettings(max_batch_size=64, fast_queue=True)),
-        environment="litserve",
+        _command(f"python -m {SERVERS}.litserve_continuous {{port}}"),
+        variants=(WHOLE_MACHINE, LARGE_BATCHES, FAST_QUEUE),
         has_exits=True,
     ),
     Peer(
         "bentoml",
         "BentoML, adaptive batching",
         "bentoml",
-        _bentoml,
-        variants=(PeerSettings(max_batch_size=64), PeerSettings(workers=2, threads=1)),
-        ask=_bentoml_ask,
-        read=_bentoml_read,
+        _command(f"bentoml serve {SERVERS}.bentoml:Classifier --host 127.0.0.1 --port {{port}}"),
+        variants=(LARGE_BATCHES, TWO_WORKERS),
+        ask=lambda picture, media_type, query: form("/predict", [("images", picture)], media_type),
+        unwrap=lambda body: json.loads(body)[0],
         variables={"BENTOML_DO_NOT_TRACK": "True"},
     ),
     Peer(
@@ -230,31 +196,32 @@ PEERS = (
         "MLServer, adaptive batching",
         "mlserver",
         _mlserver,
-        # One worker: the network in the server's own process; two: in a process beside it.
+        # One worker: the network runs in the server's own process; two: in a process beside it.
         variants=(
             PeerSettings(max_wait_ms=5.0),
             PeerSettings(max_batch_size=64, max_wait_ms=1.0),
             PeerSettings(workers=2),
         ),
-        ask=_mlserver_ask,
-        read=_mlserver_read,
+        ask=_ask_mlserver,
+        unwrap=lambda body: json.loads(json.loads(body)["outputs"][0]["data"][0]),
     ),
     Peer(
         "ray-serve",
         "Ray Serve, @serve.batch",
         "ray",
-        _module("ray_serve.serve"),
-        variants=(PeerSettings(), PeerSettings(workers=2, threads=1)),
+        _command(f"python -m {SERVERS}.ray_serve {{port}}"),
+        variants=(WHOLE_MACHINE, TWO_WORKERS),
         variables={"RAY_USAGE_STATS_ENABLED": "0"},
     ),
     Peer(
         "pytriton",
         "PyTriton, dynamic batching",
         "nvidia-pytriton",
-        _pytriton,
-        variants=(PeerSettings(), PeerSettings(workers=2, hint="THROUGHPUT")),
-        ask=_triton_ask,
-        read=_triton_read,
+        # Triton leaves a hundred megabytes of files behind when it is ended from outside: into a folder that goes.
+        _command(f"python -m {SERVERS}.pytriton {{port}} {{work}}/triton"),
+        variants=(WHOLE_MACHINE, PeerSettings(workers=2, hint="THROUGHPUT")),
+        ask=_ask_triton,
+        unwrap=_unwrap_triton,
         needs_shared_python=True,
     ),
 )

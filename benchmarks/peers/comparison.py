@@ -1,10 +1,10 @@
-"""Offramp and the peers on one workload: tuned, checked, and measured by turns."""
+"""Offramp and the peers on one workload: tuned, checked, and measured in alternation."""
 
 from __future__ import annotations
 
 import http.client
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from functools import partial
@@ -15,14 +15,14 @@ from typing import Any
 from benchmarks.harness.client import send_each
 from benchmarks.harness.closed_loop import LoopFigures, closed_loop
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.figures import ratios, spread
+from benchmarks.harness.figures import Spread, ratios, spread
 from benchmarks.harness.open_loop import Load, open_loop
 from benchmarks.harness.requests import Request, write_requests
 from benchmarks.harness.results import say
 from benchmarks.harness.server import Server, free_port, request, start_server
 from benchmarks.options import PeersOptions
 from benchmarks.peers.catalogue import Launch, Peer, PeerAnswer
-from benchmarks.peers.network import EXITS, FOLDER, SETTINGS, PeerSettings
+from benchmarks.peers.network import PeerSettings, Setup
 from benchmarks.peers.workloads import Way, Workload
 
 CHECK_CONNECTIONS = 16
@@ -35,7 +35,7 @@ OpenLoop = Callable[[Server, Path, float, int, int, int], LoopFigures]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server with its settings. bin: its environment's commands. ways: how it is asked, one after the other."""
+    """A server with its settings. bin: its environment's commands. ways: in which it is asked, one after the other."""
 
     peer: Peer
     bin: Path
@@ -75,22 +75,26 @@ class Comparison:
     rounds: list[PairRound] = field(default_factory=list)
 
     def add(self, peer: Peer, bin: Path) -> None:
-        """Find the peer's best settings and record its answers. A peer that fails is left out, with its error."""
+        """Find the peer's fastest settings and record its answers. A peer that fails is left out, with its error."""
         first_with_exits = next((way for way in self.offramp.ways if not way.is_off), self.offramp.ways[0])
         ways = (first_with_exits if peer.has_exits else self.offramp.ways[0],)
         try:
-            best = self._tune([Candidate(peer, bin, settings, ways) for settings in peer.variants])
-            self.check(best)
-            self.peers[peer.name] = best
+            fastest = self._tune([Candidate(peer, bin, settings, ways) for settings in peer.variants])
+            self.check(fastest)
+            self.peers[peer.name] = fastest
         except BenchmarkError as error:
             self._leave_out(peer.name, str(error))
 
     def check(self, candidate: Candidate) -> None:
         """Record the answer to every picture in each way. Raises BenchmarkError where one is missing."""
         with self.start(candidate) as server:
-            self.answers[candidate.peer.name] = {
-                way.name: self._check(server, candidate, way) for way in candidate.ways
-            }
+            load = Load(server.port, CHECK_CONNECTIONS, bodies=True)
+            answers = {}
+            for way in candidate.ways:
+                requests = (each.encoded() for each in self._requests(candidate, way))
+                bodies = [sent.body.encode("latin-1") for sent in send_each(load, enumerate(requests)).answers()]
+                answers[way.name] = tuple(map(candidate.peer.read, bodies))
+        self.answers[candidate.peer.name] = answers
 
     def measure(self, rates: Mapping[str, float] | None = None) -> None:
         """All rounds of all pairs: closed loops, or open ones at each peer's rate."""
@@ -115,17 +119,12 @@ class Comparison:
     @contextmanager
     def start(self, candidate: Candidate) -> Iterator[Server]:
         """The server, from its first answer until the end of the block. Raises BenchmarkError if none comes."""
-        peer, port = candidate.peer, free_port()
-        variables = {
-            FOLDER: str(self.network),
-            SETTINGS: candidate.settings.to_json(),
-            EXITS: candidate.ways[0].exits.to_json(),
-            **peer.variables,
-        }
-        first = next(iter(self._requests(candidate, candidate.ways[0])))
+        peer, port, way = candidate.peer, free_port(), candidate.ways[0]
+        variables = {**Setup(self.network, candidate.settings, way.exits).variables(), **peer.variables}
+        is_up = partial(_is_up, next(self._requests(candidate, way)))
         with TemporaryDirectory(dir=self.work) as work:
             command = peer.command(Launch(candidate.bin, port, Path(work), candidate.settings))
-            with start_server(command, port, variables, partial(_is_up, first), READY_TIMEOUT_S) as server:
+            with start_server(command, port, variables, is_up, READY_TIMEOUT_S) as server:
                 yield server
 
     def _tune(self, variants: Sequence[Candidate]) -> Candidate:
@@ -145,7 +144,7 @@ class Comparison:
                 continue
             capacities.append((throughput, variant))
             self.tried.setdefault(name, []).append({"settings": asdict(variant.settings), "throughput": throughput})
-            say(f"{name}: {throughput:.0f} pictures/s with {variant.settings.to_json()}")
+            say(f"{name}: {throughput:.0f} pictures/s with {variant.settings}")
         if not capacities:
             raise errors[0]
         return max(capacities, key=lambda pair: pair[0])[1]
@@ -165,11 +164,6 @@ class Comparison:
                                         way=way.name, rate=rate))  # fmt: skip
                 say(rounds[-1])
         self.rounds += rounds
-
-    def _check(self, server: Server, candidate: Candidate, way: Way) -> tuple[PeerAnswer, ...]:
-        requests = (each.encoded() for each in self._requests(candidate, way))
-        result = send_each(Load(server.port, CHECK_CONNECTIONS, bodies=True), enumerate(requests))
-        return tuple(candidate.peer.read(sent.body.encode("latin-1")) for sent in result.answers())
 
     def _requests(self, candidate: Candidate, way: Way) -> Iterator[Request]:
         pictures = self.workload.pictures
@@ -213,39 +207,35 @@ def quality(answers: Sequence[PeerAnswer], labels: Sequence[str], full_depth: Se
     return Quality(right / count if labels else None, same / count, dict(sorted(exits.items())))
 
 
-def summarize(title: str, settings: dict[str, Any], rounds: Sequence[PairRound]) -> dict[str, Any]:
+def summarize(title: str, settings: Mapping[str, Any], rounds: Sequence[PairRound]) -> dict[str, Any]:
     """One peer, and Offramp beside it in each way. rounds: of this pair."""
     name = rounds[0].against
-    theirs = [each for each in rounds if each.server == name]
-    ours = [each for each in rounds if each.server != name]
-    ways = {
-        way: [each for each in ours if each.way == way] for way in dict.fromkeys(e.way for e in ours if not e.round)
-    }
+    peer = [each for each in rounds if each.server == name]
+    offramp = [each for each in rounds if each.server != name]
+    closed, opened = _by_loop(peer)
+    beside = {}
+    for way in dict.fromkeys(each.way for each in offramp if each.round == 0):
+        offramp_closed, offramp_opened = _by_loop([each for each in offramp if each.way == way])
+        beside[way] = {
+            "closed_loop": _figures(offramp_closed),
+            "open_loop": _figures(offramp_opened),
+            "throughput_ratio": _ratio(offramp_closed, closed, "throughput"),
+            "p99_ratio": _ratio(offramp_opened, opened, "p99_ms"),
+        }
     return {
         "peer": name,
         "title": title,
         "settings": settings,
-        "way": theirs[0].way,
-        "closed_loop": _figures(_closed(theirs)),
-        "open_loop": {"rate": theirs[-1].rate, **_figures(_open(theirs))},
-        "ours": {
-            way: {
-                "closed_loop": _figures(_closed(mine)),
-                "open_loop": _figures(_open(mine)),
-                "throughput_ratio": _ratio(_closed(mine), _closed(theirs), "throughput"),
-                "p99_ratio": _ratio(_open(mine), _open(theirs), "p99_ms"),
-            }
-            for way, mine in ways.items()
-        },
+        "way": peer[0].way,
+        "closed_loop": _figures(closed),
+        "open_loop": {"rate": opened[-1].rate, **_figures(opened)},
+        "ours": beside,
     }
 
 
-def _closed(rounds: Iterable[PairRound]) -> list[PairRound]:
-    return [each for each in rounds if each.rate is None]
-
-
-def _open(rounds: Iterable[PairRound]) -> list[PairRound]:
-    return [each for each in rounds if each.rate is not None]
+def _by_loop(rounds: Sequence[PairRound]) -> tuple[list[PairRound], list[PairRound]]:
+    """The closed loops and the open ones."""
+    return [each for each in rounds if each.rate is None], [each for each in rounds if each.rate is not None]
 
 
 def _figures(rounds: Sequence[PairRound]) -> dict[str, Any]:
@@ -253,6 +243,6 @@ def _figures(rounds: Sequence[PairRound]) -> dict[str, Any]:
     return {**spreads, "requests": sum(each.requests for each in rounds), "errors": sum(each.errors for each in rounds)}
 
 
-def _ratio(mine: Sequence[PairRound], theirs: Sequence[PairRound], name: str) -> Any:
-    by_round = {each.round: getattr(each, name) for each in theirs}
-    return ratios([getattr(each, name) for each in mine], [by_round[each.round] for each in mine])
+def _ratio(offramp: Sequence[PairRound], peer: Sequence[PairRound], name: str) -> Spread:
+    by_round = {each.round: getattr(each, name) for each in peer}
+    return ratios([getattr(each, name) for each in offramp], [by_round[each.round] for each in offramp])

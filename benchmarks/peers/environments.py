@@ -1,4 +1,4 @@
-"""The peers' environments: a virtual environment each, from its pinned requirements, made once."""
+"""The peers' environments: a virtual environment for each package, from pinned requirements, made once."""
 
 from __future__ import annotations
 
@@ -12,17 +12,16 @@ from benchmarks.harness.errors import BenchmarkError
 from benchmarks.harness.server import ROOT
 from benchmarks.peers.catalogue import Peer
 
-HERE = Path(__file__).parent
 STAMP = "installed.txt"
 LAST_WORDS = 1500
-# The peers' requirements were pinned with these.
+# The requirements are pinned for these.
 INTERPRETERS = ("python3.11", "python3.12")
 IS_SHARED = "import sysconfig; raise SystemExit(not sysconfig.get_config_var('Py_ENABLE_SHARED'))"
 
 
 def requirements(peer: Peer) -> Path:
     """The file of pinned versions."""
-    return HERE / peer.folder.replace("-", "_") / "requirements.txt"
+    return Path(__file__).parent / "requirements" / f"{peer.package}.txt"
 
 
 def pinned_version(peer: Peer) -> str:
@@ -34,11 +33,11 @@ def pinned_version(peer: Peer) -> str:
 
 
 def prepare(peer: Peer, root: Path) -> Path:
-    """Make the environment unless its requirements are installed already. Returns its folder of commands.
+    """Make the environment in `root`, unless its requirements are installed already. Returns its folder of commands.
 
-    Raises BenchmarkError with the last output of what failed.
+    Raises BenchmarkError with the last output of the command that failed.
     """
-    folder, wanted = root / peer.folder, requirements(peer).read_text()
+    folder, wanted = root / peer.package, requirements(peer).read_text()
     stamp = folder / STAMP
     if not stamp.exists() or stamp.read_text() != wanted:
         shutil.rmtree(folder, ignore_errors=True)
@@ -46,7 +45,7 @@ def prepare(peer: Peer, root: Path) -> Path:
         _run([python, "-m", "venv", str(folder)])
         pip = [str(folder / "bin" / "python"), "-m", "pip", "install", "--quiet", "--disable-pip-version-check"]
         _run([*pip, "--requirement", str(requirements(peer))])
-        # The peers import offramp.models.preprocess. What that needs is in the requirements.
+        # The peers import offramp.models.preprocess. The requirements have what it needs.
         _run([*pip, "--no-deps", "--editable", str(ROOT)])
         stamp.write_text(wanted)
     return folder / "bin"
@@ -54,11 +53,11 @@ def prepare(peer: Peer, root: Path) -> Path:
 
 def _shared_python() -> str:
     candidates = [f"{folder}/{name}" for folder in ("/usr/bin", "/usr/local/bin") for name in INTERPRETERS]
-    for python in [*candidates, *(path for name in INTERPRETERS if (path := shutil.which(name)))]:
+    for python in [*candidates, *filter(None, map(shutil.which, INTERPRETERS))]:
         if Path(python).exists() and subprocess.run([python, "-c", IS_SHARED], check=False).returncode == 0:
             return python
     raise BenchmarkError(
-        f"none of {', '.join(INTERPRETERS)} here was built with a shared library, which Triton's Python backend "
+        f"no {' or '.join(INTERPRETERS)} here was built with a shared library, which Triton's Python backend "
         "loads: install the system's Python, such as apt install python3-dev python3-venv"
     )
 

@@ -1,14 +1,14 @@
-"""A bundle as OpenVINO files: every peer serves the same networks as Offramp and needs no torch."""
+"""A bundle as OpenVINO files: every peer serves the same network as Offramp and needs no torch."""
 
 from __future__ import annotations
 
 import json
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any
 
 import openvino
 
-from benchmarks.peers.network import DESCRIPTION, WHOLE, stage_file
+from benchmarks.peers.network import DESCRIPTION, WHOLE, Description, stage_file
 from offramp.models.bundle import Bundle
 from offramp.server.engine.runners.openvino.stages import convert_stages, convert_whole
 
@@ -22,11 +22,8 @@ def export(bundle: Bundle, folder: Path) -> None:
     networks = {WHOLE: convert_whole(bundle), **{stage_file(k): stage for k, stage in enumerate(stages, start=1)}}
     for name, network in networks.items():
         openvino.save_model(network, folder / name, compress_to_fp16=False)
-    description: dict[str, Any] = {
-        "name": bundle.name,
-        "size": bundle.preprocessing.size,
-        "crop_fraction": bundle.preprocessing.crop_fraction,
-        "labels": bundle.labels,
-        "num_exits": len(stages),
-    }
-    (folder / DESCRIPTION).write_text(json.dumps(description))
+    preprocessing = bundle.preprocessing
+    description = Description(
+        bundle.name, preprocessing.size, preprocessing.crop_fraction, tuple(bundle.labels), len(stages)
+    )
+    (folder / DESCRIPTION).write_text(json.dumps(asdict(description)))

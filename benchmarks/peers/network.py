@@ -21,10 +21,9 @@ from PIL import Image
 from offramp.models.preprocess import Preprocessing
 
 WHOLE, DESCRIPTION = "whole.xml", "network.json"
-
-# Environment variables reach a peer through any launcher.
-FOLDER, SETTINGS, EXITS = "PEER_NETWORK", "PEER_SETTINGS", "PEER_EXITS"
-
+# An environment variable reaches a peer through any launcher.
+SETUP = "PEER_SETUP"
+# Confidences that leave no picture, and every picture, out at an exit.
 NEVER, ALWAYS = 2.0, -1.0
 
 Picture = npt.NDArray[np.uint8]
@@ -38,7 +37,7 @@ def stage_file(stage: int) -> str:
 
 @dataclass(frozen=True)
 class PeerSettings:
-    """Settings of a peer for this machine; the benchmark tries some and takes the best.
+    """Settings of a peer for this machine. The benchmark tries some and takes the fastest.
 
     workers: processes, or replicas, that run the network. hint: "LATENCY", one batch at a time on all cores, or
     "THROUGHPUT", a stream for each core or two. threads: of a worker's network; 0: OpenVINO decides. max_batch_size,
@@ -52,49 +51,50 @@ class PeerSettings:
     max_wait_ms: float = 2.0
     fast_queue: bool = False
 
-    def to_json(self) -> str:
-        """JSON, for the environment and for result files."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_environment(cls) -> PeerSettings:
-        """The settings that the benchmark gives, or the defaults."""
-        return cls(**json.loads(os.environ.get(SETTINGS, "{}")))
-
 
 @dataclass(frozen=True)
 class Exits:
     """When pictures leave a peer that knows exits.
 
-    threshold: at the first exit whose confidence reaches it. mix: instead, a share of the pictures for each exit, at
-    which they leave at any confidence: for networks with random weights.
+    threshold: a picture leaves at the first exit whose confidence reaches it. mix: instead, the share of the pictures
+    that leave at each exit, whatever their confidence: for networks with random weights.
     """
 
     threshold: float = 1.0
     mix: tuple[float, ...] = ()
 
     def limits(self, number: int, num_exits: int) -> tuple[float, ...]:
-        """For request 0, 1, …: the confidence at which it leaves at each exit; above 1: never; the last: always."""
+        """For request 0, 1, …: the confidence at which it leaves, for each exit; at the last exit always."""
         if not self.mix:
             early = self.threshold if self.threshold < 1 else NEVER
             return (*(early,) * (num_exits - 1), ALWAYS)
         last = draw_exit(number, self.mix)
         return tuple(ALWAYS if exit >= last else NEVER for exit in range(1, num_exits + 1))
 
-    def to_json(self) -> str:
-        """JSON, for the environment and for result files."""
-        return json.dumps(asdict(self))
-
-    @classmethod
-    def from_environment(cls) -> Exits:
-        """The exits that the benchmark gives; by default no early exits."""
-        given = json.loads(os.environ.get(EXITS, "{}"))
-        return cls(**{**given, "mix": tuple(given.get("mix", ()))})
-
 
 def draw_exit(number: int, mix: tuple[float, ...]) -> int:
     """The exit 1..K of request 0, 1, …: drawn by the shares of `mix`, the same for the same number."""
     return random.Random(number).choices(range(1, len(mix) + 1), weights=mix)[0]
+
+
+@dataclass(frozen=True)
+class Setup:
+    """What the benchmark gives a peer. folder: of the exported network."""
+
+    folder: Path
+    settings: PeerSettings = PeerSettings()
+    exits: Exits = Exits()
+
+    def variables(self) -> dict[str, str]:
+        """Environment variables that carry it."""
+        return {SETUP: json.dumps({**asdict(self), "folder": str(self.folder)})}
+
+    @classmethod
+    def from_environment(cls) -> Setup:
+        """The setup in the environment of this process."""
+        given = json.loads(os.environ[SETUP])
+        exits = Exits(given["exits"]["threshold"], tuple(given["exits"]["mix"]))
+        return cls(Path(given["folder"]), PeerSettings(**given["settings"]), exits)
 
 
 @dataclass(frozen=True)
@@ -133,10 +133,10 @@ class Description:
 
 
 class Graph:
-    """A compiled OpenVINO graph that any thread may run; each has an inference request of its own."""
+    """A compiled OpenVINO graph that any thread may run; each thread has an inference request of its own."""
 
     def __init__(self, path: Path, settings: PeerSettings) -> None:
-        """Compile. The precision is OpenVINO's own choice: bfloat16 where the processor has it."""
+        """Compile. OpenVINO chooses the precision: bfloat16 where the processor has it."""
         import openvino
 
         options: dict[str, Any] = {"PERFORMANCE_HINT": settings.hint}
@@ -157,32 +157,15 @@ class Graph:
 class Network:
     """The whole network at full depth."""
 
-    def __init__(self, folder: Path, settings: PeerSettings) -> None:
+    def __init__(self, setup: Setup) -> None:
         """Compile, and run once, so that the first request is no slower."""
-        self.description = Description.read(folder)
-        self._graph = Graph(folder / WHOLE, settings)
+        self.description = Description.read(setup.folder)
+        self.picture = self.description.picture
+        self._graph = Graph(setup.folder / WHOLE, setup.settings)
         size = self.description.size
-        self.probabilities(np.zeros((1, size, size, 3), np.uint8))
-
-    @classmethod
-    def from_environment(cls) -> Network:
-        """The network and settings that the benchmark names in the environment."""
-        return cls(folder_from_environment(), PeerSettings.from_environment())
-
-    def picture(self, data: bytes) -> Picture:
-        """An encoded picture as the network's input."""
-        return self.description.picture(data)
-
-    def probabilities(self, pictures_BHWC: Picture) -> Array:
-        """uint8 (B, H, W, 3) -> calibrated probabilities (B, classes)."""
-        (probabilities_BC,) = self._graph(pictures_BHWC)
-        return probabilities_BC
+        self.answers([np.zeros((size, size, 3), np.uint8)])
 
     def answers(self, pictures: list[Picture]) -> list[dict[str, Any]]:
         """One batch through the network: an answer for each picture."""
-        return [self.description.answer(row_C) for row_C in self.probabilities(np.stack(pictures))]
-
-
-def folder_from_environment() -> Path:
-    """Folder of the exported network."""
-    return Path(os.environ[FOLDER])
+        (probabilities_BC,) = self._graph(np.stack(pictures))
+        return [self.description.answer(row_C) for row_C in probabilities_BC]

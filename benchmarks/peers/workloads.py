@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import tarfile
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -29,7 +28,7 @@ TOLERATED_DISAGREEMENT = 0.01
 
 # A larger network with random weights.
 NUM_CLASSES, INPUT_SIZE = 1000, 224
-# At temperature 1 random weights give higher confidences than trained ones, and bfloat16 is not precise enough.
+# At temperature 1 random weights are surer than trained ones, and bfloat16 is not precise enough for them.
 TEMPERATURE = 4.0
 
 
@@ -45,9 +44,9 @@ class PictureSet:
 
 @dataclass(frozen=True)
 class Way:
-    """How Offramp is asked, and a peer that has exits is set up.
+    """How Offramp is asked, and how a peer that has exits is set up.
 
-    max_disagreement: the contract that Offramp is asked for; a peer gets a threshold with as little disagreement.
+    max_disagreement: the contract that Offramp is asked for; a peer gets `exits`, with as little disagreement.
     """
 
     name: str
@@ -99,9 +98,9 @@ def workloads(options: PeersOptions) -> Iterator[Workload]:
 
 
 def larger_model(name: str, folder: Path) -> Path:
-    """The bundle of that path, or an untrained one of that architecture, written into `folder`.
+    """Folder of the bundle `name`, or of an untrained bundle of that architecture, which is written into `folder`.
 
-    Raises BenchmarkError for what is neither.
+    Raises BenchmarkError for another name.
     """
     if Path(name).exists():
         return Path(name)
@@ -115,16 +114,16 @@ def larger_model(name: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def untrained(architecture: str) -> Bundle:
-    """A network of the papers' width with random weights, as they classify ImageNet: 224 pixels, 1,000 classes.
+    """A network with random weights and the papers' width, for ImageNet: 224 pixels, 1,000 classes.
 
-    With light heads: the journal's nearly double the time of a ResNet-50, mostly in reading and writing memory.
+    It has light heads: the journal's nearly double the time of a ResNet-50, mostly in reading and writing memory.
     """
     torch.manual_seed(0)
     config = ModelConfig(architecture, NUM_CLASSES, standard_width(architecture), INPUT_SIZE, head="light")
     net = MultiExitNet(config).train()
     for module in net.modules():
         if isinstance(module, nn.BatchNorm2d):
-            # The next batch's statistics, whole: what is never normalised grows from layer to layer.
+            # Takes the next batch's statistics alone. Without them, values grow from layer to layer.
             module.momentum = 1.0
     net(torch.randn(4, 3, INPUT_SIZE, INPUT_SIZE))
     return Bundle(
@@ -140,23 +139,18 @@ def untrained(architecture: str) -> Bundle:
 
 
 def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
-    """Exits off first, then the thresholds given; by default the bundle's, and the lowest with little disagreement.
+    """Exits off first, then the given thresholds; by default the bundle's, and the lowest with little disagreement.
 
-    A certified contract for as little takes the place of the latter, where the bundle certifies it.
+    Where the bundle certifies as little disagreement, that contract takes the place of the lowest threshold.
     """
     if thresholds:
         return _by_threshold(parse_thresholds(thresholds))
-    agreeing = [
-        float(point["threshold"])
-        for point in bundle.operating_points
-        if point["disagreement"] <= TOLERATED_DISAGREEMENT
-    ]
-    lowest = min(agreeing, default=1.0)
+    points = [point for point in bundle.operating_points if point["disagreement"] <= TOLERATED_DISAGREEMENT]
+    lowest = min((float(point["threshold"]) for point in points), default=1.0)
     if bundle.certificate is None or bundle.certificate.point(TOLERATED_DISAGREEMENT) is None:
         return _by_threshold((1.0, bundle.threshold, lowest))
-    certified = Way(f"certified {TOLERATED_DISAGREEMENT:.0%}", Exits(lowest), TOLERATED_DISAGREEMENT)
     off, *on = _by_threshold((1.0, bundle.threshold))
-    return (off, certified, *on)
+    return (off, Way(f"certified {TOLERATED_DISAGREEMENT:.0%}", Exits(lowest), TOLERATED_DISAGREEMENT), *on)
 
 
 def _by_threshold(thresholds: Sequence[float]) -> tuple[Way, ...]:
@@ -165,20 +159,13 @@ def _by_threshold(thresholds: Sequence[float]) -> tuple[Way, ...]:
 
 
 def mix_ways(bundle: Bundle, ways: Sequence[Way], mix: tuple[float, ...], num_exits: int) -> tuple[Way, ...]:
-    """Exits off, then the mix given, or `bundle`'s at each of its `ways`, for a network with random weights.
+    """Exits off, then the given mix, or `bundle`'s at each of its `ways`, for a network with random weights.
 
     Raises BenchmarkError where a mix does not fit the network's exits.
     """
-    mixes = (
-        [mix]
-        if mix
-        else [
-            tuple(map(float, point["exit_mix"]))
-            for way in ways
-            for point in bundle.operating_points
-            if point["threshold"] == way.exits.threshold and not way.is_off
-        ]
-    )
+    thresholds = [way.exits.threshold for way in ways if not way.is_off]
+    points = {point["threshold"]: tuple(map(float, point["exit_mix"])) for point in bundle.operating_points}
+    mixes = [mix] if mix else [points[threshold] for threshold in thresholds if threshold in points]
     if not mixes or any(len(shares) != num_exits for shares in mixes):
         raise BenchmarkError(f"the larger model has {num_exits} exits: give --exit-mix so many shares")
     names = [" / ".join(f"{100 * share:.0f}" for share in shares) for shares in mixes]
@@ -208,8 +195,7 @@ def _jpegs(path: Path) -> Iterator[bytes]:
         files = sorted(each for each in path.rglob("*") if each.suffix.lower() in PHOTO_SUFFIXES)
         yield from (file.read_bytes() for file in files)
     elif path.exists():
-        with tarfile.open(fileobj=io.BytesIO(path.read_bytes())) as archive:
-            members = sorted(archive.getmembers(), key=lambda member: member.name)
-            for member in members:
+        with tarfile.open(path) as archive:
+            for member in sorted(archive.getmembers(), key=lambda member: member.name):
                 if member.name.lower().endswith(PHOTO_SUFFIXES) and (file := archive.extractfile(member)):
                     yield file.read()

@@ -1,4 +1,4 @@
-"""The table, conclusions and plot of `offramp paper`, beside published figures."""
+"""The tables and conclusions of `offramp paper`, beside published figures."""
 
 from __future__ import annotations
 
@@ -6,13 +6,10 @@ import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
-from textwrap import fill
 from typing import Any
 
-from benchmarks.harness.figures import Columns, table
+from benchmarks.harness.figures import Columns, Document, table
 
-Document = dict[str, Any]
 Row = dict[str, Any]
 
 CONFIDENCE = 0.95
@@ -20,7 +17,7 @@ CONFIDENCE = 0.95
 
 @dataclass(frozen=True)
 class Published:
-    """One line of a publication, CIFAR-100 top-1 in %. exits and ensemble as printed there; None where not given."""
+    """One line of a publication, CIFAR-100 top-1 in %. None where the publication gives no figure."""
 
     source: str
     base: float | None
@@ -28,8 +25,8 @@ class Published:
     ensemble: str
 
 
-# Their networks have width 64; the papers' baselines have crop and flip only, and the journal code's users report the
-# best test epoch.
+# Their networks have width 64. The papers' baselines have crop and flip only. The journal code's users report the best
+# test epoch.
 PUBLISHED = (
     Published("ResNet-18, Be Your Own Teacher (ICCV 2019)", 77.09, (67.85, 74.57, 78.23, 78.64), "79.67"),
     Published("ResNet-18, DSN as compared there", None, (67.23, 73.80, 77.75, 78.38), "79.27"),
@@ -45,7 +42,10 @@ PUBLISHED = (
 
 @dataclass(frozen=True)
 class Estimate:
-    """The mean of n values, their standard deviation, and half the width of the mean's 95 % t-interval (NaN of one)."""
+    """The mean of n values, their standard deviation, and half the width of the mean's 95 % t-interval.
+
+    The last two are NaN for n = 1.
+    """
 
     n: int
     mean: float
@@ -64,45 +64,40 @@ def estimate(values: Sequence[float]) -> Estimate:
     return Estimate(n, mean, deviation, float(t.ppf(0.5 + CONFIDENCE / 2, n - 1)) * deviation / math.sqrt(n))
 
 
-def paired_gain(ours: Sequence[Row], theirs: Sequence[Row], exit: int | None) -> Estimate | None:
+def paired_gain(rows: Sequence[Row], control: Sequence[Row], exit: int | None) -> Estimate | None:
     """Gain in points of one method over another, seed by seed; `exit` 1..K, -1 the deepest, None the ensemble.
 
-    None where no seed was run by both, or an exit is missing.
+    None where both ran no common seed, or a network lacks the exit.
     """
-
-    def value(row: Row) -> float | None:
-        if exit is None:
-            return float(row["ensemble"])
-        accuracy = row["accuracy"]
-        if exit == -1:
-            return float(accuracy[-1])
-        return float(accuracy[exit - 1]) if exit <= len(accuracy) and len(accuracy) > 1 else None
-
-    other = {row["seed"]: value(row) for row in theirs}
-    gains = []
-    for row in ours:
-        mine, its = value(row), other.get(row["seed"])
-        if mine is not None and its is not None:
-            gains.append(100 * (mine - its))
-    return estimate(gains) if gains else None
+    by_seed = {row["seed"]: row for row in control}
+    pairs = [(row, by_seed[row["seed"]]) for row in rows if row["seed"] in by_seed]
+    if exit is None:
+        gains = [row["ensemble"] - other["ensemble"] for row, other in pairs]
+    elif exit == -1:
+        gains = [row["accuracy"][-1] - other["accuracy"][-1] for row, other in pairs]
+    else:
+        # The plain network's only exit is its deepest.
+        pairs = [pair for pair in pairs if all(len(row["accuracy"]) > max(1, exit - 1) for row in pair)]
+        gains = [row["accuracy"][exit - 1] - other["accuracy"][exit - 1] for row, other in pairs]
+    return estimate([100 * gain for gain in gains]) if gains else None
 
 
-def grouped(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
-    """Comparable rows: by network, recipe and length as a title, then by method."""
-    groups: dict[str, dict[str, list[Row]]] = {}
+def by_table(rows: Sequence[Row]) -> dict[str, dict[str, list[Row]]]:
+    """Comparable rows: by data, network, recipe and length as a title, then by method."""
+    tables: dict[str, dict[str, list[Row]]] = {}
     for row in rows:
         data = row["data"].partition(",")[0]
         title = (
             f"{data}: {row['network']}, {row['epochs']} epochs of recipe {row['recipe']}, {row['batch_size']} a step"
         )
-        groups.setdefault(title, {}).setdefault(row["method"], []).append(row)
-    return groups
+        tables.setdefault(title, {}).setdefault(row["method"], []).append(row)
+    return tables
 
 
 def paper_section(document: Document) -> str:
-    """All networks' tables, conclusions, and the published figures."""
+    """All networks' tables and conclusions, then the published figures."""
     blocks = []
-    for title, methods in grouped(document["rows"]).items():
+    for title, methods in by_table(document["rows"]).items():
         blocks += [
             f"**{title}**; test accuracy in % (mean ± deviation)",
             _accuracy_table(methods),
@@ -121,66 +116,68 @@ def paper_section(document: Document) -> str:
         "Published, CIFAR-100, width 64 (other recipes and lengths, so a distance to these rows says nothing of a "
         "method; the users of the journal's code report its best test epoch; VGG has five exits here, four there):"
     )
-    return "\n\n".join([*filter(None, blocks), how, published, _published_table()])
+    columns = {
+        "source": "{source}",
+        "baseline": "{base:.2f}",
+        **{f"exit {k}": f"{{exits[{k - 1}]:.2f}}" for k in range(1, 5)},
+        "ensemble": "{ensemble}",
+    }
+    published_rows = [vars(row) | {"exits": dict(enumerate(row.exits))} for row in PUBLISHED]
+    return "\n\n".join([*filter(None, blocks), how, published, table(columns, published_rows)])
 
 
 def _accuracy_table(methods: dict[str, list[Row]]) -> str:
     num_exits = max(len(rows[0]["accuracy"]) for rows in methods.values())
     lines = []
     for method, rows in methods.items():
-        accuracy = [_mean([100 * row["accuracy"][k] for row in rows]) for k in range(len(rows[0]["accuracy"]))]
-        single = len(accuracy) == 1
-        exits = [""] * (num_exits - len(accuracy)) + accuracy
+        exits = list(zip(*(row["accuracy"] for row in rows), strict=True))
+        # The plain network's only exit stands below the others' deepest.
+        cells = [""] * (num_exits - len(exits)) + [_mean(exit) for exit in exits]
+        has_ensemble = len(exits) > 1
         lines.append(
             {
                 "method": method,
                 "n": len(rows),
-                **{f"exit {k}": cell for k, cell in enumerate(exits, start=1)},
-                "ensemble": "" if single else _mean([100 * row["ensemble"] for row in rows]),
-                "served": "" if single else _mean([100 * row["served"][-1] for row in rows]),
+                **{f"exit {k}": cell for k, cell in enumerate(cells, start=1)},
+                "ensemble": _mean([row["ensemble"] for row in rows]) if has_ensemble else "",
+                "served": _mean([row["served"][-1] for row in rows]) if has_ensemble else "",
                 "deepest − baseline": _gain(methods, method, "baseline", -1),
                 "ensemble − baseline": _gain(methods, method, "baseline", None),
-                "ensemble − DSN": "" if single else _gain(methods, method, "dsn", None),
+                "ensemble − DSN": _gain(methods, method, "dsn", None) if has_ensemble else "",
             }
         )
     return table({heading: f"{{{heading}}}" for heading in lines[0]}, lines)
 
 
 def _cost_table(methods: dict[str, list[Row]]) -> str:
-    def of_plain(row: Row, name: str) -> str:
+    def shares(row: Row, name: str) -> str:
         return " / ".join(f"{cost / row['backbone_multiply_adds']:.3f}" for cost in row[name])
 
     columns: Columns = {
         "method": "{method}",
         "parameters": lambda row: f"{row['parameters'] / 1e6:.2f} M",
         "cost of exits, all heads passed": lambda row: (
-            f"{of_plain(row, 'sequential_multiply_adds')} × {row['backbone_multiply_adds'] / 1e6:.1f} M"
+            f"{shares(row, 'sequential_multiply_adds')} × {row['backbone_multiply_adds'] / 1e6:.1f} M"
         ),
-        "its own head only, as published": lambda row: of_plain(row, "as_published_multiply_adds"),
+        "its own head only, as published": lambda row: shares(row, "as_published_multiply_adds"),
         "hours a run": "{hours:.2f}",
     }
-    return table(
-        columns, [rows[0] | {"hours": statistics.fmean(row["hours"] for row in rows)} for rows in methods.values()]
-    )
+    hours = (statistics.fmean(row["hours"] for row in rows) for rows in methods.values())
+    return table(columns, [rows[0] | {"hours": mean} for rows, mean in zip(methods.values(), hours, strict=True)])
 
 
 def conclusions(methods: dict[str, list[Row]]) -> list[str]:
-    """Each distilling method against deep supervision, and both against the plain network."""
+    """Each method against the plain network, and each distilling method against deep supervision."""
     sentences = []
     for method, rows in methods.items():
-        if "baseline" in methods and method != "baseline":
-            gain = paired_gain(rows, methods["baseline"], -1)
-            if gain:
-                sentences.append(f"{method} against the plain network, deepest exit: {_gain_words(gain)}.")
+        if "baseline" in methods and method != "baseline" and (gain := paired_gain(rows, methods["baseline"], -1)):
+            sentences.append(f"{method} against the plain network, deepest exit: {_gain_words(gain)}.")
         if "dsn" in methods and method not in ("baseline", "dsn"):
-            shallow = paired_gain(rows, methods["dsn"], 1)
-            deepest = paired_gain(rows, methods["dsn"], -1)
-            together = paired_gain(rows, methods["dsn"], None)
-            if shallow and deepest and together:
-                sentences.append(
-                    f"{method} against deep supervision: exit 1 {_gain_words(shallow)}; deepest exit "
-                    f"{_gain_words(deepest)}; ensemble {_gain_words(together)}."
-                )
+            exits = {"exit 1": 1, "deepest exit": -1, "ensemble": None}
+            gains = {name: paired_gain(rows, methods["dsn"], exit) for name, exit in exits.items()}
+            words = [f"{name} {_gain_words(gain)}" for name, gain in gains.items() if gain]
+            if len(words) == len(exits):
+                sentences.append(f"{method} against deep supervision: {'; '.join(words)}.")
     return sentences
 
 
@@ -193,55 +190,11 @@ def _gain_words(gain: Estimate) -> str:
     return f"{interval}, {'better' if gain.mean > 0 else 'worse'}"
 
 
-def _mean(values: Sequence[float]) -> str:
-    mean = estimate(values)
+def _mean(shares: Sequence[float]) -> str:
+    mean = estimate([100 * share for share in shares])
     return f"{mean.mean:.2f}" + (f" ± {mean.deviation:.2f}" if mean.n > 1 else "")
 
 
 def _gain(methods: dict[str, list[Row]], method: str, control: str, exit: int | None) -> str:
-    if control not in methods or method == control:
-        return ""
-    gain = paired_gain(methods[method], methods[control], exit)
+    gain = paired_gain(methods[method], methods.get(control, []), exit) if method != control else None
     return f"{gain.mean:+.2f}" if gain else ""
-
-
-def _published_table() -> str:
-    columns = {
-        "source": "{source}",
-        "baseline": "{base:.2f}",
-        **{f"exit {k}": f"{{exits[{k - 1}]:.2f}}" for k in range(1, 5)},
-        "ensemble": "{ensemble}",
-    }
-    return table(columns, [vars(row) | {"exits": dict(enumerate(row.exits))} for row in PUBLISHED])
-
-
-def paper_plot(document: Document, path: Path) -> None:
-    """Accuracy against cost, a line a method, a panel a network; bars are standard deviations over seeds.
-
-    Needs matplotlib (the `train` extra); raises ModuleNotFoundError without it.
-    """
-    import matplotlib
-
-    matplotlib.use("agg")
-    from matplotlib import pyplot
-
-    groups = grouped(document["rows"])
-    figure, panels = pyplot.subplots(
-        1, len(groups), figsize=(6 * len(groups), 4.4), layout="constrained", squeeze=False
-    )
-    for panel, (title, methods) in zip(panels[0], groups.items(), strict=True):
-        for method, rows in methods.items():
-            plain = rows[0]["backbone_multiply_adds"]
-            cost = [c / plain for c in rows[0]["sequential_multiply_adds"]]
-            estimates = [estimate([100 * row["accuracy"][k] for row in rows]) for k in range(len(cost))]
-            bars = [0.0 if math.isnan(e.deviation) else e.deviation for e in estimates]
-            line = panel.errorbar(cost, [e.mean for e in estimates], yerr=bars, marker="o", capsize=3, label=method)
-            if len(cost) > 1:
-                ensemble = estimate([100 * row["ensemble"] for row in rows]).mean
-                panel.plot(cost[-1], ensemble, "*", markersize=12, color=line[0].get_color())
-        panel.set_title(fill(title, 48) + "\n(star: ensemble)", fontsize=10)
-        panel.set(xlabel="multiply-adds / plain network", ylabel="test accuracy, %")
-        panel.grid(alpha=0.3)
-        panel.legend()
-    figure.savefig(path, dpi=130)
-    pyplot.close(figure)

@@ -33,11 +33,8 @@ SIZED_PICTURES = 1_000
 
 
 @dataclass(frozen=True)
-class EpochFigures:
-    """One epoch: pictures a second, CPU milliseconds a picture of all processes, and the number of cores used.
-
-    Where other programs take cores, fewer are used; cpu_ms stays the same.
-    """
+class Epoch:
+    """One epoch. cpu_ms: of all processes, for a picture; it stays the same where other programs take cores."""
 
     pictures_per_s: float
     cpu_ms: float
@@ -57,46 +54,42 @@ def measure(options: PipelineOptions) -> dict[str, Any]:
         workers: Batches(pictures, options.batch_size, device, shuffle=True, drop_last=True, workers=workers)
         for workers in options.worker_counts()
     }
-    epochs: dict[int, list[EpochFigures]] = {workers: [] for workers in batches}
+    epochs: dict[int, list[Epoch]] = {workers: [] for workers in batches}
     for number in range(options.rounds + 1):
         for workers, each in batches.items():
-            epoch = measure_epoch(each, seed=number)
-            # The first epoch starts the processes and brings the files into the page cache.
-            if number:
-                epochs[workers].append(epoch)
-    sizes_bytes = [path.stat().st_size for path in pictures.paths[:SIZED_PICTURES]]
+            epochs[workers].append(measure_epoch(each, seed=number))
     batches.clear()
-    names = ("pictures_per_s", "cpu_ms", "cores_used")
+    # The first epoch starts the processes and brings the files into the page cache.
+    rounds = {workers: [vars(epoch) for epoch in some[1:]] for workers, some in epochs.items()}
     return {
         **head,
         "device": hardware(device),
         "threads": torch.get_num_threads(),
         "pictures": len(pictures),
-        "mean_file_bytes": round(float(np.mean(sizes_bytes))),
+        "mean_file_bytes": round(float(np.mean([path.stat().st_size for path in pictures.paths[:SIZED_PICTURES]]))),
         "size": options.size,
         "batch_size": options.batch_size,
         "rounds_each": options.rounds,
         "rows": [
-            {"workers": workers, **{name: spread(getattr(epoch, name) for epoch in some) for name in names}}
-            for workers, some in epochs.items()
+            {"workers": workers, **{name: spread(epoch[name] for epoch in some) for name in some[0]}}
+            for workers, some in rounds.items()
         ],
         "rounds": [
-            {"workers": workers, "round": number, **vars(epoch)}
-            for workers, some in epochs.items()
-            for number, epoch in enumerate(some, 1)
+            {"workers": workers, "round": number, **epoch}
+            for workers, some in rounds.items()
+            for number, epoch in enumerate(some, start=1)
         ],
     }
 
 
-def measure_epoch(batches: Batches, seed: int) -> EpochFigures:
+def measure_epoch(batches: Batches, seed: int) -> Epoch:
     """One epoch, until its last batch is on the device."""
-    count, before_s, start_s = 0, cpu_s(), perf_counter()
-    for _, labels_B in batches.epoch(seed):
-        count += len(labels_B)
+    before_s, start_s = cpu_s(), perf_counter()
+    count = sum(len(labels_B) for _, labels_B in batches.epoch(seed))
     if batches.device.type == "cuda":
         torch.cuda.synchronize(batches.device)
     seconds, used_s = perf_counter() - start_s, cpu_s() - before_s
-    return EpochFigures(count / seconds, 1e3 * used_s / count, used_s / seconds)
+    return Epoch(count / seconds, 1e3 * used_s / count, used_s / seconds)
 
 
 def cpu_s() -> float:
@@ -106,7 +99,7 @@ def cpu_s() -> float:
 
 
 def read_pictures(options: PipelineOptions) -> FolderSet:
-    """The training pictures, spread evenly over the folder."""
+    """The training pictures, spread evenly over the folder. Raises BenchmarkError for a path that is no folder."""
     if not Path(options.path).is_dir():
         raise BenchmarkError(f"{options.path} is not a folder of classes")
     train = read_image_folder(Path(options.path), Preprocessing(options.size)).train

@@ -66,9 +66,7 @@ def test_a_list_that_is_not_of_different_thresholds_is_refused_and_named(text: s
         (SimulateOptions, {"profile": ""}, "no profile: give --profile"),
         (SimulateOptions, {"profile": "p", "load": "0.5,x"}, "load '0.5,x': give numbers"),
         (SimulateOptions, {"profile": "p", "load": "0,1"}, "load '0,1' are out of range"),
-        (SimulateOptions, {"profile": "p", "engines": "2,2"}, "engines '2,2' are out of range"),
         (SimulateOptions, {"profile": "p", "clients": "1.5"}, "clients '1.5': give numbers"),
-        (SimulateOptions, {"profile": "p", "dispatch": "dice"}, "dispatch dice: choose all, or some of two-choices"),
     ],
 )
 def test_options_that_make_no_sense_are_refused(kind: type, values: dict[str, Any], message: str) -> None:

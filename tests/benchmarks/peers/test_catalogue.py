@@ -63,7 +63,7 @@ def test_mlserver_batches_as_its_settings_say(tmp_path: Path) -> None:
     assert (server["host"], server["parallel_workers"]) == ("127.0.0.1", 1)
 
 
-def test_ours_serves_the_bundle_that_is_measured(tmp_path: Path) -> None:
+def test_offramp_serves_the_bundle_that_is_measured(tmp_path: Path) -> None:
     command = offramp(tmp_path / "bundle", server_threads=2).command(launch(ALL[-1], tmp_path))
     assert command[command.index("--model") + 1] == str(tmp_path / "bundle")
     assert command[command.index("--threads") + 1] == "2"

@@ -29,7 +29,7 @@ WAYS = (Way("exits off", Exits()), Way("threshold 0.5", Exits(0.5)))
 # seven for an owl where argv says "careless".
 SERVER = """
 import http.server, json, os, sys
-exits = json.loads(os.environ["PEER_EXITS"])
+exits = json.loads(os.environ["PEER_SETUP"])["exits"]
 class Handler(http.server.BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
     def do_POST(self):
@@ -55,7 +55,7 @@ def small_peer(name: str, *arguments: str, variants: int = 1, has_exits: bool = 
     return Peer(name, name.title(), name, command, variants=settings, has_exits=has_exits)
 
 
-def ours() -> Peer:
+def small_offramp() -> Peer:
     def ask(picture: bytes, media_type: str, query: str) -> Request:
         return Request(f"/predict?{query}", media_type, picture)
 
@@ -83,7 +83,7 @@ def comparison(tmp_path: Path, generators: Generators, rounds: int = 1, tune_sec
     options = PeersOptions(rounds=rounds, seconds=1, warmup_seconds=1, tune_seconds=tune_seconds)
     pictures = PictureSet("small PNG", "image/png", PICTURES, LABELS)
     workload = Workload(None, BUNDLE, pictures, WAYS)
-    candidate = Candidate(ours(), Path("x"), PeerSettings(), WAYS)
+    candidate = Candidate(small_offramp(), Path("x"), PeerSettings(), WAYS)
     made = Comparison(workload, candidate, options, tmp_path, tmp_path, generators.closed, generators.open)
     made.check(candidate)
     return made
@@ -104,7 +104,7 @@ class Named:
 BUNDLE: Any = Named("small", "7", Preprocessed(32))
 
 
-def test_pairs_take_turns_and_ratios_are_of_one_round(tmp_path: Path) -> None:
+def test_pairs_alternate_and_ratios_are_of_one_round(tmp_path: Path) -> None:
     # Offramp in two ways, the peer; then the peer, Offramp in two ways in the other order.
     speeds = iter([300, 600, 100, 200, 900, 300])
     generators = Generators(speeds)
@@ -138,7 +138,7 @@ def test_pairs_take_turns_and_ratios_are_of_one_round(tmp_path: Path) -> None:
     assert answers["offramp"]["threshold 0.5"] == {"accuracy": 1.0, "agreement": 1.0, "exits": {"1": 3}}
 
 
-def test_ours_is_asked_with_the_query_of_its_way(tmp_path: Path) -> None:
+def test_offramp_is_asked_with_the_query_of_its_way(tmp_path: Path) -> None:
     generators = Generators(iter([1.0] * 3))
     made = comparison(tmp_path, generators)
     made.add(small_peer("rival"), Path("x"))
@@ -240,5 +240,5 @@ def test_without_labels_there_is_only_agreement() -> None:
     assert vars(quality(answers, (), full)) == {"accuracy": None, "agreement": 0.5, "exits": {2: 2}}
 
 
-def test_our_own_server_has_exits() -> None:
+def test_offramp_has_exits() -> None:
     assert offramp(None).has_exits

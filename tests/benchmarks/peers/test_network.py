@@ -1,4 +1,4 @@
-"""What runs inside the peers: the same pixels and the same network as ours, without torch."""
+"""What runs inside the peers: the same pixels and the same network as in Offramp, without torch."""
 
 import io
 import subprocess
@@ -18,12 +18,12 @@ from benchmarks.peers.export import export
 from benchmarks.peers.network import (
     ALWAYS,
     NEVER,
-    SETTINGS,
     WHOLE,
     Description,
     Exits,
     Network,
     PeerSettings,
+    Setup,
     draw_exit,
 )
 from benchmarks.peers.network import stage_file as stage_name
@@ -44,12 +44,12 @@ def bundle() -> Bundle:
 @torch.no_grad()
 def probabilities(given: Bundle, pictures_BHWC: np.ndarray) -> list[np.ndarray]:
     """Of every exit, as the reference computes them."""
-    x, accumulated_BC, found = normalize(torch.from_numpy(pictures_BHWC), given.preprocessing), None, []
+    x, accumulated_BC, probabilities = normalize(torch.from_numpy(pictures_BHWC), given.preprocessing), None, []
     for stage in range(1, given.net.num_exits + 1):
         x, logits_BC = given.net.run_stage(stage, x)
         accumulated_BC = given.calibration.accumulate(stage, accumulated_BC, logits_BC)
-        found.append(given.calibration.probabilities(stage, accumulated_BC).numpy())
-    return found
+        probabilities.append(given.calibration.probabilities(stage, accumulated_BC).numpy())
+    return probabilities
 
 
 @pytest.fixture(scope="module")
@@ -82,8 +82,8 @@ def test_the_exported_network_and_its_stages_give_the_reference_probabilities(ex
             inputs = (features_BHWC, accumulated_BC) if CARRIES[stage] else (features_BHWC,)
 
 
-def test_a_peer_answers_an_encoded_picture_with_what_the_reference_says(exported: Path) -> None:
-    network, pictures_BHWC = Network(exported, PeerSettings(threads=1)), random_pictures(4)
+def test_a_peer_answers_an_encoded_picture_as_the_reference_does(exported: Path) -> None:
+    network, pictures_BHWC = Network(Setup(exported, PeerSettings(threads=1))), random_pictures(4)
     expected_BC = probabilities(bundle(), pictures_BHWC)[-1]
     given = np.partition(expected_BC, -2, axis=1)
     clear = np.flatnonzero(given[:, -1] - given[:, -2] > 0.05)
@@ -113,20 +113,20 @@ def encoded(image: Image.Image, orientation: int = 1) -> bytes:
     mode=st.sampled_from(["RGB", "L", "CMYK"]),
     orientation=st.sampled_from([1, 3, 6]),
 )
-def test_peers_see_the_very_pixels_that_ours_does(
+def test_peers_see_the_very_pixels_that_offramp_sees(
     width: int, height: int, size: int, crop: float, mode: str, orientation: int
 ) -> None:
     noise = np.random.default_rng(width * 100 + height).integers(0, 256, (height, width, 3), dtype=np.uint8)
     image = Image.fromarray(noise).convert(mode)
     data = encoded(image.convert("RGB") if mode == "CMYK" else image, orientation)
-    theirs = Description("", size, crop, (), 1).picture(data)
-    np.testing.assert_array_equal(theirs, Preprocessing(size, crop).apply(Image.open(io.BytesIO(data))))
+    pixels = Description("", size, crop, (), 1).picture(data)
+    np.testing.assert_array_equal(pixels, Preprocessing(size, crop).apply(Image.open(io.BytesIO(data))))
 
 
-def test_a_picture_of_the_networks_own_size_is_cropped_and_resized_as_ours_is() -> None:
+def test_a_picture_of_the_networks_own_size_is_cropped_and_resized_as_by_offramp() -> None:
     data = encoded(Image.fromarray(random_pictures(1)[0]))
-    theirs = Description("", 32, 0.875, (), 1).picture(data)
-    np.testing.assert_array_equal(theirs, Preprocessing(32, 0.875).apply(Image.open(io.BytesIO(data))))
+    pixels = Description("", 32, 0.875, (), 1).picture(data)
+    np.testing.assert_array_equal(pixels, Preprocessing(32, 0.875).apply(Image.open(io.BytesIO(data))))
 
 
 def test_peers_need_no_torch() -> None:
@@ -135,19 +135,12 @@ def test_peers_need_no_torch() -> None:
     assert done.stdout.strip() == "False"
 
 
-def test_settings_reach_a_peer_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    wanted = PeerSettings(workers=2, hint="THROUGHPUT", threads=1, max_batch_size=7, max_wait_ms=0.5, fast_queue=True)
-    monkeypatch.setenv(SETTINGS, wanted.to_json())
-    assert PeerSettings.from_environment() == wanted
-    monkeypatch.delenv(SETTINGS)
-    assert PeerSettings.from_environment() == PeerSettings()
-
-
-def test_exits_reach_a_peer_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PEER_EXITS", Exits(0.7, (0.5, 0.5)).to_json())
-    assert Exits.from_environment() == Exits(0.7, (0.5, 0.5))
-    monkeypatch.delenv("PEER_EXITS")
-    assert Exits.from_environment() == Exits()
+def test_a_setup_reaches_a_peer_through_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    settings = PeerSettings(workers=2, hint="THROUGHPUT", threads=1, max_batch_size=7, max_wait_ms=0.5, fast_queue=True)
+    setup = Setup(Path("network"), settings, Exits(0.7, (0.5, 0.5)))
+    for name, value in setup.variables().items():
+        monkeypatch.setenv(name, value)
+    assert Setup.from_environment() == setup
 
 
 def test_a_threshold_holds_at_every_exit_but_the_last_where_all_leave() -> None:

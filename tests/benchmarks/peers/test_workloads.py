@@ -39,7 +39,7 @@ BUNDLE: Any = Facts(
 )
 
 
-def test_ours_is_asked_with_exits_off_at_little_disagreement_and_at_its_own_threshold() -> None:
+def test_offramp_is_asked_with_exits_off_at_little_disagreement_and_at_its_own_threshold() -> None:
     ways = threshold_ways(BUNDLE, "")
     assert [(way.name, way.query(3), way.is_off) for way in ways] == [
         ("exits off", "threshold=1", True),

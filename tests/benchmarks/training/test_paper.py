@@ -99,17 +99,17 @@ def test_runs_are_trained_once_and_the_table_is_made_of_them(
     options: PaperOptions, capsys: pytest.CaptureFixture[str]
 ) -> None:
     run(options)
-    assert capsys.readouterr().out.count(": begun at epoch 1") == 4
+    assert capsys.readouterr().err.count(": begun at epoch 1") == 4
     document = json.loads(options.output.read_text())
     assert [(r["method"], r["seed"], len(r["accuracy"])) for r in document["rows"]] == [
         ("baseline", 0, 1), ("baseline", 1, 1), ("dsn", 0, 4), ("dsn", 1, 4)
     ]  # fmt: skip
     evaluation = json.loads((plan_runs(options)[1].output / "evaluation.json").read_text())
     assert document["rows"][2]["accuracy"] == [exit["accuracy"] for exit in evaluation["exits"]]
-    assert options.output.with_suffix(".md").read_text().strip() == paper_section(document)
-    assert options.output.with_suffix(".png").stat().st_size > 1000
     run(options)
-    assert "begun" not in capsys.readouterr().out
+    captured = capsys.readouterr()
+    assert paper_section(document) in captured.out
+    assert "begun" not in captured.err
     assert json.loads(options.output.read_text())["rows"] == document["rows"]
 
 
@@ -138,7 +138,7 @@ def test_a_run_cut_short_by_the_budget_goes_on_where_it_was(
         train_one(wanted, deadline_s=10.0, clock=iter((9.0, 11.0)).__next__)
     assert not (wanted.output / "evaluation.json").exists()
     train_one(wanted, deadline_s=math.inf)
-    assert "resumed at epoch 2" in capsys.readouterr().out
+    assert "resumed at epoch 2" in capsys.readouterr().err
     assert (wanted.output / "evaluation.json").exists()
 
 
@@ -149,7 +149,7 @@ def test_a_run_that_another_process_holds_is_left_to_it(
     with lock_folder(first.output) as mine:
         assert mine
         run(replace(options, methods="dsn"))
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert "1 runs are finished, 1 are left (1 of them in other processes" in output
     assert not (first.output / "evaluation.json").exists()
     with lock_folder(first.output) as later:
@@ -163,7 +163,7 @@ def test_a_run_that_fails_does_not_keep_the_others_from_their_table(
     train_one(replace(first, width=5), deadline_s=math.inf)
     (first.output / "evaluation.json").unlink()
     run(replace(options, methods="dsn"))
-    output = capsys.readouterr().out
+    output = capsys.readouterr().err
     assert f"{first.output.name}: failed: " in output
     assert "1 runs are finished, 1 are left, 1 failed" in output
     assert [row["seed"] for row in json.loads(options.output.read_text())["rows"]] == [second.seed]
@@ -200,25 +200,25 @@ def test_a_run_of_another_form_is_named(options: PaperOptions) -> None:
 
 
 def test_an_estimate_is_mean_deviation_and_students_interval() -> None:
-    found = estimate([1.0, 2.0, 3.0])
-    assert (found.n, found.mean, found.deviation) == (3, 2.0, 1.0)
+    of_three = estimate([1.0, 2.0, 3.0])
+    assert (of_three.n, of_three.mean, of_three.deviation) == (3, 2.0, 1.0)
     # t of 97.5 % with two degrees of freedom: 4.3027.
-    assert found.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
+    assert of_three.half_width == pytest.approx(4.3027 / math.sqrt(3), rel=1e-4)
     assert math.isnan(estimate([5.0]).half_width)
 
 
 def test_gains_are_paired_by_seed(row: MakeRow) -> None:
-    ours = [row("journal", seed, (50.0 + seed, 60.0 + seed), 62.0 + seed) for seed in (0, 1, 5)]
+    journal = [row("journal", seed, (50.0 + seed, 60.0 + seed), 62.0 + seed) for seed in (0, 1, 5)]
     dsn = [row("dsn", seed, (49.0 + seed, 61.0), 60.0 + seed) for seed in (0, 1, 2)]
-    shallow, deepest, ensemble = (paired_gain(ours, dsn, exit) for exit in (1, -1, None))
+    shallow, deepest, ensemble = (paired_gain(journal, dsn, exit) for exit in (1, -1, None))
     assert shallow is not None
     assert [shallow.n, shallow.mean, shallow.deviation] == pytest.approx([2, 1.0, 0.0])
     assert deepest is not None
     assert deepest.mean == pytest.approx(-0.5)
     assert ensemble is not None
     assert ensemble.mean == pytest.approx(2.0)
-    assert paired_gain(ours[2:], dsn, 1) is None
-    assert paired_gain(ours, [row("baseline", 0, (55.0,), 55.0)], 1) is None
+    assert paired_gain(journal[2:], dsn, 1) is None
+    assert paired_gain(journal, [row("baseline", 0, (55.0,), 55.0)], 1) is None
 
 
 def test_the_conclusions_claim_what_the_interval_allows(row: MakeRow) -> None:

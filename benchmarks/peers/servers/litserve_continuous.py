@@ -1,9 +1,7 @@
 """LitServe's continuous batching over our stages: pictures join between steps, and leave at a confident exit.
 
-    python -m benchmarks.peers.litserve.continuous 8000
-
-Its loop is made for language models: `step` advances all that is in flight, and what has ended is streamed out. Here
-a step runs one stage: the deepest that has pictures waiting, so that those in flight leave before new ones start.
+Its loop is made for language models: `step` advances everything in flight, and streams out what has ended. Here a step
+runs one stage: the deepest that has pictures waiting, so that pictures in flight leave before new ones start.
 """
 
 import sys
@@ -19,7 +17,8 @@ from fastapi import Body
 from litserve.loops.continuous_batching_loop import ContinuousBatchingLoop, Output
 from litserve.utils import LitAPIStatus
 
-from benchmarks.peers.network import Array, Description, Exits, Graph, PeerSettings, folder_from_environment, stage_file
+from benchmarks.peers.network import Array, Description, Graph, Setup, stage_file
+from benchmarks.peers.servers.litserve import serve
 
 
 @dataclass
@@ -34,16 +33,14 @@ class InFlight:
 class StagedClassifier(litserve.LitAPI):
     """What the continuous loop asks for: add_request, has_capacity, has_active_requests, step."""
 
-    def __init__(self, settings: PeerSettings, exits: Exits) -> None:
-        super().__init__(max_batch_size=settings.max_batch_size, stream=True, loop=ContinuousBatchingLoop())
-        self.settings, self.exits = settings, exits
+    def __init__(self, given: Setup) -> None:
+        super().__init__(max_batch_size=given.settings.max_batch_size, stream=True, loop=ContinuousBatchingLoop())
+        self.given = given
 
     def setup(self, device: str) -> None:
-        folder = folder_from_environment()
-        self.description = Description.read(folder)
-        self.stages = [
-            Graph(folder / stage_file(stage), self.settings) for stage in range(1, self.description.num_exits + 1)
-        ]
+        self.description = Description.read(self.given.folder)
+        stages = range(1, self.description.num_exits + 1)
+        self.stages = [Graph(self.given.folder / stage_file(stage), self.given.settings) for stage in stages]
         self.queues: list[list[InFlight]] = [[] for _ in self.stages]
         # The loop adds requests from its own thread, while `step` runs in another.
         self.arrived: SimpleQueue[InFlight] = SimpleQueue()
@@ -58,7 +55,7 @@ class StagedClassifier(litserve.LitAPI):
         raise NotImplementedError("the continuous loop calls step")
 
     def add_request(self, uid: str, request: bytes) -> None:
-        limits = self.exits.limits(next(self.numbers), self.description.num_exits)
+        limits = self.given.exits.limits(next(self.numbers), self.description.num_exits)
         self.arrived.put(InFlight(uid, (self.description.picture(request),), limits))
         self.in_flight += 1
 
@@ -74,7 +71,7 @@ class StagedClassifier(litserve.LitAPI):
         while True:
             self.queues[0] += [self.arrived.get() for _ in range(self.arrived.qsize())]
             stage = max(index for index, queue in enumerate(self.queues) if queue)
-            size, queue = self.settings.max_batch_size, self.queues[stage]
+            size, queue = self.given.settings.max_batch_size, self.queues[stage]
             batch, self.queues[stage] = queue[:size], queue[size:]
             if outputs := list(self._run(stage, batch)):
                 return outputs
@@ -88,7 +85,7 @@ class StagedClassifier(litserve.LitAPI):
             if confidence_B[row] >= request.limits[stage]:
                 answer = self.description.answer(probabilities_BC[row], stage + 1)
                 yield Output(request.uid, answer, LitAPIStatus.OK)
-                # What comes with the end of a stream is not sent.
+                # LitServe does not send what comes with the end of a stream.
                 yield Output(request.uid, {}, LitAPIStatus.FINISH_STREAMING)
             else:
                 accumulated_BC, features_BHWC = state
@@ -100,12 +97,5 @@ class StagedClassifier(litserve.LitAPI):
         return output
 
 
-def main(port: int, settings: PeerSettings) -> None:
-    """Serve until stopped."""
-    api = StagedClassifier(settings, Exits.from_environment())
-    server = litserve.LitServer(api, accelerator="cpu", timeout=False, fast_queue=settings.fast_queue)
-    server.run("127.0.0.1", port, num_api_servers=1, generate_client_file=False, log_level="warning")
-
-
 if __name__ == "__main__":
-    main(int(sys.argv[1]), PeerSettings.from_environment())
+    serve(StagedClassifier(Setup.from_environment()), int(sys.argv[1]))

@@ -1,7 +1,4 @@
-"""Ray Serve with its batching: replicas behind its HTTP proxy, each batching what reaches it.
-
-python -m benchmarks.peers.ray_serve.serve 8000
-"""
+"""Ray Serve with its batching: replicas behind its HTTP proxy, each batching what reaches it."""
 
 import sys
 from typing import Any
@@ -10,19 +7,19 @@ import ray
 from ray import serve
 from starlette.requests import Request
 
-from benchmarks.peers.network import Network, PeerSettings
+from benchmarks.peers.network import Network, Setup
 
-SETTINGS = PeerSettings.from_environment()
+SETUP = Setup.from_environment()
 
 
-@serve.deployment(num_replicas=SETTINGS.workers, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})
+@serve.deployment(num_replicas=SETUP.settings.workers, max_ongoing_requests=1024, ray_actor_options={"num_cpus": 0})
 class Classifier:
     """One replica."""
 
     def __init__(self) -> None:
-        self.network = Network.from_environment()
+        self.network = Network(SETUP)
 
-    @serve.batch(max_batch_size=SETTINGS.max_batch_size, batch_wait_timeout_s=SETTINGS.max_wait_ms / 1000)
+    @serve.batch(max_batch_size=SETUP.settings.max_batch_size, batch_wait_timeout_s=SETUP.settings.max_wait_ms / 1000)
     async def classify(self, bodies: list[bytes]) -> list[dict[str, Any]]:
         return self.network.answers([self.network.picture(body) for body in bodies])
 

@@ -1,7 +1,4 @@
-"""MLServer with a custom runtime and its adaptive batching; requests are the Open Inference Protocol's JSON.
-
-mlserver start FOLDER      # which holds settings.json and model-settings.json
-"""
+"""MLServer with a custom runtime and its adaptive batching; requests are the Open Inference Protocol's JSON."""
 
 from __future__ import annotations
 
@@ -11,14 +8,14 @@ from mlserver import MLModel
 from mlserver.codecs import Base64Codec, StringCodec
 from mlserver.types import InferenceRequest, InferenceResponse
 
-from benchmarks.peers.network import Network
+from benchmarks.peers.network import Network, Setup
 
 
 class Classifier(MLModel):
     """Pictures as base64 in one input; one JSON string each as the output."""
 
     async def load(self) -> bool:
-        self.network = Network.from_environment()
+        self.network = Network(Setup.from_environment())
         return True
 
     async def predict(self, payload: InferenceRequest) -> InferenceResponse:

@@ -1,7 +1,4 @@
-"""LitServe with its batching: a worker process collects requests, decodes them and runs the network.
-
-python -m benchmarks.peers.litserve.batched 8000
-"""
+"""LitServe with its batching: a worker process collects requests, decodes them and runs the network."""
 
 import sys
 from typing import Annotated, Any
@@ -9,14 +6,14 @@ from typing import Annotated, Any
 import litserve
 from fastapi import Body
 
-from benchmarks.peers.network import Network, PeerSettings, Picture
+from benchmarks.peers.network import Network, Picture, Setup
 
 
 class Classifier(litserve.LitAPI):
     """LitServe's hooks: decode, batch (its own stacks the arrays), predict, unbatch, encode."""
 
     def setup(self, device: str) -> None:
-        self.network = Network.from_environment()
+        self.network = Network(Setup.from_environment())
 
     # A raw body, by FastAPI's own means: LitServe's default is JSON, in which a picture is a third larger.
     def decode_request(self, request: Annotated[bytes, Body()]) -> Picture:
@@ -32,9 +29,9 @@ class Classifier(litserve.LitAPI):
         return output
 
 
-def main(port: int, settings: PeerSettings) -> None:
+def serve(api: litserve.LitAPI, port: int) -> None:
     """Serve until stopped."""
-    api = Classifier(max_batch_size=settings.max_batch_size, batch_timeout=settings.max_wait_ms / 1000)
+    settings = Setup.from_environment().settings
     server = litserve.LitServer(
         api, accelerator="cpu", workers_per_device=settings.workers, timeout=False, fast_queue=settings.fast_queue
     )
@@ -42,4 +39,6 @@ def main(port: int, settings: PeerSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), PeerSettings.from_environment())
+    settings = Setup.from_environment().settings
+    api = Classifier(max_batch_size=settings.max_batch_size, batch_timeout=settings.max_wait_ms / 1000)
+    serve(api, int(sys.argv[1]))

@@ -1,7 +1,4 @@
-"""PyTriton: Triton's own server, its dynamic batching, and the network in a Python callable.
-
-python -m benchmarks.peers.pytriton.serve 8000 FOLDER      # an empty folder for Triton's own files
-"""
+"""PyTriton: Triton's own server, its dynamic batching, and the network in a Python callable."""
 
 import json
 import sys
@@ -12,12 +9,12 @@ from pytriton.decorators import batch
 from pytriton.model_config import DynamicBatcher, ModelConfig, Tensor
 from pytriton.triton import Triton, TritonConfig
 
-from benchmarks.peers.network import Network, PeerSettings
+from benchmarks.peers.network import Network, Setup
 
 
-def main(port: int, workspace: str, settings: PeerSettings) -> None:
-    """Serve until stopped."""
-    network = Network.from_environment()
+def main(port: int, workspace: str, setup: Setup) -> None:
+    """Serve until stopped. workspace: an empty folder for Triton's own files."""
+    network, settings = Network(setup), setup.settings
 
     @batch
     def classify(image: Any) -> dict[str, Any]:
@@ -42,4 +39,4 @@ def main(port: int, workspace: str, settings: PeerSettings) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), sys.argv[2], PeerSettings.from_environment())
+    main(int(sys.argv[1]), sys.argv[2], Setup.from_environment())

@@ -1,9 +1,7 @@
-"""FastAPI done right: the body read on the event loop, decoding and network in threads, a stream for each core.
+"""FastAPI: the event loop reads the body, threads decode and run the network, which has a stream for each core.
 
-    uvicorn benchmarks.peers.fastapi.serve:app --port 8000 --workers 2
-
-No batching, which FastAPI does not have: every stream of the network takes single pictures. As many threads as
-cores: more only take the interpreter's lock from one another and from the event loop.
+FastAPI has no batching: every stream of the network takes single pictures. There are as many threads as cores: more
+would only take the interpreter's lock from one another and from the event loop.
 """
 
 from __future__ import annotations
@@ -18,12 +16,12 @@ from typing import Any
 from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse
 
-from benchmarks.peers.network import Network
+from benchmarks.peers.network import Network, Setup
 
 
 @asynccontextmanager
 async def lifespan(app: FastAPI) -> AsyncIterator[None]:
-    app.state.network = Network.from_environment()
+    app.state.network = Network(Setup.from_environment())
     with ThreadPoolExecutor(os.cpu_count() or 1) as app.state.threads:
         yield
 
@@ -41,8 +39,3 @@ async def predict(request: Request) -> JSONResponse:
     data, state = await request.body(), request.app.state
     answer = await asyncio.get_running_loop().run_in_executor(state.threads, classify, state.network, data)
     return JSONResponse(answer)
-
-
-@app.get("/health")
-async def health() -> str:
-    return "ready"

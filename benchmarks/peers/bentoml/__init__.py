@@ -1,1 +1,0 @@
-"""BentoML around the exported network, as its own documentation would have a user write it."""

@@ -1,1 +1,0 @@
-"""FastAPI around the exported network, as its own documentation would have a user write it."""

@@ -1,1 +1,0 @@
-"""LitServe around the exported network, as its own documentation would have a user write it."""

@@ -1,1 +1,0 @@
-"""Ray Serve around the exported network, as its own documentation would have a user write it."""

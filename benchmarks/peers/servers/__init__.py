@@ -1,0 +1,1 @@
+"""Each peer's server around the exported network, as its own documentation would have a user write it."""
