@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[type, str, str]] = {
     "server-costs": (options.ServerCostsOptions, "serving.server_costs", ""),
     "trust": (options.TrustOptions, "serving.trust.setup", "--only audit,brownout"),
     "hostile": (options.HostileOptions, "serving.hostile.setup", "--only attacks"),
+    "ray-proxy": (options.RayProxyOptions, "serving.ray_proxy", ""),
     "peers": (
         options.PeersOptions,
         "peers.bench",

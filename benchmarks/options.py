@@ -168,6 +168,18 @@ class ServerCostsOptions(DataOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
+class RayProxyOptions(DataOptions):
+    """What Ray Serve's ways to a replica cost, against one server of ours (extra `ray`)."""
+
+    pictures: SentPictures = 256
+    form: Annotated[int, Option(min=2, max=64, help="Pictures of a form.")] = 16
+    connections: Connections = 64
+    rounds: Rounds = 2
+    seconds: Seconds = 5
+    output: Output = RESULTS / "ray-proxy.json"
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrustOptions(DataOptions):
     """Certified contracts, audits, brownout, privacy and slowdown attacks. Needs wrk."""
 

@@ -42,6 +42,7 @@ SECTIONS = {
     "server-costs": ("serving.server_costs", "section"),
     **{f"trust-{part}": (f"serving.trust.{part.replace('-', '_')}", "section") for part in TRUST_PARTS},
     **{f"hostile-{part}": (f"serving.hostile.{part}", "section") for part in HOSTILE_PARTS},
+    "ray-proxy": ("serving.ray_proxy", "section"),
     "peers": ("peers.report", "peers_section"),
     "simulate": ("simulate.report", "simulation_section"),
     "paper": ("training.paper_report", "paper_section"),

@@ -18,7 +18,7 @@ from offramp.server.engine.admission import Admission, Load
 from offramp.server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
 from offramp.server.engine.request import Answer, Contract
 from offramp.server.processes import messages
-from offramp.server.processes.messages import Cancellation, Failure, Hello, Message, Refusal, State, Submission, Update
+from offramp.server.processes.messages import Cancellation, Failure, Hello, Refusal, State, Submission, Update
 from offramp.server.processes.shared_pictures import Layout
 
 logger = logging.getLogger(__name__)
