@@ -17,6 +17,9 @@ BUILD_ARGS ?=
 PYTEST_ARGS ?=
 WORKERS ?= auto
 
+# Without compiled files, every process compiles torch anew: some 6 seconds.
+unexport PYTHONDONTWRITEBYTECODE
+
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.installed
 INDEX := $(if $(TORCH_INDEX),--extra-index-url $(TORCH_INDEX))
