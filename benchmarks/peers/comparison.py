@@ -35,7 +35,7 @@ OpenLoop = Callable[[Server, Path, float, int, int, int], LoopFigures]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server with its settings. bin: its environment's commands. ways: in which it is asked, one after the other."""
+    """A server with its settings. bin: folder of its environment's commands. ways: in which it is asked."""
 
     peer: Peer
     bin: Path
@@ -150,7 +150,7 @@ class Comparison:
         return max(capacities, key=lambda pair: pair[0])[1]
 
     def _measure(self, candidate: Candidate, number: int, against: str, rate: float | None) -> None:
-        """All ways, of one start of the server."""
+        """Start the server and measure it in all its ways."""
         timing = (self.options.seconds, self.options.warmup_seconds)
         rounds = []
         with self.start(candidate) as server:
