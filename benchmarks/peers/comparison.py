@@ -15,7 +15,7 @@ from typing import Any
 from benchmarks.harness.client import send_each
 from benchmarks.harness.closed_loop import LoopFigures, closed_loop
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.figures import Spread, ratios, spread
+from benchmarks.harness.figures import Spread, field_ratios, spread, spreads
 from benchmarks.harness.open_loop import Load, open_loop
 from benchmarks.harness.requests import Request, write_requests
 from benchmarks.harness.results import say
@@ -35,7 +35,7 @@ OpenLoop = Callable[[Server, Path, float, int, int, int], LoopFigures]
 
 @dataclass(frozen=True)
 class Candidate:
-    """A server with its settings. bin: its environment's commands. ways: in which it is asked, one after the other."""
+    """A server with its settings. bin: folder of its environment's commands. ways: in which it is asked."""
 
     peer: Peer
     bin: Path
@@ -150,7 +150,7 @@ class Comparison:
         return max(capacities, key=lambda pair: pair[0])[1]
 
     def _measure(self, candidate: Candidate, number: int, against: str, rate: float | None) -> None:
-        """All ways, of one start of the server."""
+        """Start the server and measure it in all its ways."""
         timing = (self.options.seconds, self.options.warmup_seconds)
         rounds = []
         with self.start(candidate) as server:
@@ -239,10 +239,10 @@ def _by_loop(rounds: Sequence[PairRound]) -> tuple[list[PairRound], list[PairRou
 
 
 def _figures(rounds: Sequence[PairRound]) -> dict[str, Any]:
-    spreads = {name: spread(getattr(each, name) for each in rounds) for name in FIGURES}
-    return {**spreads, "requests": sum(each.requests for each in rounds), "errors": sum(each.errors for each in rounds)}
+    counts = {name: sum(getattr(each, name) for each in rounds) for name in ("requests", "errors")}
+    return {**spreads(rounds, *FIGURES), **counts}
 
 
 def _ratio(offramp: Sequence[PairRound], peer: Sequence[PairRound], name: str) -> Spread:
-    by_round = {each.round: getattr(each, name) for each in peer}
-    return ratios([getattr(each, name) for each in offramp], [by_round[each.round] for each in offramp])
+    by_round = {each.round: each for each in peer}
+    return field_ratios(name, offramp, [by_round[each.round] for each in offramp])

@@ -23,7 +23,7 @@ from offramp.models.preprocess import Preprocessing
 WHOLE, DESCRIPTION = "whole.xml", "network.json"
 # An environment variable reaches a peer through any launcher.
 SETUP = "PEER_SETUP"
-# Confidences that leave no picture, and every picture, out at an exit.
+# Limits of the confidence: no picture leaves, every picture leaves.
 NEVER, ALWAYS = 2.0, -1.0
 
 Picture = npt.NDArray[np.uint8]

@@ -37,7 +37,7 @@ from offramp.training.report.tables import write_evaluation
 from offramp.training.run import prepare, train
 
 SAME_FOR_ALL = ("data_root", "input_size", "head", "backbones", "recipe", "epochs", "device", "precision")
-# Equal rows in these have their place in one table.
+# Rows that agree in these stand in one table.
 COMPARABLE = ("data", "network", "recipe", "epochs", "batch_size")
 
 
@@ -121,7 +121,7 @@ def train_one(options: TrainOptions, deadline_s: float, clock: Callable[[], floa
 
 
 def read_rows(runs: Path, finished: list[Path]) -> list[Row]:
-    """The rows of the finished runs, in the order of the tables. Raises BenchmarkError where two are of one run."""
+    """The rows of the finished runs, in the order of the tables. Raises BenchmarkError for two rows of one run."""
 
     def place(row: Row) -> list[Any]:
         method = list(METHODS).index(row["method"].partition(",")[0])

@@ -9,6 +9,7 @@ from __future__ import annotations
 import multiprocessing
 import os
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from time import perf_counter
 from typing import Any
@@ -18,7 +19,7 @@ import psutil
 import torch
 
 from benchmarks.harness.errors import BenchmarkError
-from benchmarks.harness.figures import Document, spread, table
+from benchmarks.harness.figures import Document, interleave, spreads, table
 from benchmarks.harness.figures import section as section_of
 from benchmarks.harness.provenance import provenance
 from benchmarks.harness.results import publish
@@ -54,13 +55,9 @@ def measure(options: PipelineOptions) -> dict[str, Any]:
         workers: Batches(pictures, options.batch_size, device, shuffle=True, drop_last=True, workers=workers)
         for workers in options.worker_counts()
     }
-    epochs: dict[int, list[Epoch]] = {workers: [] for workers in batches}
-    for number in range(options.rounds + 1):
-        for workers, each in batches.items():
-            epochs[workers].append(measure_epoch(each, seed=number))
-    batches.clear()
     # The first epoch starts the processes and brings the files into the page cache.
-    rounds = {workers: [vars(epoch) for epoch in some[1:]] for workers, some in epochs.items()}
+    ways = {workers: partial(measure_epoch, each) for workers, each in batches.items()}
+    epochs = {workers: some[1:] for workers, some in interleave(ways, options.rounds + 1).items()}
     return {
         **head,
         "device": hardware(device),
@@ -71,12 +68,12 @@ def measure(options: PipelineOptions) -> dict[str, Any]:
         "batch_size": options.batch_size,
         "rounds_each": options.rounds,
         "rows": [
-            {"workers": workers, **{name: spread(epoch[name] for epoch in some) for name in some[0]}}
-            for workers, some in rounds.items()
+            {"workers": workers, **spreads(some, "pictures_per_s", "cpu_ms", "cores_used")}
+            for workers, some in epochs.items()
         ],
         "rounds": [
-            {"workers": workers, "round": number, **epoch}
-            for workers, some in rounds.items()
+            {"workers": workers, "round": number, **vars(epoch)}
+            for workers, some in epochs.items()
             for number, epoch in enumerate(some, start=1)
         ],
     }
