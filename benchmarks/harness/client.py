@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import gc
 import json
+import os
 import resource
 import selectors
 import socket
@@ -219,6 +220,7 @@ def main() -> None:
     """Run a load: its job as JSON from stdin; a line at its start, and the result as JSON at its end, to stdout."""
     job: dict[str, Any] = json.load(sys.stdin)
     load, requests = Load(**job["load"]), read_requests(Path(job["folder"]))
+    os.nice(load.niceness)
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
     # A collection over all records would stop the clock for milliseconds, and the run is short.

@@ -37,7 +37,8 @@ class Load:
     seconds after `warmup_s` seconds of the same load. rate: requests a second, Poisson arrivals or evenly spaced; None
     is a closed loop. source: the client's address. way: "ask": one answer after another on a kept connection; "close":
     the sending half is closed after each request and the answers are read to the end; "mute": nothing is read; "drip":
-    the last bytes go one by one. bodies: keep the bodies of answers.
+    the last bytes go one by one. bodies: keep the bodies of answers. niceness: of the client's process; with a high
+    one it leaves the cores to the server, as a client on another machine does.
     """
 
     port: int
@@ -51,6 +52,7 @@ class Load:
     way: str = "ask"
     timeout_s: float = 60.0
     bodies: bool = False
+    niceness: int = 0
     seed: int = 0
 
     @property

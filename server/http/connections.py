@@ -25,7 +25,7 @@ from offramp.server.request.accounts import Accounts
 logger = logging.getLogger(__name__)
 
 # Longest time that counts between two sweeps: a process that was stopped or busy has read nothing meanwhile.
-LONGEST_TURN_S = 2.0
+LONGEST_SWEEP_S = 2.0
 
 # Pause between pipelined requests of several connections.
 PIPELINE_PAUSE_S = 0.001
@@ -148,7 +148,7 @@ class Connections:
     def sweep(self) -> None:
         """Check every connection. Called once a second."""
         clock_s = self._clock()
-        self.now_s += min(clock_s - self._seen_s, LONGEST_TURN_S)
+        self.now_s += min(clock_s - self._seen_s, LONGEST_SWEEP_S)
         self._seen_s = clock_s
         self._no_room_from = math.inf
         for connection in list(chain.from_iterable(self._by_address.values())):

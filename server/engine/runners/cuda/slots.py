@@ -18,7 +18,7 @@ class OutOfSlots(EngineError):
 class Slot:
     """A row that one sample holds until this object is gone.
 
-    So it cannot be forgotten: whoever drops a sample, on whatever thread, gives its row back with it.
+    So it cannot be forgotten: the thread that drops a sample gives its row back with it.
     """
 
     __slots__ = ("_free", "row")
