@@ -102,9 +102,6 @@ class _Counter(TorchDispatchMode):
     CPU, and imports torch's compiler, which takes seconds.
     """
 
-    # Such as flex attention: it runs, and is not counted.
-    supports_higher_order_operators = True
-
     def __init__(self, is_bounded: bool) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
         self.is_bounded = is_bounded
@@ -116,7 +113,7 @@ class _Counter(TorchDispatchMode):
         return False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if work := _WORK.get(getattr(func, "overloadpacket", None)):
+        if work := _WORK.get(func.overloadpacket):
             multiply_adds, values = work(*args)
             self.multiply_adds += multiply_adds
             if self.is_bounded and (self.multiply_adds > MOST_MULTIPLY_ADDS or values > MOST_VALUES):
