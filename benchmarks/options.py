@@ -137,7 +137,7 @@ class EngineOptions(DataOptions):
     runner: Annotated[str, Option(help="auto, torch, openvino or cuda-graphs.")] = "auto"
     precision: Annotated[str, Option(help="auto, float32, bfloat16, float16 or int8.")] = "auto"
     threads: Annotated[int, Option(min=0, help="Threads of a step on the CPU; 0: all cores.")] = 0
-    max_batch_size: Annotated[int, Option(min=1, help="Most pictures in a step.")] = 32
+    max_batch_size: Annotated[int, Option(min=1, help="Maximum number of pictures in one batch.")] = 32
     rounds: Rounds = 5
     output: Output = RESULTS / "engine.json"
 
@@ -192,7 +192,7 @@ class TrustOptions(DataOptions):
     warmup_seconds: Annotated[float, Option(min=0.1, help="Seconds of the same load before those.")] = 1.0
     recovery_seconds: Annotated[int, Option(min=1, help="Seconds of light load after an overload.")] = 8
     audit_share: Annotated[float, Option(min=0.001, max=1, help="Audited share of streamed pictures.")] = 0.5
-    stream: Annotated[int, Option(min=1, help="Most pictures of one corrupted stream.")] = 6000
+    stream: Annotated[int, Option(min=1, help="Maximum number of pictures of one corrupted stream.")] = 6000
     chunk: Annotated[int, Option(min=1, help="Pictures of a stream between two looks at the alarm.")] = 250
     truth: Annotated[int, Option(min=1, help="Pictures of a stream that are compared with full depth.")] = 2000
     clean: Annotated[int, Option(min=1, help="Pictures of the stream that is not corrupted.")] = 100_000
@@ -321,7 +321,9 @@ class PipelineOptions:
     workers: Annotated[str, Option(help="Numbers of decoding processes, separated by commas.")] = "0,1,2,4"
     size: Annotated[int, Option(min=8, max=2048, help="Side of the decoded pictures in pixels.")] = 224
     batch_size: Annotated[int, Option(min=1, help="Pictures a batch.")] = 64
-    pictures: Annotated[int, Option(min=2, help="Most pictures to use, spread over the training set.")] = 4096
+    pictures: Annotated[int, Option(min=2, help="Maximum number of pictures to use, spread over the training set.")] = (
+        4096
+    )
     rounds: Rounds = 3
     device: Device = "auto"
     output: Output = RESULTS / "pipeline.json"

@@ -49,22 +49,32 @@ class Settings:
     host: Annotated[str, option("Address to listen on; 0.0.0.0: every interface.")] = "127.0.0.1"
     port: Annotated[int, between(0, 65535, "Port to listen on; 0: any free port.")] = 8000
     frontends: Annotated[
-        int, between(0, 256, "Processes for HTTP and decoding, beside one for the networks; 0: one process does all.")
+        int, between(0, 256, "HTTP processes, in addition to one engine process; 0: one process does all.")
     ] = 0
     device: Annotated[str, option("auto, cpu, cuda or cuda:N; auto: the first GPU, else the CPU.")] = "auto"
     runner: Annotated[str, option(f"{', '.join(RUNNERS)}; auto: openvino on a CPU, cuda-graphs on a GPU.")] = "auto"
     precision: Annotated[
-        str, option(f"{', '.join(PRECISIONS)}; auto: the fastest that the device has and that keeps the answers.")
+        str,
+        option(
+            f"{', '.join(PRECISIONS)}; auto: the fastest precision that passes the check against float32; a few "
+            "answers near a threshold may change."
+        ),
     ] = "auto"
     int8_pictures: Annotated[
-        Path | None, option("Folder of pictures like your traffic; --precision int8 learns its ranges from them.")
+        Path | None,
+        option("Folder of pictures like your traffic, to calibrate the quantisation ranges of --precision int8."),
     ] = None
-    threads: Annotated[int, between(0, 1024, "Most CPU threads of one step; small batches use one. 0: all cores.")] = 0
+    threads: Annotated[
+        int, between(0, 1024, "Maximum number of CPU threads for one batch; small batches use one. 0: all cores.")
+    ] = 0
     policy: Annotated[str, option(f"Which batch runs next: {', '.join(POLICIES)}. See docs/performance.md.")] = (
         DEFAULT_POLICY
     )
-    max_batch_size: Annotated[int, between(1, 4096, "Most pictures in one step.")] = 32
-    max_queue: Annotated[int, between(1, 1_000_000, "Most pictures in flight; above it, 503.")] = 1024
+    max_batch_size: Annotated[int, between(1, 4096, "Maximum number of pictures in one batch.")] = 32
+    max_queue: Annotated[
+        int,
+        between(1, 1_000_000, "Maximum number of pictures in flight (queued and running) in a model; above it, 503."),
+    ] = 1024
     max_wait_s: Annotated[float, between(0.001, 3600, "Longest predicted wait, in seconds; above it, 503.")] = 0.5
     deadline_ms: Annotated[
         float, between(0, 3_600_000, "Deadline of requests without `deadline_ms`, in ms; 0: none.")
@@ -74,38 +84,49 @@ class Settings:
     ] = 0.01
     audit_false_alarm_every: Annotated[
         float,
-        between(100, 1e12, "Mean number of audited pictures between false alarms of one promise (a lower bound)."),
+        between(100, 1e12, "On average at least this many audited pictures between two false alarms of one promise."),
     ] = 1e6
     audit_on_alarm: Annotated[
-        str, option("When a promise is broken: report, tighten (use the next stricter point) or full-depth.")
+        str,
+        option("When a promise is broken: report, tighten (use the next stricter certified thresholds) or full-depth."),
     ] = "report"
     brownout_wait_s: Annotated[
         float,
         between(
-            0, 3600, "Predicted wait in seconds above which thresholds fall, as far as a request allows; 0: never."
+            0,
+            3600,
+            "Brownout: lower the thresholds when the predicted wait exceeds this, in seconds, only for requests that "
+            "allow it; 0: never.",
         ),
     ] = 0.0
     brownout_to: Annotated[
-        float, between(0, 1, "Under brownout: disagreement allowed for requests without a contract; 0: none.")
+        float,
+        between(0, 1, "Disagreement allowed under brownout for requests without a contract; 0: they are not degraded."),
     ] = 0.0
     max_body_mib: Annotated[float, between(0.001, 4096, "Largest request body, in MiB.")] = 16.0
-    max_images: Annotated[int, between(1, 4096, "Most pictures in one request.")] = 64
+    max_images: Annotated[int, between(1, 4096, "Maximum number of pictures in one request.")] = 64
     max_uploads_mib: Annotated[
-        float, between(0.01, 1_000_000, "Memory for all request bodies, in MiB; above it, 503. One client: half.")
+        float,
+        between(0.01, 1_000_000, "Memory for all request bodies, in MiB; above it, 503. One client may use half."),
     ] = 192.0
     max_pixels_mp: Annotated[
         float, between(0.001, 1000, "Largest picture, in megapixels, by its header; above it, 413.")
     ] = 25.0
     decode_threads: Annotated[int, between(0, 256, "Threads that decode pictures; 0: one per core, at most 8.")] = 0
     decode_memory_mib: Annotated[
-        float, between(1, 1_000_000, "Memory for decoding large pictures, in MiB; 413 for a picture that needs more.")
+        float, between(1, 1_000_000, "Memory for large pictures, shared, in MiB; one that needs more alone gets 413.")
     ] = 400.0
     api_keys: Annotated[str, option("Accepted API keys, separated by commas. Default: no key is needed.")] = ""
     api_keys_file: Annotated[
         Path | None, option("File of accepted API keys, one per line; a line that begins with # is a comment.")
     ] = None
     client_max_inflight: Annotated[
-        int, between(0, None, "Most unanswered requests of one client (key or address); above it, 429. 0: no limit.")
+        int,
+        between(
+            0,
+            None,
+            "Maximum number of unanswered requests of one client (key or address); above it, 429. 0: no limit.",
+        ),
     ] = 0
     client_gmacs_per_s: Annotated[
         float, between(0, None, "Billions of multiply-adds per second for one client; above it, 429. 0: no limit.")
@@ -115,28 +136,35 @@ class Settings:
     ] = 10.0
     client_deep_share: Annotated[
         float,
-        between(0.01, 1, "Largest share of the work beyond exit 1 for one client while others wait; above it, 429."),
+        between(
+            0.01,
+            1,
+            "Maximum share of all recent work that one client may cause after exit 1 while others wait; above it, 429.",
+        ),
     ] = 1.0
     private: Annotated[bool, option("Hide the exit of each picture and its times from clients.")] = False
     answer_step_ms: Annotated[
-        float, between(0, 10_000, "Send each answer at a multiple of this many milliseconds; 0: at once.")
+        float,
+        between(
+            0, 10_000, "Round each response time up to a multiple of this many milliseconds, to hide the exit; 0: off."
+        ),
     ] = 0.0
     drain_delay_s: Annotated[
-        float, between(0, 3600, "Seconds between SIGTERM (not ready) and the closing of the port.")
+        float, between(0, 3600, "Seconds from SIGTERM, when /readyz turns 503, until the port closes.")
     ] = 0.5
     drain_timeout_s: Annotated[
-        int, between(1, 3600, "Most seconds for the requests in flight after the port has closed.")
+        int, between(1, 3600, "Maximum time for the requests in flight after the port has closed, in seconds.")
     ] = 30
     max_connections: Annotated[
-        int, between(0, 1_000_000, "Most open connections; 0: 10000, or fewer by the system's limit.")
+        int, between(0, 1_000_000, "Maximum number of open connections; 0: 10000, or fewer by the system's limit.")
     ] = 0
     client_max_connections: Annotated[
-        int, between(0, 1_000_000, "Most open connections of one address; 0: no limit.")
+        int, between(0, 1_000_000, "Maximum number of open connections of one address; 0: no limit.")
     ] = 0
     max_header_kib: Annotated[
         float, between(4, 1024, "Largest request line and headers, or trailers, in KiB; above it, 431.")
     ] = 32.0
-    max_headers: Annotated[int, between(10, 10_000, "Most headers of a request; above it, 431.")] = 100
+    max_headers: Annotated[int, between(10, 10_000, "Maximum number of headers of a request; above it, 431.")] = 100
     max_url_kib: Annotated[float, between(0.25, 1024, "Longest URL, in KiB; above it, 414.")] = 8.0
     header_timeout_s: Annotated[
         float, between(0.1, 3600, "Seconds for the headers of a request, and for the first byte of a connection.")
@@ -147,7 +175,8 @@ class Settings:
     keep_alive_s: Annotated[float, between(0, 86_400, "Seconds that an idle connection stays open.")] = 75.0
     write_timeout_s: Annotated[float, between(0.1, 3600, "Seconds that a client has to read its answer.")] = 30.0
     trusted_proxies: Annotated[
-        str, option("Addresses or networks of proxies whose X-Forwarded-For and -Proto count, separated by commas.")
+        str,
+        option("Addresses or networks of proxies whose X-Forwarded-For and -Proto are trusted, separated by commas."),
     ] = ""
     allowed_hosts: Annotated[
         str, option("Accepted Host names, separated by commas; *.example.com: all names below it. Default: any.")

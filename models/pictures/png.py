@@ -19,10 +19,10 @@ STARTS = tuple(keyword + b"\0" for keyword in KEYWORDS)
 
 TEXTS = (b"tEXt", b"zTXt", b"iTXt")
 
-# Most chunks of any kind. Reading 25,000 empty ones takes 10 ms.
+# Maximum number of chunks of any kind. Reading 25,000 empty ones takes 10 ms.
 MOST_CHUNKS = 25_000
-# Most chunks that Pillow reads, in Python: headers, and pixels (IDAT). A file with more chunks of pixels needs a mean
-# size of 1 KiB; libpng writes chunks of 8 KiB.
+# Maximum number of chunks that Pillow reads, in Python: headers, and pixels (IDAT). A file with more chunks of pixels
+# needs a mean size of 1 KiB; libpng writes chunks of 8 KiB.
 MOST_HEADERS, MOST_PIXEL_CHUNKS, MEAN_PIXEL_CHUNK_BYTES = 100, 10_000, 1024
 
 

@@ -31,7 +31,7 @@ class ExitPlan(NamedTuple):
 
 @dataclass(frozen=True)
 class Contract:
-    """What one request asks of the engine, without its deadline. A field with the name of a parameter is set to it.
+    """What one request asks of the engine, without its deadline. A field with a parameter's name gets its value.
 
     asked: the plan that the request asked for. stricter: plans that replace it when an audit finds its promise broken,
     the next one first. looser: plans that replace it under load, the next one first.

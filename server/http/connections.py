@@ -34,7 +34,7 @@ PIPELINE_PAUSE_S = 0.001
 # free a moment later; new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
 CLOSED_SHARE, MOST_CLOSED = 1 / 32, 64
 
-# Most unparsed bytes of all connections, which came before the answers to earlier requests.
+# Maximum number of unparsed bytes of all connections, which came before the answers to earlier requests.
 MOST_KEPT_BYTES = 64 * 1024**2
 
 

@@ -19,7 +19,7 @@ from offramp.server.http.problems import (
     Problem,
 )
 
-# Most bytes given to httptools at once outside a body: it gathers headers and chunks without a callback.
+# Maximum number of bytes given to httptools at once outside a body: it gathers headers and chunks without a callback.
 SLICE_BYTES = 4096
 
 # End of a head, and of a body in chunks. httptools accepts no other line ends.

@@ -34,9 +34,9 @@ class VisitedExit(Exact):
 
 
 class InForce(Exact):
-    """What replaced the contract that was asked for."""
+    """The contract that was really used."""
 
-    max_disagreement: float = Field(description="The certified point that was applied; 0 is full depth.")
+    max_disagreement: float = Field(description="The promise of this contract; 0 is full depth.")
 
 
 class Prediction(Exact):
@@ -53,39 +53,38 @@ class Prediction(Exact):
     exit_reason: ExitReason | None = None
     compute: float | None = optional("Share of the full depth's multiply-adds that was spent.", examples=[0.53])
     in_force: InForce | None = optional(
-        "Only if the contract was not applied as asked: a looser point under load (degrade_to), or a "
-        "stricter one after an audit has found the promise broken."
+        "The contract that was really used. Present only if it is not the one asked for: a looser point under load "
+        "(degrade_to), or a stricter one after an audit has found the promise broken."
     )
     top_k: list[ClassProbability]
     visited: list[VisitedExit] | None = optional("Every exit passed; with detail=true only.")
 
 
 class CertifiedPoint(Exact):
-    """The certified point behind the contract: the model's `certificate` has the rest."""
+    """The certified point that keeps the promise asked for: the model's `certificate` has the rest."""
 
-    max_disagreement: float = Field(
-        description="The certified point that is applied: at most the share that was asked for."
-    )
+    max_disagreement: float = Field(description="The proven share: at most the share that was asked for.")
     bound: float = Field(
-        description="Upper confidence bound at these thresholds alone; the proven share is max_disagreement."
+        description="Upper confidence bound at these thresholds alone. It shows the margin; only max_disagreement is "
+        "proven."
     )
-    delta: float = Field(description="Chance, over the draw of the certifying pictures, that it does not hold.")
-    pictures: int = Field(description="How many pictures certified it.")
-    calibration: str = Field(description="Which calibration: its date and its pictures' fingerprint.")
+    delta: float = Field(description="Chance that the proof is wrong, because its pictures are a random sample.")
+    pictures: int = Field(description="Number of pictures of the proof.")
+    calibration: str = Field(description="Id of the calibration: its date, and digits of a hash of the certificate.")
 
 
-class AppliedContract(ContractParameters):
-    """What was applied: threshold, thresholds or a certified contract, and the bounds that were set."""
+class AskedContract(ContractParameters):
+    """The contract asked for, with the server's defaults filled in. `in_force` shows another one that was used."""
 
     disagreement_bound: float | None = optional(
-        "Upper confidence bound of the disagreement with full depth at this threshold, valid for all "
-        "thresholds at once. Only if the bundle has a certificate and no bound on depth was set."
+        "Upper confidence bound of the disagreement with full depth at this threshold. It stays valid if you try "
+        "several thresholds and keep the best. Only if the bundle has a certificate and no bound on depth was set."
     )
     certified: CertifiedPoint | None = None
 
 
 class Timing(Exact):
-    """Times in milliseconds; queue and inference of the request's slowest picture."""
+    """Times in milliseconds; the largest queue and the largest inference time of all pictures, each for itself."""
 
     decode: float
     queue: float
@@ -99,7 +98,7 @@ class PredictionAnswer(Exact):
     model: str = Field(examples=["cifar100-resnet18"])
     version: str = Field(examples=["1"])
     predictions: list[Prediction]
-    contract: AppliedContract
+    contract: AskedContract
     timing_ms: Timing | None = optional("Not in private mode.")
 
 
@@ -159,8 +158,8 @@ class ModelFacts(Exact):
         "threshold, delta, pictures, data, fingerprint and date; null without a certificate."
     )
     fronts: dict[str, Any] = Field(
-        description="The cheapest thresholds for each disagreement, by multiply-adds and by measured milliseconds, on "
-        "the pictures that chose them; for readers. May be empty."
+        description="Pareto fronts: the cheapest thresholds for each disagreement, by multiply-adds and by measured "
+        "milliseconds, on the pictures that chose them; for readers. May be empty."
     )
     training: dict[str, Any]
     parameters: int

@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 CLOSED_STATE = 7
 ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
 
-# Most connections that wait to be accepted.
+# Maximum number of connections that wait to be accepted.
 BACKLOG = 2048
 
 # Unsent bytes of a connection in the kernel: enough for a fast network between two turns of the event loop.

@@ -49,7 +49,7 @@ SYNONYMS = {
 }
 
 MAX_PARAMETERS = 64
-# Most values of a JSON body beside its pictures: far more than any parameters have.
+# Maximum number of values of a JSON body in addition to its pictures: far more than any parameters have.
 MAX_JSON_VALUES = 2**17
 
 

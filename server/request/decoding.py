@@ -43,7 +43,7 @@ PER_PIXEL_NS, PER_JPEG_PIXEL_NS, PER_SCAN_PIXEL_NS, PER_RUN_LENGTH_PIXEL_NS = 30
 # Predicted seconds: above the first a picture is costly, above the second it is refused.
 COSTLY_S, MOST_S = 0.1, 1.5
 
-# Most memory of a cheap picture; costly ones share the budget of the slow lane.
+# Maximum memory of a cheap picture; costly ones share the budget of the slow lane.
 CHEAP_BYTES = 24 * 2**20
 NICENESS = 10
 

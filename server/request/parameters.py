@@ -74,12 +74,12 @@ class ContractParameters(BaseModel):
         "One threshold per early exit, shallowest first. Outside JSON: separated by commas."
     )
     max_disagreement: Fraction | None = optional(
-        "Promise: at most this share of the answers differs from full depth. Needs a bundle with a "
+        "Promise: at most this share of the answers differs from the answer at full depth. Needs a bundle with a "
         "certificate; GET /v1/models/{model} shows the shares that it certifies."
     )
     degrade_to: Fraction | None = optional(
-        "The promise under brownout: at most this share of the answers differs from full depth. Default: "
-        "the server's setting for a request without a contract, else the promise of the contract."
+        "The promise under brownout: at most this share of the answers differs from the answer at full depth. Default: "
+        "the server's setting for a request without thresholds, promise and bounds on depth; else none."
     )
     min_exit: Ordinal | None = optional("Answer at this exit or deeper. Default 1.")
     max_exit: Ordinal | None = optional("Answer at this exit at the latest. Default: the last.")
@@ -93,7 +93,7 @@ class Parameters(ContractParameters):
 
     top_k: Ordinal = Field(default=1, description="Number of classes to return. Default 1.")
     detail: Flag = Field(default=False, description="Add the answer of each exit passed, as `visited`. Default false.")
-    version: Version | None = optional("Version of the model. Default: the first one served.")
+    version: Version | None = optional("Version of the model. Default: the first one given to the server.")
 
 
 def allowed(name: str) -> str:

@@ -20,7 +20,7 @@ CONTRACT = set(ContractParameters.model_fields)
 
 @dataclass(frozen=True)
 class ResolvedRequest:
-    """A request for one served model. parameters: as given. echo: the applied contract, for the answer."""
+    """A request for one served model. parameters: as given. echo: for the answer, what was asked, with defaults."""
 
     served: ServedModel
     contract: Contract
@@ -59,9 +59,9 @@ def resolve(parameters: Parameters, served: ServedModel, settings: Settings) -> 
 
 
 def shared_fields(parameters: Parameters, contract: type) -> dict[str, Any]:
-    """The parameters that a contract class has under the same name: the engine gets them unchanged."""
+    """The given parameters that a contract class has under the same name: the engine gets them unchanged."""
     names = {field.name for field in fields(contract)}
-    return {name: value for name, value in parameters if name in names}
+    return {name: value for name, value in parameters if name in names and value is not None}
 
 
 def _certified(max_disagreement: float, served: ServedModel) -> tuple[ExitPlan, tuple[ExitPlan, ...], dict[str, Any]]:

@@ -16,7 +16,7 @@ from benchmarks.serving.hostile.setup import HONEST_SOURCE, LIVEZ, PROBES_PER_S,
 
 CONNECTIONS = 64
 TIMES_CAPACITY = (2.0, 5.0)
-# Most connections of an open loop; file descriptors are limited too.
+# Maximum number of connections of an open loop; file descriptors are limited too.
 MOST_CONNECTIONS = 3000
 WARMUP_S = 1.0
 

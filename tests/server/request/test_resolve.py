@@ -94,9 +94,10 @@ async def test_a_certified_contract_is_applied_and_shown_in_every_form_of_body(s
 def test_a_contract_gets_each_parameter_that_it_has_a_field_for():
     @dataclass(frozen=True)
     class Longer(Contract):
-        deadline_ms: float | None = None
+        deadline_ms: float = 0.0
 
     assert shared_fields(Parameters(deadline_ms=20, top_k=3), Longer) == {"deadline_ms": 20}
+    assert shared_fields(Parameters(), Longer) == {}
     assert shared_fields(Parameters(deadline_ms=20), Contract) == {}
 
 
