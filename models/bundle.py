@@ -113,6 +113,7 @@ def save_bundle(bundle: Bundle, path: Path, card: str) -> None:
         raise BundleError(f"{path}: is there already and is not a bundle; choose another path, or move it away")
     names = [entry.name for entry in fields(bundle) if entry.name not in UNDESCRIBED]
     description = {"format_version": FORMAT_VERSION} | {name: getattr(bundle, name) for name in names}
+    description["calibration"] = bundle.calibration.as_json()
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=path.parent, prefix=f".{path.name}.") as folder:
@@ -154,7 +155,7 @@ def load_bundle(path: Path) -> Bundle:
         check_plain(description)
         config = ModelConfig(**_tuples(description["config"]))
         preprocessing = Preprocessing(**_tuples(description["preprocessing"]))
-        calibration = Calibration(**_tuples(description["calibration"]))
+        calibration = Calibration.from_json(_tuples(description["calibration"]))
         _check_labels(description["labels"], config)
         certificate = description.get("certificate")
         bundle = Bundle(

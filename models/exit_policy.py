@@ -1,6 +1,6 @@
 """Which picture leaves at which exit: calibration, ensemble and thresholds, for evaluation and engine alike.
 
-    a_k = carry_k * a_{k-1} + z_k        accumulated logits; carry_1 = 0
+    a_k = w_k * a_{k-1} + z_k            accumulated logits; w_k: ensemble weight, w_1 = 0
     p_k = softmax(a_k / temperature_k)   calibrated probabilities; confidence is their maximum
 
 A picture answers at the first exit whose confidence reaches that exit's limit.
@@ -8,50 +8,65 @@ A picture answers at the first exit whose confidence reaches that exit's limit.
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 from functools import cached_property
+from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
 
-NEVER = float("inf")
-ALWAYS = float("-inf")
+NEVER_LIMIT = math.inf
+ALWAYS_LIMIT = -math.inf
 
 
 @dataclass(frozen=True)
 class Calibration:
     """Numbers that turn each exit's logits into probabilities; fitted on held-out pictures, stored in the bundle.
 
-    temperatures: one per exit, above 0. carries: one per exit, the factor (>= 0) of the accumulated logits that are
-    added to this exit's logits: an ensemble of the visited exits at no cost. The first is 0; 0 is no ensemble.
+    temperatures: one per exit, above 0. ensemble_weights: one per exit, the weight (>= 0) of the earlier exits' logits
+    in the sum with this exit's: an ensemble of the visited exits at no cost. The first is 0; 0 is no ensemble. Bundles
+    name them "carries".
     """
 
     temperatures: tuple[float, ...]
-    carries: tuple[float, ...]
+    ensemble_weights: tuple[float, ...]
 
     def __post_init__(self) -> None:
-        if len(self.temperatures) != len(self.carries) or not self.temperatures:
+        weights = self.ensemble_weights
+        if len(self.temperatures) != len(weights) or not self.temperatures:
             raise ValueError(
-                f"{len(self.temperatures)} temperatures and {len(self.carries)} carries: give one of each per exit"
+                f"{len(self.temperatures)} temperatures and {len(weights)} carries: give one of each per exit"
             )
-        if not all(0.0 < temperature < NEVER for temperature in self.temperatures):
+        if not all(0.0 < temperature < math.inf for temperature in self.temperatures):
             raise ValueError(f"temperatures {self.temperatures} are out of range: give finite numbers above 0")
-        if not all(0.0 <= carry < NEVER for carry in self.carries) or self.carries[0] != 0.0:
-            raise ValueError(f"carries {self.carries} are out of range: give 0 first, then finite numbers of 0 or more")
+        if not all(0.0 <= weight < math.inf for weight in weights) or weights[0] != 0.0:
+            raise ValueError(f"carries {weights} are out of range: give 0 first, then finite numbers of 0 or more")
 
     @classmethod
     def neutral(cls, num_exits: int) -> Calibration:
         """Plain softmax at every exit, no ensemble."""
         return cls((1.0,) * num_exits, (0.0,) * num_exits)
 
+    def as_json(self) -> dict[str, Any]:
+        """Plain values, for the bundle's description."""
+        return {"temperatures": self.temperatures, "carries": self.ensemble_weights}
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> Self:
+        """The calibration of `as_json`'s values. Raises TypeError, KeyError or ValueError for any others."""
+        others = {name: value for name, value in values.items() if name != "carries"}
+        return cls(**others, ensemble_weights=values["carries"])
+
     def accumulate(self, exit: int, accumulated_BC: Tensor | None, logits_BC: Tensor) -> Tensor:
         """a_k of exit 1..K from a_{k-1} (None at exit 1) and this exit's logits; float32."""
         logits_BC = logits_BC.float()
-        carry = self.carries[exit - 1]
-        return logits_BC if accumulated_BC is None or not carry else carry * accumulated_BC + logits_BC
+        weight = self.ensemble_weights[exit - 1]
+        return logits_BC if accumulated_BC is None or not weight else weight * accumulated_BC + logits_BC
 
     def probabilities(self, exit: int, accumulated_BC: Tensor) -> Tensor:
         """Calibrated class probabilities (B, classes) of exit 1..K; float32."""
@@ -96,7 +111,11 @@ class ExitRule:
     def limits(self) -> npt.NDArray[np.float32]:
         """One limit per exit: a picture leaves where confidence >= limit."""
         limits = [
-            ALWAYS if exit >= self.max_exit else NEVER if exit < self.min_exit or threshold >= 1.0 else threshold
+            ALWAYS_LIMIT
+            if exit >= self.max_exit
+            else NEVER_LIMIT
+            if exit < self.min_exit or threshold >= 1.0
+            else threshold
             for exit, threshold in enumerate((*self.thresholds, 0.0), start=1)
         ]
         return np.asarray(limits, dtype=np.float32)
@@ -111,20 +130,20 @@ class ExitRule:
         if exit == len(self.limits):
             return ExitReason.FINAL
         threshold = self.thresholds[exit - 1]
-        # In float32, as in `leaves`: a threshold such as 0.7 is a little less there.
+        # In float32, as in `may_leave`: a threshold such as 0.7 is a little less there.
         reached = threshold < 1.0 and np.float32(confidence) >= np.float32(threshold)
         return ExitReason.CONFIDENT if exit < self.max_exit or reached else ExitReason.MAX_EXIT
 
 
-def leaves(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
-    """The exit decision for each element: confidence >= limit. A confidence of NaN leaves only where all leave."""
-    decision: npt.NDArray[np.bool_] = (confidence >= limits) | (limits == ALWAYS)
+def may_leave(confidence: npt.NDArray[np.float32], limits: npt.NDArray[np.float32]) -> npt.NDArray[np.bool_]:
+    """The exit decision for each element: confidence >= limit. NaN leaves only at `max_exit`."""
+    decision: npt.NDArray[np.bool_] = (confidence >= limits) | (limits == ALWAYS_LIMIT)
     return decision
 
 
 def exits_taken(confidence_NK: npt.NDArray[np.float32], rule: ExitRule) -> npt.NDArray[np.int64]:
     """The exit (1..K) at which each of N pictures leaves, from its confidence at every exit."""
-    first_N: npt.NDArray[np.int64] = leaves(confidence_NK, rule.limits).argmax(axis=1) + 1
+    first_N: npt.NDArray[np.int64] = may_leave(confidence_NK, rule.limits).argmax(axis=1) + 1
     return first_N
 
 

@@ -186,7 +186,7 @@ def calibrate(options: CalibrateOptions) -> None:
     if options.output:
         write_calibration_files(finished, options.output)
     typer.echo(
-        f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.carries)}, "
+        f"temperatures {list(bundle.calibration.temperatures)}, carries {list(bundle.calibration.ensemble_weights)}, "
         f"default threshold {bundle.threshold:g}; the bundle {options.bundle} is now the calibrated one"
     )
 

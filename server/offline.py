@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.models.bundle import Bundle
-from offramp.models.exit_policy import ExitReason, ExitRule, leaves, ranking
+from offramp.models.exit_policy import ExitReason, ExitRule, may_leave, ranking
 from offramp.server.engine.errors import InferenceFailed
 from offramp.server.engine.runners.runner import Runner
 
@@ -58,7 +58,7 @@ def first_exit(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> tuple[in
         confidence = probabilities_C.max()
         if not np.isfinite(confidence):
             raise InferenceFailed(f"stage {exit} gave no finite probabilities for this picture")
-        if leaves(confidence, rule.limits[exit - 1]):
+        if may_leave(confidence, rule.limits[exit - 1]):
             break
         states = output.keep([0])
     return exit, probabilities_C

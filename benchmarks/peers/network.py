@@ -24,7 +24,7 @@ WHOLE, DESCRIPTION = "whole.xml", "network.json"
 # An environment variable reaches a peer through any launcher.
 SETUP = "PEER_SETUP"
 # Limits of the confidence: no picture leaves, every picture leaves.
-NEVER, ALWAYS = 2.0, -1.0
+NEVER_CONFIDENT, ALWAYS_CONFIDENT = 2.0, -1.0
 
 Picture = npt.NDArray[np.uint8]
 Array = npt.NDArray[np.float32]
@@ -66,10 +66,10 @@ class Exits:
     def limits(self, number: int, num_exits: int) -> tuple[float, ...]:
         """For request 0, 1, …: the confidence at which it leaves, for each exit; at the last exit always."""
         if not self.mix:
-            early = self.threshold if self.threshold < 1 else NEVER
-            return (*(early,) * (num_exits - 1), ALWAYS)
+            early = self.threshold if self.threshold < 1 else NEVER_CONFIDENT
+            return (*(early,) * (num_exits - 1), ALWAYS_CONFIDENT)
         last = draw_exit(number, self.mix)
-        return tuple(ALWAYS if exit >= last else NEVER for exit in range(1, num_exits + 1))
+        return tuple(ALWAYS_CONFIDENT if exit >= last else NEVER_CONFIDENT for exit in range(1, num_exits + 1))
 
 
 def draw_exit(number: int, mix: tuple[float, ...]) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from offramp.models.exit_policy import ExitReason, leaves
+from offramp.models.exit_policy import ExitReason, may_leave
 from offramp.server.engine.errors import EngineError, InferenceFailed
 from offramp.server.engine.request import Answer, Sample, Step
 from offramp.server.engine.runners.runner import StepOutput
@@ -37,7 +37,7 @@ def decide(stage: int, samples: Sequence[Sample], output: StepOutput, start_s: f
     confidence_B = probabilities_BC[np.arange(len(samples)), class_id_B]
     limit_B = np.array([sample.plan.rule.limits[stage - 1] for sample in samples], dtype=np.float32)
     finite_B = np.isfinite(confidence_B)
-    goes_on_B = finite_B & ~leaves(confidence_B, limit_B)
+    goes_on_B = finite_B & ~may_leave(confidence_B, limit_B)
     going_on, leaving = (rows_B.nonzero()[0].tolist() for rows_B in (goes_on_B, ~goes_on_B))
     step = Step(stage, class_id_B.tolist(), confidence_B.tolist(), probabilities_BC, start_s, end_s)
     states = [*output.keep(going_on)]

@@ -10,7 +10,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken, leaves
+from offramp.models.exit_policy import Calibration, ExitReason, ExitRule, exits_taken, may_leave
 
 
 def taken(confidences: list[float], rule: ExitRule) -> int:
@@ -25,7 +25,7 @@ def test_threshold_1_never_answers_early_even_at_full_confidence() -> None:
     assert taken([1.0, 1.0, 1.0], ExitRule.uniform(1.0, 3)) == 3
 
 
-def test_confidence_equal_to_the_threshold_leaves() -> None:
+def test_confidence_equal_to_the_threshold_may_leave() -> None:
     assert taken([0.5, 0.9], ExitRule.uniform(0.5, 2)) == 1
     assert taken([np.nextafter(np.float32(0.5), np.float32(0)), 0.9], ExitRule.uniform(0.5, 2)) == 2
 
@@ -66,7 +66,7 @@ def test_reason_at_max_exit_agrees_with_the_decision_to_the_last_bit(threshold: 
     free, bounded = ExitRule.uniform(threshold, 3), ExitRule.uniform(threshold, 3, max_exit=1)
     edge = np.float32(threshold)
     for confidence in (np.nextafter(edge, np.float32(0)), edge, np.nextafter(edge, np.float32(1))):
-        confident = bool(leaves(np.array([confidence]), free.limits[:1])[0])
+        confident = bool(may_leave(np.array([confidence]), free.limits[:1])[0])
         assert (bounded.reason(1, float(confidence)) is ExitReason.CONFIDENT) == confident
 
 
@@ -96,7 +96,7 @@ def test_decision_equals_a_plain_loop_over_samples_and_exits(data: st.DataObject
     confidence_NK = np.array(confidences, dtype=np.float32)
     assert exits_taken(confidence_NK, rule).tolist() == expected
     one_by_one = [
-        next(k for k in range(1, num_exits + 1) if leaves(sample[k - 1], rule.limits[k - 1]))
+        next(k for k in range(1, num_exits + 1) if may_leave(sample[k - 1], rule.limits[k - 1]))
         for sample in confidence_NK
     ]
     assert one_by_one == expected
@@ -139,7 +139,7 @@ def test_neutral_calibration_is_plain_softmax_at_every_exit() -> None:
 
 
 @pytest.mark.parametrize(
-    ("temperatures", "carries", "message"),
+    ("temperatures", "weights", "message"),
     [
         ((1.0,), (0.0, 0.0), "1 temperatures and 2 carries"),
         ((), (), "0 temperatures and 0 carries"),
@@ -151,9 +151,9 @@ def test_neutral_calibration_is_plain_softmax_at_every_exit() -> None:
         ((1.0, 1.0), (0.5, 0.0), "carries .* out of range: give 0 first"),
     ],
 )
-def test_unusable_calibration_is_refused(temperatures: tuple, carries: tuple, message: str) -> None:
+def test_unusable_calibration_is_refused(temperatures: tuple, weights: tuple, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        Calibration(temperatures, carries)
+        Calibration(temperatures, weights)
 
 
 @pytest.mark.parametrize(

@@ -53,7 +53,9 @@ def written(folder: Path, text: str, name: str = "stranger_nets") -> str:
 
 
 def bundle_of(net: MultiExitNet, like: Bundle) -> Bundle:
-    calibration = replace(like.calibration, temperatures=(1.0,) * net.num_exits, carries=(0.0,) * net.num_exits)
+    calibration = replace(
+        like.calibration, temperatures=(1.0,) * net.num_exits, ensemble_weights=(0.0,) * net.num_exits
+    )
     preprocessing = replace(like.preprocessing, size=net.config.input_size)
     return replace(like, config=net.config, net=net, preprocessing=preprocessing, calibration=calibration, exits=())
 

@@ -300,8 +300,8 @@ def test_an_external_teacher_has_its_share_of_the_loss(make_trainer: MakeTrainer
     with torch.no_grad():
         teacher_logits = teacher_net(normalize(images_BHWC, Preprocessing(16))).logits
         accumulated = teacher_logits[0]
-        for carry, logits_BC in zip(calibration.carries[1:], teacher_logits[1:], strict=True):
-            accumulated = carry * accumulated + logits_BC
+        for weight, logits_BC in zip(calibration.ensemble_weights[1:], teacher_logits[1:], strict=True):
+            accumulated = weight * accumulated + logits_BC
         target = (accumulated / 2.5 / 2.0).softmax(dim=1)
         students = taught.net.train()(normalize(images_BHWC, taught.preprocessing)).logits
         external = sum(4.0 * -(target * (z / 2.0).log_softmax(dim=1)).sum(dim=1).mean() for z in students)

@@ -1,4 +1,4 @@
-"""Calibration: temperatures, carries and a default threshold, from pictures held out of train."""
+"""Calibration: temperatures, ensemble weights and a default threshold, from pictures held out of train."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from offramp.training.evaluate.evaluation import (
 )
 from offramp.training.evaluate.predictions import ExitPredictions
 
-CARRIES = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
+ENSEMBLE_WEIGHTS = tuple(np.linspace(0.0, 1.5, 16).round(1).tolist())
 TEMPERATURE_RANGE = (0.05, 20.0)
 THRESHOLDS = tuple((np.arange(0, 201) / 200).tolist())
 # Measured over draws of pictures of two networks, as trained, overconfident and underconfident. With 10 pictures a fit
@@ -49,17 +49,17 @@ def fit_temperature(logits_NC: Tensor, labels_N: Tensor) -> tuple[float, float]:
     return float(np.exp(best.x)), float(best.fun)
 
 
-def fit_calibration(outputs: ExitLogits, carries: Sequence[float] = CARRIES) -> Calibration:
-    """For each exit, the carry of the visited exits' logits, and the temperature that fits the sum.
+def fit_calibration(outputs: ExitLogits, ensemble_weights: Sequence[float] = ENSEMBLE_WEIGHTS) -> Calibration:
+    """For each exit, the weight of the earlier exits' logits, and the temperature that fits the sum.
 
-    Both have the least negative log-likelihood, which rewards ranking and calibration. O(K x carries) fits.
+    Both have the least negative log-likelihood, which rewards ranking and calibration. O(K x ensemble_weights) fits.
     """
     temperatures: list[float] = []
     chosen: list[float] = []
     accumulated_NC: Tensor | None = None
     for logits_NC in outputs.logits_KNC:
-        options = (0.0,) if accumulated_NC is None else carries
-        sums = [logits_NC if accumulated_NC is None else carry * accumulated_NC + logits_NC for carry in options]
+        options = (0.0,) if accumulated_NC is None else ensemble_weights
+        sums = [logits_NC if accumulated_NC is None else weight * accumulated_NC + logits_NC for weight in options]
         fits = [fit_temperature(sum_NC, outputs.labels_N) for sum_NC in sums]
         best = min(range(len(options)), key=lambda index: fits[index][1])
         accumulated_NC = sums[best]
@@ -120,7 +120,7 @@ def choose_threshold(predictions: ExitPredictions, cost: NetworkCost, tolerance:
 
 
 def calibrate(outputs: ExitLogits, cost: NetworkCost, tolerance: float) -> tuple[Calibration, OperatingPoint]:
-    """Temperatures, carries and the default operating point, all from the same held-out pictures.
+    """Temperatures, ensemble weights and the default operating point, all from the same held-out pictures.
 
     The operating point is full depth when the pictures are fewer than `threshold_pictures`. Raises ValueError for
     pictures of a single class.

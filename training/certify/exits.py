@@ -10,7 +10,7 @@ from offramp.models.config import ModelConfig
 from offramp.models.cost import NetworkCost
 from offramp.models.multi_exit import MultiExitNet
 from offramp.training.certify.calibrate import fit_calibration
-from offramp.training.certify.search import NEVER, pareto_front, search
+from offramp.training.certify.search import NEVER_THRESHOLD, pareto_front, search
 from offramp.training.evaluate.evaluation import ExitLogits, predictions_of
 from offramp.training.evaluate.predictions import count_at_thresholds
 
@@ -46,7 +46,7 @@ def compare_exits(outputs: ExitLogits, cost: NetworkCost) -> tuple[ExitChoice, .
 
 def _compare(outputs: ExitLogits, sequential_K: Sequence[float], exits: tuple[int, ...], full: float) -> ExitChoice:
     predictions = predictions_of(outputs, fit_calibration(outputs))
-    thresholds: tuple[float, ...] = (NEVER,) * (len(exits) - 1)
+    thresholds: tuple[float, ...] = (NEVER_THRESHOLD,) * (len(exits) - 1)
     if thresholds:
         front = pareto_front(search(predictions), sequential_K)
         allowed = [point for point in front if point.disagreed <= REFERENCE * len(predictions)]

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from offramp.models.certificate import Certificate, CertifiedPoint, ThresholdBound
-from offramp.training.certify.search import NEVER, FrontPoint
+from offramp.training.certify.search import NEVER_THRESHOLD, FrontPoint
 from offramp.training.certify.statistics import (
     count_certified,
     last_disagreement,
@@ -69,7 +69,7 @@ def path(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tup
     points += [front[1]] if points == [front[0]] and len(front) > 1 else []
     chosen = [point.thresholds for point in points]
     lead_in = [tuple(1.0 - part * (1.0 - threshold) for threshold in chosen[0]) for part in LEAD_IN] if chosen else []
-    return list(dict.fromkeys([(NEVER,) * len(front[0].thresholds), *lead_in, *chosen]))
+    return list(dict.fromkeys([(NEVER_THRESHOLD,) * len(front[0].thresholds), *lead_in, *chosen]))
 
 
 def spaced(front: Sequence[FrontPoint], pictures: int, least: float, most: float, step: float) -> list[FrontPoint]:
@@ -133,7 +133,7 @@ def threshold_levels(searched: ExitPredictions) -> list[float]:
         levels.append(float(np.nextafter(last_N[0], np.float32(2.0))))
     # Three digits of the distance to 1, for readers. Any level is valid that the certifying pictures do not choose.
     short = {round(1.0 - float(f"{1.0 - level:.3g}"), 9) for level in levels}
-    return sorted(level for level in short if level < NEVER)
+    return sorted(level for level in short if level < NEVER_THRESHOLD)
 
 
 def any_threshold(levels: Sequence[float], predictions: ExitPredictions, delta: float) -> tuple[ThresholdBound, ...]:

@@ -21,7 +21,7 @@ MOST_LEVELS = 1_000
 # Levels lie at the confidences that shares (1/n)^x .. 1^x of the pictures reach. Above 1: finer near confidence 1.
 FINER_NEAR_ONE = 1.5
 DIGITS = 6
-NEVER = 1.0
+NEVER_THRESHOLD = 1.0
 
 Int32Array = npt.NDArray[np.int32]
 
@@ -40,7 +40,7 @@ def levels_of(confidence_N: Float32Array, count: int) -> Float64Array:
     at = np.quantile(confidence_N.astype(np.float64), 1.0 - shares, method="lower")
     scale = 10**DIGITS
     levels = np.unique(np.minimum(np.floor(at * scale), scale - 1) / scale)
-    return np.append(levels, NEVER)
+    return np.append(levels, NEVER_THRESHOLD)
 
 
 @dataclass(frozen=True)

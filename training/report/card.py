@@ -61,7 +61,7 @@ answers among the most confident, averaged over all coverages.
 
 {_facts(bundle.training)}
 - temperatures: {", ".join(map(str, bundle.calibration.temperatures))}
-- carries: {", ".join(map(str, bundle.calibration.carries))}
+- carries: {", ".join(map(str, bundle.calibration.ensemble_weights))}
 """
 
 

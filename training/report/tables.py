@@ -122,7 +122,7 @@ def write_evaluation(evaluation: Evaluation, folder: Path) -> None:
 def write_calibration(bundle: Bundle, result: CalibrationResult, selection: ExitSelection, folder: Path) -> None:
     """Write `folder/calibration.json` with certificate, fronts and choices of exits, whole or not at all."""
     values = {
-        "calibration": asdict(bundle.calibration),
+        "calibration": bundle.calibration.as_json(),
         "threshold": bundle.threshold,
         "certificate": result.certificate and result.certificate.as_json(),
         "missed": [asdict(missed) for missed in result.missed],

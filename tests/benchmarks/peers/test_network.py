@@ -16,8 +16,8 @@ from PIL import Image
 
 from benchmarks.peers.export import export
 from benchmarks.peers.network import (
-    ALWAYS,
-    NEVER,
+    ALWAYS_CONFIDENT,
+    NEVER_CONFIDENT,
     WHOLE,
     Description,
     Exits,
@@ -33,12 +33,12 @@ from offramp.models.preprocess import Preprocessing, normalize
 from tests.bundles import tiny_bundle
 from tests.project import PROJECT
 
-# The second exit carries nothing of the first: its stage takes features alone.
-CARRIES = (0.0, 0.0, 1.2)
+# The second exit takes nothing from the first: its stage takes features alone.
+ENSEMBLE_WEIGHTS = (0.0, 0.0, 1.2)
 
 
 def bundle() -> Bundle:
-    return tiny_bundle(exits=(1, 2, 4), calibration=Calibration((1.5, 0.7, 0.2), CARRIES))
+    return tiny_bundle(exits=(1, 2, 4), calibration=Calibration((1.5, 0.7, 0.2), ENSEMBLE_WEIGHTS))
 
 
 @torch.no_grad()
@@ -79,7 +79,7 @@ def test_the_exported_network_and_its_stages_give_the_reference_probabilities(ex
         np.testing.assert_allclose(stage_BC, expected_BC, atol=1e-5)
         if stage < len(expected):
             accumulated_BC, features_BHWC = state
-            inputs = (features_BHWC, accumulated_BC) if CARRIES[stage] else (features_BHWC,)
+            inputs = (features_BHWC, accumulated_BC) if ENSEMBLE_WEIGHTS[stage] else (features_BHWC,)
 
 
 def test_a_peer_answers_an_encoded_picture_as_the_reference_does(exported: Path) -> None:
@@ -144,8 +144,8 @@ def test_a_setup_reaches_a_peer_through_the_environment(monkeypatch: pytest.Monk
 
 
 def test_a_threshold_holds_at_every_exit_but_the_last_where_all_leave() -> None:
-    assert Exits(0.7).limits(0, 3) == (0.7, 0.7, ALWAYS)
-    assert Exits(1.0).limits(0, 3) == (NEVER, NEVER, ALWAYS)
+    assert Exits(0.7).limits(0, 3) == (0.7, 0.7, ALWAYS_CONFIDENT)
+    assert Exits(1.0).limits(0, 3) == (NEVER_CONFIDENT, NEVER_CONFIDENT, ALWAYS_CONFIDENT)
 
 
 def test_a_mix_sends_its_shares_to_their_exits_whatever_the_confidence() -> None:
@@ -154,5 +154,5 @@ def test_a_mix_sends_its_shares_to_their_exits_whatever_the_confidence() -> None
     assert {exit: round(count / 4000, 1) for exit, count in drawn.items()} == {1: 0.5, 3: 0.3, 4: 0.2}
     for number in range(20):
         limits = Exits(0.7, mix).limits(number, 4)
-        assert [limit == ALWAYS for limit in limits].index(True) + 1 == draw_exit(number, mix)
-        assert set(limits) <= {ALWAYS, NEVER}
+        assert [limit == ALWAYS_CONFIDENT for limit in limits].index(True) + 1 == draw_exit(number, mix)
+        assert set(limits) <= {ALWAYS_CONFIDENT, NEVER_CONFIDENT}

@@ -12,7 +12,7 @@ from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing, normalize
 
 SIZE = 16
-CARRIES = (0.0, 0.5, 1.0, 0.7)
+ENSEMBLE_WEIGHTS = (0.0, 0.5, 1.0, 0.7)
 
 
 def draw_pictures(number: int) -> list[np.ndarray]:
@@ -52,5 +52,5 @@ def lively_net(pictures: list[np.ndarray], num_classes: int) -> MultiExitNet:
 def lively_bundle(pictures: list[np.ndarray]) -> Bundle:
     """Ten classes, four exits; the second, third and last say what they say together with those before."""
     net = lively_net(pictures, 10)
-    calibration = Calibration((0.6, 0.5, 0.7, 0.6), CARRIES)
+    calibration = Calibration((0.6, 0.5, 0.7, 0.6), ENSEMBLE_WEIGHTS)
     return Bundle("tiny", "1", net.config, Preprocessing(SIZE), tuple("abcdefghij"), calibration, 0.5, net)

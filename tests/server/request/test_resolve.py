@@ -22,7 +22,7 @@ from offramp.server.settings import Settings
 FAILURE = InferenceFailed("broken")
 
 STRICT, MIDDLE, LOOSE = (0.9, 0.8, 1.0), (0.6, 0.5, 0.5), (0.2, 0.2, 0.2)
-NEVER = (1.0, 1.0, 1.0)
+FULL_DEPTH = (1.0, 1.0, 1.0)
 
 
 def point(max_disagreement: float, thresholds: tuple[float, ...]) -> CertifiedPoint:
@@ -87,7 +87,7 @@ async def test_a_certified_contract_is_applied_and_shown_in_every_form_of_body(s
     for contract in site.engine.contracts:
         assert contract.asked.rule.thresholds == MIDDLE
         assert contract.asked.promise == Promise(0.05, certified=True)
-        assert [plan.rule.thresholds for plan in contract.stricter] == [STRICT, NEVER]
+        assert [plan.rule.thresholds for plan in contract.stricter] == [STRICT, FULL_DEPTH]
         assert contract.looser == ()
 
 

@@ -67,10 +67,10 @@ def test_the_found_temperature_is_the_best_of_a_grid() -> None:
 
 def test_exits_that_complement_one_another_are_added(complementary: ExitLogits) -> None:
     calibration = fit_calibration(complementary)
-    assert calibration.carries[0] == 0.0
-    assert min(calibration.carries[1:]) >= 0.5
-    alone = fit_calibration(complementary, carries=(0.0,))
-    assert alone.carries == (0.0, 0.0, 0.0)
+    assert calibration.ensemble_weights[0] == 0.0
+    assert min(calibration.ensemble_weights[1:]) >= 0.5
+    alone = fit_calibration(complementary, ensemble_weights=(0.0,))
+    assert alone.ensemble_weights == (0.0, 0.0, 0.0)
     together, apart = nll(complementary, calibration), nll(complementary, alone)
     assert together[0] == apart[0]
     assert together[1] < apart[1] - 0.02
@@ -81,7 +81,7 @@ def test_an_exit_that_knows_nothing_is_not_carried_along() -> None:
     labels_N = torch.arange(600) % 5
     knows_NC = 3.0 * F.one_hot(labels_N, 5).float() + gaussian(600, 5)
     calibration = fit_calibration(ExitLogits(torch.stack([5.0 * gaussian(600, 5, seed=1), knows_NC]), labels_N))
-    assert calibration.carries == (0.0, 0.0)
+    assert calibration.ensemble_weights == (0.0, 0.0)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -90,7 +90,7 @@ def test_no_exits_likelihood_is_worse_than_with_its_temperature_alone(seed: int)
     strength_K11 = torch.tensor([0.5, 2.0, 1.0]).reshape(3, 1, 1)
     logits_KNC = strength_K11 * F.one_hot(labels_N, 4) + gaussian(3, 200, 4, seed=seed)
     outputs = ExitLogits(logits_KNC, labels_N)
-    alone = nll(outputs, fit_calibration(outputs, carries=(0.0,)))
+    alone = nll(outputs, fit_calibration(outputs, ensemble_weights=(0.0,)))
     for fitted, plain in zip(nll(outputs, fit_calibration(outputs)), alone, strict=True):
         assert fitted <= plain + 1e-5
 
@@ -192,7 +192,7 @@ def test_the_only_exit_of_a_network_gets_a_temperature_and_no_early_threshold(co
     alone = ExitLogits(complementary.logits_KNC[:1], complementary.labels_N)
     calibration, point = calibrate(alone, NetworkCost((48,), (12,), (1,), (1,)), 0.02)
     temperature, _ = fit_temperature(alone.logits_KNC[0], alone.labels_N)
-    assert (calibration.temperatures, calibration.carries) == ((round(temperature, 4),), (0.0,))
+    assert (calibration.temperatures, calibration.ensemble_weights) == ((round(temperature, 4),), (0.0,))
     assert (point.threshold, point.exit_mix, point.compute) == (1.0, (1.0,), 1.0)
 
 

@@ -37,8 +37,8 @@ def quantize_stages(stages: Sequence[ov.Model], pictures: Sequence[npt.NDArray[n
             break
         compiled = core.compile_model(stage, "CPU", {"INFERENCE_PRECISION_HINT": "f32"})
         outputs = [compiled(batch) for batch in batches]
-        carries = len(following.inputs) == 2
-        batches = [[output[2].copy(), *([output[1].copy()] if carries else [])] for output in outputs]
+        accumulates = len(following.inputs) == 2
+        batches = [[output[2].copy(), *([output[1].copy()] if accumulates else [])] for output in outputs]
     return quantized
 
 

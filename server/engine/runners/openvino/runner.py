@@ -187,7 +187,7 @@ class _Stage:
         # By bucket.
         self.requests: dict[int, ov.InferRequest] = {}
         self._is_first, self._is_last = is_first(network), is_last(network)
-        self._carries = len(network.inputs) == 2
+        self._accumulates = len(network.inputs) == 2
         self.pool: BlockPool | None = None
         if not self._is_last:
             _, (classes,), features_shape = row_shapes(network)
@@ -204,7 +204,7 @@ class _Stage:
         else:
             features, accumulated = self._gather(states, bucket)
             request.set_input_tensor(0, features)
-            if self._carries:
+            if self._accumulates:
                 request.set_input_tensor(1, accumulated)
         if self.pool is None:
             request.infer()

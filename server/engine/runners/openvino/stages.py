@@ -23,8 +23,8 @@ class StageModule(nn.Module):
     """A whole step of stage k: normalisation, stage, head and calibration.
 
     inputs: uint8 (B, H, W, 3) at stage 1, else features (B, H, W, C), in OpenVINO's own order of channels.
-    accumulated_BC: only if exit k carries. Returns calibrated probabilities (B, classes) and, before the last stage,
-    accumulated logits and features.
+    accumulated_BC: only if exit k has an ensemble weight above 0. Returns calibrated probabilities (B, classes) and,
+    before the last stage, accumulated logits and features.
     """
 
     def __init__(self, bundle: Bundle, stage: int) -> None:
@@ -56,7 +56,7 @@ def convert_stages(bundle: Bundle) -> list[ov.Model]:
         networks.append(_converted(module, inputs, f"stage {stage}"))
         if stage < num_exits:
             accumulated, features = (torch.zeros(2, *shape) for shape in row_shapes(networks[-1])[1:])
-            inputs = (features, accumulated) if bundle.calibration.carries[stage] else (features,)
+            inputs = (features, accumulated) if bundle.calibration.ensemble_weights[stage] else (features,)
     return networks
 
 
@@ -66,14 +66,14 @@ class WholeModule(nn.Module):
     def __init__(self, bundle: Bundle) -> None:
         super().__init__()
         self.stages = nn.ModuleList(StageModule(bundle, stage) for stage in range(1, bundle.net.num_exits + 1))
-        self.carries = bundle.calibration.carries
+        self.ensemble_weights = bundle.calibration.ensemble_weights
 
     def forward(self, pictures_BHWC: Tensor) -> tuple[Tensor]:
         """Run all stages and heads."""
         inputs: tuple[Tensor, ...] = (pictures_BHWC,)
-        for carry, stage in zip(self.carries[1:], self.stages[:-1], strict=True):
+        for weight, stage in zip(self.ensemble_weights[1:], self.stages[:-1], strict=True):
             _, accumulated_BC, features = stage(*inputs)
-            inputs = (features, accumulated_BC) if carry else (features,)
+            inputs = (features, accumulated_BC) if weight else (features,)
         (probabilities_BC,) = self.stages[-1](*inputs)
         return (probabilities_BC,)
 

@@ -21,7 +21,7 @@ from offramp.server.engine.runners.agreement import probabilities
 from offramp.server.engine.runners.torch_runner import TorchRunner
 from offramp.server.offline import predict
 from tests.devices import TOLERANCES, assert_near
-from tests.server.engine.lively import CARRIES, draw_pictures, lively_bundle
+from tests.server.engine.lively import ENSEMBLE_WEIGHTS, draw_pictures, lively_bundle
 from tests.server.engine.scripted import Recorder
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -72,8 +72,10 @@ def reference(bundle: Bundle, pictures: list[np.ndarray]) -> Reference:
         with torch.no_grad():
             logits = [logits_BC[0].double().numpy() for logits_BC in bundle.net.cpu()(x_BCHW).logits]
         accumulated, probabilities = np.zeros(CLASSES), []
-        for logits_C, carry, temperature in zip(logits, CARRIES, bundle.calibration.temperatures, strict=True):
-            accumulated = carry * accumulated + logits_C
+        for logits_C, weight, temperature in zip(
+            logits, ENSEMBLE_WEIGHTS, bundle.calibration.temperatures, strict=True
+        ):
+            accumulated = weight * accumulated + logits_C
             powers = np.exp((accumulated - accumulated.max()) / temperature)
             probabilities.append(powers / powers.sum())
         return np.stack(probabilities)
