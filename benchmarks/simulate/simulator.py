@@ -25,7 +25,7 @@ class SimulatedSample:
     arrived_s: float
 
     deadline_s = None
-    abandoned = spare = False
+    abandoned = low_priority = False
 
 
 @dataclass(frozen=True)
@@ -101,7 +101,7 @@ class Simulation:
             self._scheduler.enqueue(batch.stage + 1, [s for s in batch.samples if s.exit > batch.stage])
         self._inflight -= len(leaving)
         self._wait_estimate.add_step(self._step_s)
-        self._wait_estimate.add_left(len(leaving))
+        self._wait_estimate.add_departed(len(leaving))
         # The engine does not wait for the next requests of the clients that it answers now.
         self._begin_step(now_s)
         for sample in leaving:

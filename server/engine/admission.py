@@ -20,7 +20,7 @@ class Load:
 
     @property
     def wait_s(self) -> float:
-        """Seconds of work of all samples in flight: the wait of a new one behind them."""
+        """Seconds of work of all samples in flight: the wait of a new one after them."""
         return self.sample_s * self.inflight
 
 

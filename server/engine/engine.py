@@ -205,7 +205,7 @@ class Engine:
                 events += self._resolve(sample, outcome or self._late(sample))
         for step in delivery.steps:
             self._wait_estimate.add_step(step.duration_s)
-        self._wait_estimate.add_left(sum(not sample.spare for sample, _ in outcomes))
+        self._wait_estimate.add_departed(sum(not sample.low_priority for sample, _ in outcomes))
         if not self._inflight:
             self._empty.set()
         for event in (*delivery.steps, *events):
@@ -223,12 +223,12 @@ class Engine:
             sample.future.set_exception(outcome)
             return []
         sample.future.set_result(outcome)
-        if sample.spare:
+        if sample.low_priority:
             return []
         return [SampleStats(outcome.exit, outcome.reason, outcome.confidence, outcome.queue_s, outcome.latency_s)]
 
     def _compare_with_full_depth(self, audit: Audit) -> None:
-        """Run an audited picture to full depth as a spare sample."""
+        """Run an audited picture to full depth as a sample of low priority."""
         contract, future = self._full_depth, self._loop.create_future()
 
         def compare(future: asyncio.Future[Answer]) -> None:
@@ -236,7 +236,7 @@ class Engine:
             self._report(self._promises.compare(audit, None if failed else future.result().class_id))
 
         future.add_done_callback(compare)
-        self._worker.put([Sample(audit.picture_HWC, contract, contract.asked, future, self.clock(), spare=True)])
+        self._worker.put([Sample(audit.picture_HWC, contract, contract.asked, future, self.clock(), low_priority=True)])
 
     def _report(self, reports: Iterable[AuditReport]) -> None:
         for report in reports:

@@ -13,23 +13,23 @@ from typing import TYPE_CHECKING, Protocol
 if TYPE_CHECKING:
     from offramp.server.engine.profile import CostProfile
 
-# With this much waiting work, in full batches through all stages, only efficient steps run: one batch runs while the
+# From this much waiting work, in full batches through all stages, only efficient steps run: one batch runs while the
 # other fills up.
-ENOUGH = 2.0
+BUSY_BATCHES = 2.0
 # Efficiency of an efficient step. Up to a tenth of the time is lost so that deep samples go first.
-EFFICIENT = 0.9
-# Largest share of the time saved by merging two batches that the waiting batch may lose.
-CATCHING_UP = 0.4
+MIN_EFFICIENCY_BUSY = 0.9
+# Delay the deeper batch only if its loss is below this part of the time that merging saves.
+MAX_MERGE_LOSS = 0.4
 # Largest cost of a sample in a batch, relative to the best batch size. Covers the error of the measurement.
-TOLERANCE = 1.05
+MAX_RELATIVE_COST = 1.05
 
 
 @dataclass(frozen=True, slots=True)
-class Waiting:
+class QueueState:
     """The facts that a policy decides by.
 
     depths: samples in front of stage 1..K, not all 0. going_on: share of the recent samples of stage 1..K that went on
-    to the next stage. max_batch_size: most samples in one step.
+    to the next stage. max_batch_size: maximum number of samples in one step.
     """
 
     depths: tuple[int, ...]
@@ -37,7 +37,7 @@ class Waiting:
     max_batch_size: int
 
     def most(self, stage: int) -> int:
-        """Most samples of stage 1..K that one step can take now."""
+        """Maximum number of samples of stage 1..K that one step can take now."""
         return min(self.depths[stage - 1], self.max_batch_size)
 
     def stages(self) -> Iterator[int]:
@@ -58,10 +58,10 @@ class Policy(Protocol):
 
     @property
     def patience(self) -> int:
-        """Most times in a row that a deeper stage is passed over; the scheduler enforces it."""
+        """How many times in a row a deeper stage may be passed over; the scheduler enforces it."""
         ...
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         """The step to run. At least one sample waits."""
         ...
 
@@ -69,12 +69,12 @@ class Policy(Protocol):
 class RunToCompletion:
     """Runs one batch through all stages before the next batch begins. Batches never merge.
 
-    This is deepest stage first: stage 1 runs only when no sample waits behind it.
+    This is deepest stage first: stage 1 runs only when no sample waits at a later stage.
     """
 
     patience = 0
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         """The deepest stage with waiting samples."""
         stage = next(waiting.stages())
         return Choice(stage, waiting.most(stage))
@@ -85,7 +85,7 @@ class FullestFirst:
 
     patience = 16
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         """The stage whose next batch is the largest."""
         stage = max(waiting.stages(), key=waiting.most)
         return Choice(stage, waiting.most(stage))
@@ -99,7 +99,7 @@ class FullFirst:
 
     patience = 3
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         """The deepest full batch, else the deepest batch."""
         full = (stage for stage in waiting.stages() if waiting.depths[stage - 1] >= waiting.max_batch_size)
         stage = next(full, next(waiting.stages()))
@@ -112,12 +112,12 @@ class CostModel:
     A step over n samples takes c(n) seconds. Its efficiency is (n / c(n)) / (full / c(full)), where `full` is the
     largest batch size that pays. If a step costs the same per sample at any size, every step is efficient, and this
     is deepest first. If a step costs the same at any size, only full batches are efficient. The required efficiency
-    grows with the waiting work: with little work, the deepest samples go first; with ENOUGH work, only an EFFICIENT
-    step runs. If no step is efficient enough, the deepest one runs.
+    grows with the waiting work: with little work, the deepest samples go first; from BUSY_BATCHES on, only a step of
+    MIN_EFFICIENCY_BUSY runs. If no step is efficient enough, the deepest one runs.
 
-    The chosen step waits for the batch behind it if merging the two pays: the samples of the waiting batch lose less
-    time than CATCHING_UP times what merging saves. Otherwise a few clients that ask again after each answer would stay
-    in small batches that never merge.
+    The chosen step waits for the next shallower batch if merging the two pays: the samples of the waiting batch lose
+    less time than MAX_MERGE_LOSS times what merging saves. Otherwise a few clients that ask again after each answer
+    would stay in small batches that never merge.
 
     Chosen by simulation, against rules that weigh the wait of each sample: see docs/performance.md.
     """
@@ -135,7 +135,7 @@ class CostModel:
             for row, full in zip(rows, self._full, strict=True)
         )
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         """The deepest step with the required efficiency, else the deepest step."""
         enough = self._enough(waiting)
         chosen: Choice | None = None
@@ -145,38 +145,42 @@ class CostModel:
             deepest = deepest or step
             if chosen is None:
                 chosen = step if self._efficiency[stage - 1][step.size] >= enough else None
-            elif self._may_catch_up(step, chosen, waiting.going_on):
+            elif self._may_merge(step, chosen, waiting.going_on):
                 chosen = step
             else:
                 break
         assert deepest is not None, "a policy is asked only if a sample waits"
         return chosen or deepest
 
-    def _may_catch_up(self, behind: Choice, ahead: Choice, going_on: tuple[float, ...]) -> bool:
-        """Whether the step ahead should wait, so that the survivors of the step behind go on with it."""
-        catching_up, until_s = float(behind.size), 0.0
-        for at in range(behind.stage - 1, ahead.stage - 1):
-            until_s += _between(self._tables[at], catching_up)
-            catching_up *= going_on[at]
-        if ahead.size + catching_up > self._full[ahead.stage - 1]:
+    def _may_merge(self, shallow: Choice, deep: Choice, going_on: tuple[float, ...]) -> bool:
+        """Whether the deep step should wait, so that the survivors of the shallow step go on with it."""
+        # until_s: from now until the shallow batch has reached the stage of the deep one.
+        arriving, until_s = float(shallow.size), 0.0
+        for at in range(shallow.stage - 1, deep.stage - 1):
+            until_s += _between(self._tables[at], arriving)
+            arriving *= going_on[at]
+        if deep.size + arriving > self._full[deep.stage - 1]:
             return False
-        waited_for, ahead_s, apart_s, together_s = float(ahead.size), 0.0, 0.0, 0.0
-        for at in range(ahead.stage - 1, len(self._tables)):
-            alone_s = _between(self._tables[at], waited_for)
-            ahead_s += alone_s
-            apart_s += alone_s + _between(self._tables[at], catching_up)
-            together_s += _between(self._tables[at], waited_for + catching_up)
-            waited_for, catching_up = going_on[at] * waited_for, going_on[at] * catching_up
-        lost_s = ahead.size * (until_s + together_s - ahead_s)
-        return lost_s < CATCHING_UP * behind.size * (apart_s - together_s)
+        # Times from there through all later stages. deep_s: the deep batch alone; apart_s: both batches, one after the
+        # other; together_s: both as one batch.
+        waiting, deep_s, apart_s, together_s = float(deep.size), 0.0, 0.0, 0.0
+        for at in range(deep.stage - 1, len(self._tables)):
+            alone_s = _between(self._tables[at], waiting)
+            deep_s += alone_s
+            apart_s += alone_s + _between(self._tables[at], arriving)
+            together_s += _between(self._tables[at], waiting + arriving)
+            waiting, arriving = going_on[at] * waiting, going_on[at] * arriving
+        # Added over the samples of the deep batch.
+        lost_s = deep.size * (until_s + together_s - deep_s)
+        return lost_s < MAX_MERGE_LOSS * shallow.size * (apart_s - together_s)
 
-    def _enough(self, waiting: Waiting) -> float:
+    def _enough(self, waiting: QueueState) -> float:
         """The required efficiency, from the seconds of waiting work through all later stages."""
         to_go_s = waiting_s = 0.0
         for at in range(len(waiting.depths) - 1, -1, -1):
             to_go_s = self._sample_s[at] + waiting.going_on[at] * to_go_s
             waiting_s += waiting.depths[at] * to_go_s
-        return EFFICIENT * min(1.0, (waiting_s / (ENOUGH * waiting.max_batch_size * to_go_s)) ** 2)
+        return MIN_EFFICIENCY_BUSY * min(1.0, (waiting_s / (BUSY_BATCHES * waiting.max_batch_size * to_go_s)) ** 2)
 
 
 def _between(table: tuple[float, ...], samples: float) -> float:
@@ -193,7 +197,7 @@ def _largest_that_pays(row: tuple[float, ...], sizes: Set[int]) -> int:
     cost more: 25 samples cost as much as 32.
     """
     best_s = min(row[size] / size for size in sizes)
-    return max(size for size in sizes if row[size] / size <= TOLERANCE * best_s)
+    return max(size for size in sizes if row[size] / size <= MAX_RELATIVE_COST * best_s)
 
 
 DEFAULT_POLICY = "cost-model"

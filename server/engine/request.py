@@ -15,7 +15,7 @@ from offramp.models.exit_policy import ExitReason, ExitRule
 class Promise(NamedTuple):
     """At most the share `max_disagreement` of the answers under a rule differs from those of full depth.
 
-    certified: the request asked for this share by name. Otherwise it is the known bound of the thresholds.
+    certified: the share is a certified point's. Otherwise it is the bound of a single threshold.
     """
 
     max_disagreement: float
@@ -112,9 +112,9 @@ class Sample:
     """One picture on its way through the stages. The engine's thread writes it, the event loop only reads it.
 
     state: input of the next stage: the uint8 (H, W, 3) picture, later the runner's output. plan: the one that decides.
-    deadline_s: on the engine's clock; None for none. client: clients take turns. spare: it runs when nothing else
-    waits, or in full batches. trail: its steps, and its row in each. The trail is replaced as a whole, so that the
-    other thread never reads half of it.
+    deadline_s: on the engine's clock; None for none. client: clients take turns. low_priority: it runs
+    when nothing else waits, or in full batches. trail: its steps, and its row in each. The trail is replaced as a
+    whole, so that the other thread never reads half of it.
     """
 
     state: Any = field(repr=False)
@@ -124,7 +124,7 @@ class Sample:
     submitted_s: float
     deadline_s: float | None = None
     client: str = ""
-    spare: bool = False
+    low_priority: bool = False
     trail: tuple[tuple[Step, int], ...] = field(default=(), repr=False)
 
     @property

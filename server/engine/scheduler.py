@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import Generic, Protocol, TypeVar
 
-from offramp.server.engine.policies import Choice, FullFirst, Policy, Waiting
+from offramp.server.engine.policies import Choice, FullFirst, Policy, QueueState
 
 # Weight of past samples in the share that goes on, after each step of their stage: about twenty steps count.
 SHARE_DECAY = 0.95
@@ -18,7 +18,7 @@ PRIOR_SAMPLES = 2.0
 class Schedulable(Protocol):
     """What the scheduler must know of a sample.
 
-    deadline_s: on the engine's clock; None for none. abandoned: nothing waits for it. spare: it can wait.
+    deadline_s: on the engine's clock; None for none. abandoned: nothing waits for it. low_priority: it can wait.
     """
 
     @property
@@ -28,7 +28,7 @@ class Schedulable(Protocol):
     def abandoned(self) -> bool: ...
 
     @property
-    def spare(self) -> bool: ...
+    def low_priority(self) -> bool: ...
 
 
 AnySample = TypeVar("AnySample", bound=Schedulable)
@@ -52,8 +52,8 @@ class Scheduler(Generic[AnySample]):
     the order. A sample does not run if its deadline comes before a step of it alone would end, and a batch is cut where
     it would end after the deadline of one of its samples.
 
-    Spare samples have queues of their own. They run while no other sample waits, and otherwise only in full batches,
-    which then go first. So they cost the others least, and their number stays below a few batches.
+    Samples of low priority have queues of their own. They run while no other sample waits, and otherwise only in
+    full batches, which then go first. So they cost the others least, and their number stays below a few batches.
 
     policy, step_s: the thread that schedules may replace them at any time. step_s: seconds of a step, by stage and size
     of the batch.
@@ -66,7 +66,7 @@ class Scheduler(Generic[AnySample]):
         self.policy: Policy = policy or FullFirst()
         self.step_s: Callable[[int, int], float] = _no_cost
         self._queues: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
-        self._spare: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
+        self._low_priority: tuple[deque[AnySample], ...] = tuple(deque() for _ in range(num_stages))
         self._passed_over = [0] * num_stages
         # Decaying sums by stage: samples that ran, and those of them that went on to the next stage.
         self._ran = [PRIOR_SAMPLES] * num_stages
@@ -77,13 +77,13 @@ class Scheduler(Generic[AnySample]):
 
     @property
     def depths(self) -> tuple[int, ...]:
-        """Samples waiting in front of each stage, without the spare ones."""
+        """Samples waiting in front of each stage, without those of low priority."""
         return tuple(map(len, self._queues))
 
     @property
     def empty(self) -> bool:
-        """Whether no sample waits, a spare one neither."""
-        return not any(self._queues) and not any(self._spare)
+        """Whether no sample waits, of low priority neither."""
+        return not any(self._queues) and not any(self._low_priority)
 
     @property
     def going_on(self) -> tuple[float, ...]:
@@ -93,8 +93,8 @@ class Scheduler(Generic[AnySample]):
     def enqueue(self, stage: int, samples: Iterable[AnySample]) -> None:
         """Put samples in front of stage 1..K: new ones of stage 1, else survivors of the stage before."""
         for sample in samples:
-            if sample.spare:
-                self._spare[stage - 1].append(sample)
+            if sample.low_priority:
+                self._low_priority[stage - 1].append(sample)
                 continue
             self._queues[stage - 1].append(sample)
             if stage > 1:
@@ -106,8 +106,8 @@ class Scheduler(Generic[AnySample]):
         Samples that are abandoned, or whose deadline comes too soon, come back as `dropped`. A batch may have only such
         samples.
         """
-        if (stage := self._spare_stage()) is not None:
-            queue = self._spare[stage - 1]
+        if (stage := self._low_priority_stage()) is not None:
+            queue = self._low_priority[stage - 1]
             return Batch(stage, [queue.popleft() for _ in range(min(len(queue), self.max_batch_size))])
         choice = self._choose()
         if choice is None:
@@ -133,17 +133,17 @@ class Scheduler(Generic[AnySample]):
                 return max(1, at)
         return size
 
-    def _spare_stage(self) -> int | None:
-        """The deepest stage whose spare samples may run now."""
+    def _low_priority_stage(self) -> int | None:
+        """The deepest stage whose samples of low priority may run now."""
         least = self.max_batch_size if any(self._queues) else 1
-        stages = range(len(self._spare), 0, -1)
-        return next((stage for stage in stages if len(self._spare[stage - 1]) >= least), None)
+        stages = range(len(self._low_priority), 0, -1)
+        return next((stage for stage in stages if len(self._low_priority[stage - 1]) >= least), None)
 
     def _choose(self) -> Choice | None:
         depths = self.depths
         if not any(depths):
             return None
-        waiting = Waiting(depths, self.going_on, self.max_batch_size)
+        waiting = QueueState(depths, self.going_on, self.max_batch_size)
         choice = self.policy.choose(waiting)
         for stage in range(len(depths), choice.stage, -1):
             if depths[stage - 1] and self._passed_over[stage - 1] >= self.policy.patience:

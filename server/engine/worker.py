@@ -146,7 +146,7 @@ class Worker:
             inbox, self._inbox = self._inbox, deque()
             stopping = self._stopping
         for sample in inbox:
-            if sample.spare:
+            if sample.low_priority:
                 scheduler.enqueue(1, [sample])
             else:
                 arrived.append(sample.client, sample)

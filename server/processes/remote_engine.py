@@ -36,7 +36,7 @@ LOOK_S = 0.1
 SILENT, LOST = 20, 50
 
 
-class Waiting(NamedTuple):
+class PendingAnswer(NamedTuple):
     """A sample in the engine process."""
 
     engine: RemoteEngine
@@ -66,7 +66,7 @@ class EngineLink(asyncio.Protocol):
         self._hello = messages.encode(Hello(frontend, layout.digest))
         # The slot used last is the next to be used, so that few pages of the segment take memory.
         self._free_slots = list(range(layout.num_slots))
-        self._waiting: dict[int, Waiting] = {}
+        self._waiting: dict[int, PendingAnswer] = {}
         self._transport: asyncio.Transport | None = None
         self._connecting: asyncio.Task[None] | None = None
         self._closed = self._has_state = False
@@ -121,7 +121,7 @@ class EngineLink(asyncio.Protocol):
         timer = None
         if deadline_s is not None:
             timer = self._loop.call_later(max(0.0, deadline_s - time.monotonic()) + GRACE_S, _expire, future)
-        self._waiting[slot] = Waiting(engine, client, future)
+        self._waiting[slot] = PendingAnswer(engine, client, future)
         future.add_done_callback(partial(self._on_done, slot, timer))
         return future
 

@@ -16,12 +16,12 @@ from typing import Any
 
 from offramp.server.request.accounts import Account, Accounts
 
-# After this time, work counts half.
+# Half-life of recent work.
 HALF_LIFE_S = 10.0
 # A client is alone if others did less than this share of the recent work.
-ALONE = 0.001
+ALONE_BELOW_SHARE = 0.001
 # A client's deep work is forgotten below this share of the recent work.
-FORGOTTEN = 0.001
+FORGET_BELOW_SHARE = 0.001
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class ClientLimits:
     deep_share: float = 1.0
 
     @property
-    def any(self) -> bool:
+    def is_limited(self) -> bool:
         """Whether there is a limit."""
         return bool(self.max_inflight or self.compute_per_s or self.deep_share < 1.0)
 
@@ -84,12 +84,12 @@ class ClientLedger:
         self.clock = clock
         self.burst = limits.compute_per_s * limits.burst_s
 
-    def request(self, client: str, least: Cost = FREE) -> AbstractContextManager[Reservation]:
-        """One unanswered request of a client. least: its cost at least. Raises LimitReached."""
-        return self._request(client, least) if self.limits.any else nullcontext(Reservation(self))
+    def request(self, client: str, minimum: Cost = FREE) -> AbstractContextManager[Reservation]:
+        """One unanswered request of a client. minimum: its minimum cost. Raises LimitReached."""
+        return self._request(client, minimum) if self.limits.is_limited else nullcontext(Reservation(self))
 
     @contextmanager
-    def _request(self, client: str, least: Cost) -> Iterator[Reservation]:
+    def _request(self, client: str, minimum: Cost) -> Iterator[Reservation]:
         with self.accounts.lock:
             account = self.accounts.open(client)
             self.refill(account)
@@ -97,7 +97,7 @@ class ClientLedger:
             if limit and account.requests >= limit:
                 message = f"you have {limit} unanswered requests, which is the limit: wait for one of them"
                 raise LimitReached("max_inflight", message, 1.0, limit_requests=limit)
-            self.check_compute(account, least)
+            self.check_compute(account, minimum)
             account.add_request(1)
         reservation = Reservation(self, account)
         try:
@@ -133,7 +133,7 @@ class ClientLedger:
         self.decay(account)
         self.decay(all_clients)
         others = all_clients.total - account.total
-        if others > ALONE * all_clients.total and account.deep > share * all_clients.total:
+        if others > ALONE_BELOW_SHARE * all_clients.total and account.deep > share * all_clients.total:
             message = (
                 f"others wait, and more than {share:.0%} of the recent work was yours beyond exit 1: try again in a "
                 "moment"
@@ -153,7 +153,9 @@ class ClientLedger:
             return
         self.refill(account)
         self.decay(account)
-        remembered = self.limits.deep_share < 1.0 and account.deep > FORGOTTEN * self.accounts.all_clients.total
+        remembered = (
+            self.limits.deep_share < 1.0 and account.deep > FORGET_BELOW_SHARE * self.accounts.all_clients.total
+        )
         if not account.debt and not remembered:
             account.clear()
 

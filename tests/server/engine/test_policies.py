@@ -11,16 +11,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from offramp.server.engine.policies import (
+    BUSY_BATCHES,
     DEFAULT_POLICY,
-    EFFICIENT,
-    ENOUGH,
+    MIN_EFFICIENCY_BUSY,
     POLICIES,
     Choice,
     CostModel,
     FullestFirst,
     FullFirst,
+    QueueState,
     RunToCompletion,
-    Waiting,
 )
 from offramp.server.engine.profile import CostProfile
 from offramp.server.engine.scheduler import Scheduler
@@ -37,8 +37,8 @@ FLAT = profile(*[(1.0, 1.0, 1.0, 1.0)] * 4)
 BETWEEN = profile(*[(1.0, 1.2, 1.6, 2.4)] * 4)
 
 
-def waiting(*depths: int, going_on: tuple[float, ...] | None = None) -> Waiting:
-    return Waiting(depths, going_on or (*[0.5] * (len(depths) - 1), 0.0), B)
+def waiting(*depths: int, going_on: tuple[float, ...] | None = None) -> QueueState:
+    return QueueState(depths, going_on or (*[0.5] * (len(depths) - 1), 0.0), B)
 
 
 @dataclass(eq=False)
@@ -48,7 +48,7 @@ class Traveller:
     exit: int
     abandoned: bool = False
     deadline_s: float | None = None
-    spare: bool = False
+    low_priority: bool = False
 
 
 def test_run_to_completion_takes_the_deepest_however_few():
@@ -138,7 +138,7 @@ def test_clients_of_a_closed_loop_come_together():
 def test_how_efficient_a_step_must_be_follows_the_work_that_waits():
     # Two of eight at a flat cost are a quarter of what is possible. All leave at once: work is counted in samples.
     policy, leaving = CostModel(FLAT), (0.0, 0.0, 0.0, 0.0)
-    asked = (2 / 8 / EFFICIENT) ** 0.5 * ENOUGH * B
+    asked = (2 / 8 / MIN_EFFICIENCY_BUSY) ** 0.5 * BUSY_BATCHES * B
     enough_waits = int(asked) + 1 - 2
     assert policy.choose(waiting(enough_waits - 1, 0, 0, 2, going_on=leaving)).stage == 4
     assert policy.choose(waiting(enough_waits + 1, 0, 0, 2, going_on=leaving)).stage == 1
@@ -156,14 +156,14 @@ def test_samples_that_go_on_count_with_their_work_at_later_stages():
 def test_where_no_step_is_efficient_enough_the_deepest_goes():
     # Two stages of a flat cost; the last one is long, so that a few in front of it are much work.
     costs = profile((1.0, 1.0, 1.0, 1.0), (100.0, 100.0, 100.0, 100.0))
-    assert CostModel(costs).choose(Waiting((7, 7), (0.0, 0.0), B)) == Choice(2, 7)
+    assert CostModel(costs).choose(QueueState((7, 7), (0.0, 0.0), B)) == Choice(2, 7)
 
 
 def test_no_batch_is_larger_than_what_pays():
     short_of_memory = profile((1.0, 1.5, 2.0, 8.0))
-    assert CostModel(short_of_memory).choose(Waiting((30,), (0.0,), B)) == Choice(1, 4)
+    assert CostModel(short_of_memory).choose(QueueState((30,), (0.0,), B)) == Choice(1, 4)
     hardly_dearer = profile((1.0, 1.5, 2.0, 4.1))
-    assert CostModel(hardly_dearer).choose(Waiting((30,), (0.0,), B)) == Choice(1, B)
+    assert CostModel(hardly_dearer).choose(QueueState((30,), (0.0,), B)) == Choice(1, B)
 
 
 def test_the_default_is_one_of_the_named_policies():
@@ -265,6 +265,6 @@ def test_a_full_batch_is_one_that_was_measured():
     """A runner that fills up to 32 makes 25 cost as much, though the line between 16 and 32 says otherwise."""
     profile = CostProfile(32, (1, 8, 16, 32), ((2.1, 12.0, 23.5, 51.2), (2.2, 9.4, 18.4, 36.0)))
     policy = CostModel(profile)
-    crowd = Waiting((100, 0), (0.5, 0.0), 32)
+    crowd = QueueState((100, 0), (0.5, 0.0), 32)
     assert policy.choose(crowd) == Choice(1, 16)
-    assert policy.choose(Waiting((0, 100), (0.5, 0.0), 32)) == Choice(2, 32)
+    assert policy.choose(QueueState((0, 100), (0.5, 0.0), 32)) == Choice(2, 32)

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from offramp.server.engine.policies import Choice, FullestFirst, FullFirst, RunToCompletion, Waiting
+from offramp.server.engine.policies import Choice, FullestFirst, FullFirst, QueueState, RunToCompletion
 from offramp.server.engine.request import Sample
 from offramp.server.engine.scheduler import PRIOR_SAMPLES, SHARE_DECAY, Batch, Scheduler
 from tests.server.engine.scripted import NUM_STAGES, contract
@@ -124,7 +124,7 @@ class Few:
 
     patience = 2
 
-    def choose(self, waiting: Waiting) -> Choice:
+    def choose(self, waiting: QueueState) -> Choice:
         return Choice(min(waiting.stages()), 1)
 
 
@@ -181,14 +181,14 @@ def test_the_policy_is_told_what_waits_and_what_goes_on(loop):
     asked = []
 
     class Listening(Few):
-        def choose(self, waiting: Waiting) -> Choice:
+        def choose(self, waiting: QueueState) -> Choice:
             asked.append(waiting)
             return super().choose(waiting)
 
     scheduler = Scheduler[Sample](2, 4, Listening())
     scheduler.enqueue(1, several(loop, 5))
     scheduled(scheduler)
-    assert asked == [Waiting((5, 0), (0.5, 0.0), 4)]
+    assert asked == [QueueState((5, 0), (0.5, 0.0), 4)]
 
 
 operations = st.lists(
