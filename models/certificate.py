@@ -25,8 +25,8 @@ class CertifiedPoint:
 
     max_disagreement: the promise. thresholds: K - 1, one per early exit; at 1 no picture leaves.
     observed: disagreement on the certifying pictures.
-    bound: the upper confidence bound of disagreement for these thresholds alone, at most the promise. They are the last
-    of several that were tested on these pictures and passed, so that only the promise is proven.
+    bound: the upper confidence bound of disagreement for these thresholds alone, at most the promise. It is informative
+    only: these thresholds were picked on the same pictures.
     accuracy_drop, accuracy_drop_bound: accuracy of full depth minus accuracy of the early answers, as observed and its
     upper confidence bound; negative where early answers are better.
     compute: mean multiply-adds relative to full depth. exit_mix: the share of certifying pictures at each exit.
@@ -67,7 +67,7 @@ class ThresholdBound:
 class Certificate:
     """What calibration proved about a bundle.
 
-    delta: the probability, over the draw of the certifying pictures, that a promise does not hold. It is for each of
+    delta: the chance that a proof is wrong, because its pictures are a random sample. It is for each of
     `points` alone, and for all bounds of `any_threshold` together.
     pictures: the number of certifying pictures. data: their source in words. fingerprint: SHA-256 of these pictures and
     their labels. date: the day of the calibration, ISO 8601.
@@ -98,8 +98,8 @@ class Certificate:
             raise ValueError("any_threshold rises in threshold and falls in bound")
 
     @cached_property
-    def version(self) -> str:
-        """This calibration's name in answers: its date, and the first digits of a hash of its content."""
+    def calibration_id(self) -> str:
+        """The id of this calibration in answers: its date, and the first digits of a hash of the certificate."""
         content = json.dumps(self.as_json(), sort_keys=True).encode()
         return f"{self.date}-{hashlib.sha256(content).hexdigest()[:8]}"
 
@@ -108,12 +108,12 @@ class Certificate:
         """The certified disagreements, the strictest first."""
         return tuple(point.max_disagreement for point in self.points)
 
-    def point(self, max_disagreement: float) -> CertifiedPoint | None:
+    def point_for(self, max_disagreement: float) -> CertifiedPoint | None:
         """The cheapest point whose promise is at most `max_disagreement`; None if every promise is above it."""
         at = bisect_right(self.promises, max_disagreement)
         return self.points[at - 1] if at else None
 
-    def bound(self, threshold: float) -> float:
+    def bound_at(self, threshold: float) -> float:
         """The bound of disagreement for one threshold (0..1) at every early exit; 1 without a proof."""
         if threshold >= 1.0:
             return 0.0

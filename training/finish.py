@@ -90,7 +90,7 @@ class CalibratedBundle:
         return card(self.bundle, self.evaluation, self.result, self.selection, self.on_test)
 
 
-@device_errors("--resume continues behind the last epoch", "--resume continues behind the last epoch")
+@device_errors("--resume continues after the last epoch", "--resume continues after the last epoch")
 def finish(run: Run, command: str, keep_exits: bool = True, timed: bool = False) -> CalibratedBundle:
     """Calibrate, certify, evaluate and write `output/bundle`.
 

@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from offramp.training.methods import Teacher
+from offramp.training.methods import TeacherChoice
 
 
 def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: float) -> Tensor:
@@ -17,7 +17,7 @@ def soft_cross_entropy(student_BC: Tensor, teacher_BC: Tensor, temperature: floa
     return -(target * F.log_softmax(student_BC / temperature, dim=1)).sum(dim=1).mean()
 
 
-def teachers_of(exit: int, logits: Sequence[Tensor], teacher: Teacher) -> list[Tensor]:
+def teachers_of(exit: int, logits: Sequence[Tensor], teacher: TeacherChoice) -> list[Tensor]:
     """The logits (B, classes) that teach exit 1..K; empty for the deepest exit, which learns from labels alone."""
     return list(logits[exit:]) if teacher == "later" or exit == len(logits) else list(logits[-1:])
 
@@ -29,9 +29,9 @@ def self_distillation_loss(
     alpha: float,
     temperature: float,
     scaled: bool = False,
-    teacher: Teacher = "deepest",
+    teacher: TeacherChoice = "deepest",
 ) -> Tensor:
-    """The loss of every exit's logits, summed over exits; alpha = 0 is deep supervision (DSN), the control.
+    """The loss of every exit's logits, summed over exits; alpha = 0 is deep supervision, the control.
 
     sum_k [(1-alpha) CE(z_k, y) + alpha s mean_t CE_soft(z_k/T, z_t/T)], with the teachers t of exit k, and s = T^2 if
     `scaled`, else 1. The deepest exit has CE(z_k, y) alone. With the deepest exit as teacher and s = 1 this is the

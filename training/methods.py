@@ -1,4 +1,4 @@
-"""Methods: the teachers of each exit: labels, other exits' answers and features."""
+"""Methods: a method says what each exit learns from: labels, other exits' answers and features."""
 
 from __future__ import annotations
 
@@ -6,13 +6,13 @@ import math
 from dataclasses import dataclass
 from typing import Literal, get_args
 
-Teacher = Literal["deepest", "later"]
+TeacherChoice = Literal["deepest", "later"]
 FeatureTerm = Literal["off", "code", "comment", "all"]
 
 
 @dataclass(frozen=True)
 class Method:
-    """The teachers of each exit. The parts of the loss are `self_distillation_loss` and `feature_loss`.
+    """What each exit learns from. The parts of the loss are `self_distillation_loss` and `feature_loss`.
 
     exits: "all", or "last": the plain network without shallow exits.
     alpha: weight of the teacher's answer against the label; 0 is deep supervision.
@@ -29,14 +29,14 @@ class Method:
     alpha: float = 0.0
     temperature: float = 3.0
     scaled: bool = False
-    teacher: Teacher = "deepest"
+    teacher: TeacherChoice = "deepest"
     beta: float = 0.0
     feature_term: FeatureTerm = "off"
     squared: bool = False
     adapters: bool = False
 
     def __post_init__(self) -> None:
-        teachers, choices = get_args(Teacher), get_args(FeatureTerm)
+        teachers, choices = get_args(TeacherChoice), get_args(FeatureTerm)
         checks = (
             ("exits", self.exits in ("all", "last"), "unknown: choose all or last"),
             ("alpha", 0.0 <= self.alpha <= 1.0, "out of range: give a number in [0, 1]"),
@@ -62,11 +62,12 @@ METHODS: dict[str, Method] = {
     for method in (
         # The plain network, trained by its labels.
         Method("baseline", exits="last"),
-        # Deep supervision: every exit learns from the labels alone (Lee et al. 2015).
+        # DSN, "Deeply-Supervised Nets": every exit learns from the labels alone (Lee et al. 2015).
         Method("dsn"),
-        # "Be Your Own Teacher" (Zhang et al., ICCV 2019), as third parties read its text.
+        # BYOT, "Be Your Own Teacher" (Zhang et al., ICCV 2019), as third parties read its text.
         Method("byot", alpha=0.1, scaled=True, beta=1e-6, feature_term="all", squared=True),
-        # SCAN (Zhang et al., NeurIPS 2019).
+        # SCAN, "A Scalable Neural Networks Framework towards Compact and Efficient Models" (Zhang et al., NeurIPS
+        # 2019).
         Method("scan", alpha=0.5, scaled=True, beta=5e-7, feature_term="all", squared=True),
         # The journal paper (Zhang, Bao, Ma, TPAMI 2022) and its public code.
         Method("journal", alpha=0.3, beta=0.03, feature_term="code", adapters=True),

@@ -204,7 +204,7 @@ def test_the_card_says_behind_which_stages_the_exits_are(tree_options: TrainOpti
     chosen = replace(tree_options, exits="2,3,4", output=tree_options.output.parent / "chosen")
     finish(trained(chosen), "")
     text = (chosen.output / "bundle" / CARD).read_text(encoding="utf-8")
-    assert "3 exits behind stages 2, 3, 4, after Zhang" in text
+    assert "3 exits after stages 2, 3, 4, after Zhang" in text
 
 
 def test_the_bundle_keeps_the_figures_of_its_exits_and_not_the_curves(tree_options: TrainOptions) -> None:

@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from offramp.training.losses import external_distillation_loss, feature_loss, self_distillation_loss, soft_cross_entropy
-from offramp.training.methods import Teacher
+from offramp.training.methods import TeacherChoice
 
 LABELS = torch.tensor([0, 2])
 
@@ -81,7 +81,7 @@ def test_alpha_0_is_deep_supervision() -> None:
 
 
 @pytest.mark.parametrize("teacher", ["deepest", "later"])
-def test_a_single_exit_is_plain_cross_entropy(teacher: Teacher) -> None:
+def test_a_single_exit_is_plain_cross_entropy(teacher: TeacherChoice) -> None:
     logits = exits(1)
     loss = self_distillation_loss(logits, LABELS, temperature=3.0, alpha=0.3, teacher=teacher)
     torch.testing.assert_close(loss, F.cross_entropy(logits[0], LABELS))

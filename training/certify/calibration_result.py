@@ -11,7 +11,7 @@ from offramp.models.config import ModelConfig
 from offramp.models.cost import NetworkCost
 from offramp.models.exit_policy import Calibration
 from offramp.training.certify.calibrate import calibrate
-from offramp.training.certify.exits import ExitChoice, best_choice, compare_exits, why_kept
+from offramp.training.certify.exits import ExitChoice, best_choice, compare_exits, why_not_compared
 from offramp.training.certify.promises import DELTA, PROMISES, ProvingSet, Shortfall, certify, shortfall, spaced
 from offramp.training.certify.search import FrontPoint, pareto_front, search
 from offramp.training.certify.stage_costs import StageCosts
@@ -25,7 +25,7 @@ from offramp.training.evaluate.predictions import ExitPredictions, Int64Array, c
 SEARCH_SHARE = 0.4
 # Accuracy (0..1) that the default threshold may lose against full depth, on the pictures searched.
 TOLERANCE = 0.005
-# Spacing of the points of a front in a bundle: disagreement rises by this factor from point to point.
+# Spacing of the points of a Pareto front in a bundle: disagreement rises by this factor from point to point.
 READABLE_STEP = 1.25
 
 
@@ -100,7 +100,7 @@ def choose_exits(
 ) -> ExitSelection:
     """Compare every choice of exits and select the best one. All exits stay when a comparison is not possible."""
     all_exits = tuple(range(1, outputs.num_exits + 1))
-    reason = why_kept(config, outputs.num_exits)
+    reason = why_not_compared(config, outputs.num_exits)
     if not reason and not len(parts.prove_M):
         reason = "too few pictures were held out to tell"
     if reason:
@@ -142,7 +142,7 @@ class ReadablePoint:
 class Fronts:
     """The cheapest thresholds for each disagreement, for readers, by multiply-adds and by milliseconds.
 
-    pictures: number of pictures behind the figures.
+    pictures: number of pictures of the figures.
     """
 
     pictures: int

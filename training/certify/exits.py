@@ -1,4 +1,7 @@
-"""Which exits pay. A head costs time for every picture that passes it, so choices of exits are compared as a whole."""
+"""Which exits save more than their heads cost.
+
+A head costs time for every picture that passes it, so choices of exits are compared as a whole.
+"""
 
 from __future__ import annotations
 
@@ -15,16 +18,16 @@ from offramp.training.evaluate.evaluation import ExitLogits, predictions_of
 from offramp.training.evaluate.predictions import count_at_thresholds
 
 # Disagreement with the choice's own full depth at which choices of exits are compared.
-REFERENCE = 0.01
+REFERENCE_DISAGREEMENT = 0.01
 # Exits are left out when that makes the network cheaper by more than this share.
-MARGIN = 0.02
+MIN_SAVING = 0.02
 # The number of choices doubles with each exit.
 MOST_EXITS = 6
 
 
 @dataclass(frozen=True)
 class ExitChoice:
-    """A network with these exits (1-based) alone, at its cheapest thresholds with a disagreement of at most REFERENCE.
+    """A network with these exits (1-based) alone, at its cheapest thresholds up to REFERENCE_DISAGREEMENT.
 
     compute: mean multiply-adds, without the heads of other exits, over full depth's of the network with all exits.
     accuracy: (0..1) at these thresholds; full_accuracy: at its full depth.
@@ -49,7 +52,7 @@ def _compare(outputs: ExitLogits, sequential_K: Sequence[float], exits: tuple[in
     thresholds: tuple[float, ...] = (NEVER_THRESHOLD,) * (len(exits) - 1)
     if thresholds:
         front = pareto_front(search(predictions), sequential_K)
-        allowed = [point for point in front if point.disagreed <= REFERENCE * len(predictions)]
+        allowed = [point for point in front if point.disagreed <= REFERENCE_DISAGREEMENT * len(predictions)]
         thresholds = allowed[-1].thresholds if allowed else thresholds
     (counts,) = count_at_thresholds(predictions, [thresholds])
     accuracy = predictions.full_accuracy + (counts.gained - counts.lost) / len(predictions)
@@ -59,12 +62,12 @@ def _compare(outputs: ExitLogits, sequential_K: Sequence[float], exits: tuple[in
 def best_choice(choices: Sequence[ExitChoice], tolerance: float) -> ExitChoice:
     """The cheapest choice that loses at most `tolerance` of accuracy against all exits; all exits if it saves little.
 
-    Little is a share of the cost below MARGIN.
+    Little is a share of the cost below MIN_SAVING.
     """
     all_exits = choices[0]
     accurate = [choice for choice in choices if choice.accuracy >= all_exits.accuracy - tolerance]
     best = min(accurate, key=lambda choice: choice.compute)
-    return best if best.compute < (1.0 - MARGIN) * all_exits.compute else all_exits
+    return best if best.compute < (1.0 - MIN_SAVING) * all_exits.compute else all_exits
 
 
 def sequential_cost(cost: NetworkCost, exits: Sequence[int]) -> tuple[float, ...]:
@@ -79,7 +82,7 @@ def with_exits(outputs: ExitLogits, exits: Sequence[int]) -> ExitLogits:
     return ExitLogits(outputs.logits_KNC[[k - 1 for k in exits]], outputs.labels_N)
 
 
-def why_kept(config: ModelConfig, num_exits: int) -> str:
+def why_not_compared(config: ModelConfig, num_exits: int) -> str:
     """Why the exits of a network are not compared; empty when they are."""
     if num_exits == 1:
         return "it has one"

@@ -20,11 +20,11 @@ from offramp.training.evaluate.predictions import ExitPredictions, count_at_thre
 
 DELTA = 0.05
 PROMISES = (0.005, 0.01, 0.02, 0.05, 0.1)
-# The path towards a promise e follows the front from a disagreement of PATH_FROM * e to one of PATH_TO * e, as counted
-# on the pictures searched. From step to step the disagreement rises by the factor STEP.
-STEP, PATH_FROM, PATH_TO = 1.1, 0.25, 2.0
-# More careful steps before these, for few certifying pictures: the first step's distance to 1 times these factors.
-LEAD_IN = (0.25, 0.5)
+# The tests for a promise e follow the Pareto front from a disagreement of TEST_FROM * e to one of TEST_TO * e, as
+# counted on the pictures searched. From test to test the disagreement rises by the factor STEP.
+STEP, TEST_FROM, TEST_TO = 1.1, 0.25, 2.0
+# Stricter thresholds tested before the first, for few certifying pictures: at 25 % and 50 % of its distance to 1.
+STRICTER_FIRST = (0.25, 0.5)
 # Levels of the bound of any single threshold: disagreement falls by this factor from level to level.
 LEVEL_STEP = 1.3
 
@@ -33,8 +33,8 @@ LEVEL_STEP = 1.3
 class Shortfall:
     """A promise that the certifying pictures do not prove.
 
-    needed: certifying pictures that prove it if none disagrees. observed: disagreement at the most careful early
-    thresholds of the path, None when nothing was tested. needed_as_observed: certifying pictures that prove it at that
+    needed: certifying pictures that prove it if none disagrees. observed: disagreement at the strictest early
+    thresholds tested, None when nothing was tested. needed_as_observed: certifying pictures that prove it at that
     disagreement, None when no number does.
     """
 
@@ -58,24 +58,26 @@ class ProvingSet:
     date: str
 
 
-def path(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tuple[float, ...]]:
-    """The order in which thresholds are tested for a promise: from full depth to ever cheaper ones of the front.
+def order_of_tests(front: Sequence[FrontPoint], pictures: int, promise: float) -> list[tuple[float, ...]]:
+    """The order in which thresholds are tested for a promise: from full depth to ever cheaper ones of the Pareto front.
 
-    pictures: number of pictures behind the front. The path has few steps, because the chance of error of
+    pictures: number of pictures searched. There are few tests, because the chance of error of
     `mean_upper_bound` is divided among them.
     """
-    points = spaced(front, pictures, PATH_FROM * promise, PATH_TO * promise, STEP)
+    points = spaced(front, pictures, TEST_FROM * promise, TEST_TO * promise, STEP)
     # If all other points disagree too often, one is tested nevertheless, to report how often it disagrees.
     points += [front[1]] if points == [front[0]] and len(front) > 1 else []
     chosen = [point.thresholds for point in points]
-    lead_in = [tuple(1.0 - part * (1.0 - threshold) for threshold in chosen[0]) for part in LEAD_IN] if chosen else []
-    return list(dict.fromkeys([(NEVER_THRESHOLD,) * len(front[0].thresholds), *lead_in, *chosen]))
+    stricter = (
+        [tuple(1.0 - part * (1.0 - threshold) for threshold in chosen[0]) for part in STRICTER_FIRST] if chosen else []
+    )
+    return list(dict.fromkeys([(NEVER_THRESHOLD,) * len(front[0].thresholds), *stricter, *chosen]))
 
 
 def spaced(front: Sequence[FrontPoint], pictures: int, least: float, most: float, step: float) -> list[FrontPoint]:
-    """Points of a front whose disagreement rises by the factor `step`, from `least` to `most`.
+    """Points of a Pareto front whose disagreement rises by the factor `step`, from `least` to `most`.
 
-    pictures: number of pictures behind the front. Each step takes the last point below the next step, so that no step
+    pictures: number of pictures searched. Each step takes the last point below the next step, so that no step
     falls into a gap of the front.
     """
     points = []
@@ -97,7 +99,7 @@ def certified_point(
     sequential_K: Sequence[float],
     delta: float,
 ) -> CertifiedPoint | None:
-    """The last thresholds along the path that are proven to keep the promise; None when only full depth is.
+    """The last thresholds in the order of tests that are proven to keep the promise; None when only full depth is.
 
     The bound of the accuracy drop holds for all steps at once (Bonferroni), because the step is chosen here.
     """
@@ -120,8 +122,10 @@ def certified_point(
 
 
 def threshold_levels(searched: ExitPredictions) -> list[float]:
-    """Thresholds from 0 at which a single threshold's disagreement falls by a constant factor, and one with no
-    disagreement."""
+    """The levels of `any_threshold`, rising from 0; the last has no disagreement.
+
+    From level to level, the disagreement falls by a constant factor.
+    """
     last_N = np.sort(last_disagreement(searched))[::-1]
     last_N = last_N[last_N >= 0.0]
     counts, count = [], float(len(last_N))
@@ -131,7 +135,8 @@ def threshold_levels(searched: ExitPredictions) -> list[float]:
     levels = [0.0, *(float(last_N[count - 1]) for count in counts)]
     if len(last_N):
         levels.append(float(np.nextafter(last_N[0], np.float32(2.0))))
-    # Three digits of the distance to 1, for readers. Any level is valid that the certifying pictures do not choose.
+    # Three digits of the distance to 1, for readers. Levels may be anything, if the
+    # certifying pictures are not used to choose them.
     short = {round(1.0 - float(f"{1.0 - level:.3g}"), 9) for level in levels}
     return sorted(level for level in short if level < NEVER_THRESHOLD)
 
@@ -159,7 +164,7 @@ def shortfall(promise: float, pictures: int, delta: float, observed: float | Non
 
 
 def _first_disagreement(steps: Sequence[tuple[float, ...]], predictions: ExitPredictions) -> float:
-    """Disagreement at the first step of a path at which pictures leave early."""
+    """Disagreement at the first thresholds tested at which pictures leave early."""
     leaving = [counts for counts in count_at_thresholds(predictions, steps) if counts.mix_K[-1] < counts.pictures]
     return leaving[0].disagreed / len(predictions) if leaving else 0.0
 
@@ -181,7 +186,7 @@ def certify(
     missed: list[Shortfall] = []
     predictions = proving.predictions
     for promise in sorted(promises):
-        steps = path(front, len(searched), promise)
+        steps = order_of_tests(front, len(searched), promise)
         point = certified_point(steps, promise, predictions, sequential_K, delta)
         if point is None or point.compute >= 1.0:
             missed.append(shortfall(promise, len(predictions), delta, _first_disagreement(steps, predictions)))

@@ -38,8 +38,8 @@ def card(
     several = len(evaluation.exits) > 1
     exits = "One exit, at its end: the plain network."
     if several:
-        behind = f" behind stages {', '.join(map(str, config.exits))}" if config.exits else ""
-        exits = f"{len(evaluation.exits)} exits{behind}, after Zhang, Bao, Ma (TPAMI 2022)."
+        places = f" after stages {', '.join(map(str, config.exits))}" if config.exits else ""
+        exits = f"{len(evaluation.exits)} exits{places}, after Zhang, Bao, Ma (TPAMI 2022)."
     return f"""# {bundle.name}, version {bundle.version}
 
 {config.architecture}, width {config.width}, {config.stem} stem, {config.input_size}x{config.input_size} pixels, \
@@ -108,7 +108,7 @@ proved nothing.
 
 {any_threshold_table(certificate)}
 
-The certificate is `{certificate.version}`, its pictures' SHA-256 `{certificate.fingerprint}`.
+The certificate is `{certificate.calibration_id}`, its pictures' SHA-256 `{certificate.fingerprint}`.
 
 """
 

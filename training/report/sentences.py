@@ -9,7 +9,7 @@ from offramp.models.bundle import Bundle
 from offramp.models.exit_policy import Calibration
 from offramp.training.certify.calibrate import threshold_pictures
 from offramp.training.certify.calibration_result import SEARCH_SHARE, CalibrationFacts, CalibrationResult, ExitSelection
-from offramp.training.certify.exits import MARGIN, REFERENCE
+from offramp.training.certify.exits import MIN_SAVING, REFERENCE_DISAGREEMENT
 from offramp.training.certify.promises import Shortfall
 
 if TYPE_CHECKING:
@@ -34,7 +34,8 @@ def selection_sentence(selection: ExitSelection) -> str:
     gain = 1.0 - best.compute / all_exits.compute
     cheapest = (
         f"With exits {', '.join(map(str, best.exits))} alone the network would cost {gain:.1%} less at "
-        f"{REFERENCE:.0%} disagreement, and be right on {best.accuracy:.2%} instead of {all_exits.accuracy:.2%}"
+        f"{REFERENCE_DISAGREEMENT:.0%} disagreement, and be right on {best.accuracy:.2%} instead of "
+        f"{all_exits.accuracy:.2%}"
         if gain > 0.0
         else "No choice of fewer exits is cheaper"
     )
@@ -43,9 +44,8 @@ def selection_sentence(selection: ExitSelection) -> str:
         return f"Exits that do not pay were switched off: {exits} of {len(all_exits.exits)} stay, renumbered from 1."
     if selection.why_kept:
         return f"{cheapest}; all exits stay: {selection.why_kept}."
-    return (
-        f"{cheapest}; all exits stay, as it takes more than {MARGIN:.0%}, and no loss of accuracy, to go without one."
-    )
+    reason = f"it takes more than {MIN_SAVING:.0%}, and no loss of accuracy, to go without one"
+    return f"{cheapest}; all exits stay, as {reason}."
 
 
 def confidence_sentence(bundle: Bundle, facts: CalibrationFacts) -> str:

@@ -11,7 +11,7 @@ from typing import Any
 from offramp.models.bundle import Bundle
 from offramp.models.certificate import Certificate
 from offramp.training.certify.calibration_result import CalibrationResult, ExitSelection
-from offramp.training.certify.exits import REFERENCE, ExitChoice
+from offramp.training.certify.exits import REFERENCE_DISAGREEMENT, ExitChoice
 from offramp.training.evaluate.evaluation import Evaluation
 from offramp.training.evaluate.predictions import ThresholdCounts
 
@@ -101,7 +101,7 @@ def certificate_table(certificate: Certificate, on_test: Sequence[ThresholdCount
 
 def any_threshold_table(certificate: Certificate) -> str:
     """The proven bound of some single thresholds."""
-    bounds = [f"{certificate.bound(threshold):.2%}" for threshold in SINGLE_THRESHOLDS]
+    bounds = [f"{certificate.bound_at(threshold):.2%}" for threshold in SINGLE_THRESHOLDS]
     return table(["threshold", *(f"{threshold:g}" for threshold in SINGLE_THRESHOLDS)], [["bound", *bounds]])
 
 
@@ -111,7 +111,10 @@ def choices_table(choices: Sequence[ExitChoice]) -> str:
         [", ".join(map(str, c.exits)), f"{c.compute:.3f}", f"{c.accuracy:.2%}", f"{c.full_accuracy:.2%}"]
         for c in sorted(choices, key=lambda choice: choice.compute)
     ]
-    return table(["exits", f"cost at {REFERENCE:.0%} disagreement", "accuracy there", "accuracy at full depth"], rows)
+    return table(
+        ["exits", f"cost at {REFERENCE_DISAGREEMENT:.0%} disagreement", "accuracy there", "accuracy at full depth"],
+        rows,
+    )
 
 
 def write_evaluation(evaluation: Evaluation, folder: Path) -> None:

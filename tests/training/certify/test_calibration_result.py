@@ -126,7 +126,7 @@ def test_the_bundle_keeps_certificate_and_fronts(calibrated_once: CalibratedBund
         assert point["mean_ms"] == pytest.approx(mean_ms)
     assert "## What is promised" in calibrated_once.card
     assert loaded.certificate is not None
-    assert loaded.certificate.version in calibrated_once.card
+    assert loaded.certificate.calibration_id in calibrated_once.card
 
 
 def test_too_few_pictures_all_calibrate_and_certify_nothing() -> None:

@@ -13,12 +13,12 @@ from offramp.models.config import ModelConfig
 from offramp.models.cost import NetworkCost, count_cost
 from offramp.models.multi_exit import MultiExitNet
 from offramp.training.certify.exits import (
-    MARGIN,
+    MIN_SAVING,
     best_choice,
     compare_exits,
     network_with_exits,
     sequential_cost,
-    why_kept,
+    why_not_compared,
     with_exits,
 )
 from offramp.training.evaluate.evaluation import ExitLogits
@@ -85,8 +85,8 @@ def test_costs_are_over_full_depth_of_all_exits_without_the_other_heads(outputs:
 
 def test_a_small_gain_or_one_that_loses_accuracy_keeps_all_exits(outputs: ExitLogits) -> None:
     everything, *others = compare_exits(outputs, NetworkCost((10, 10, 80), (5, 5, 10), (1, 1, 1), (1, 1, 1)))
-    little = replace(others[0], compute=everything.compute * (1 - MARGIN / 2))
-    much = replace(others[0], compute=everything.compute * (1 - 2 * MARGIN))
+    little = replace(others[0], compute=everything.compute * (1 - MIN_SAVING / 2))
+    much = replace(others[0], compute=everything.compute * (1 - 2 * MIN_SAVING))
     worse = replace(much, accuracy=everything.accuracy - 0.01)
     assert best_choice([everything, little], 0.005) is everything
     assert best_choice([everything, much], 0.005) is much
@@ -100,7 +100,7 @@ def test_logits_of_kept_exits_are_taken(outputs: ExitLogits) -> None:
 
 def test_pruned_networks_and_plain_ones_keep_their_exits() -> None:
     net = MultiExitNet(ModelConfig("resnet18", 3, width=4, input_size=16))
-    assert why_kept(net.config, 4) == ""
-    assert "pruned" in why_kept(prune(net, 0.7).config, 4)
-    assert "one" in why_kept(net.config, 1)
-    assert "choices" in why_kept(net.config, 9)
+    assert why_not_compared(net.config, 4) == ""
+    assert "pruned" in why_not_compared(prune(net, 0.7).config, 4)
+    assert "one" in why_not_compared(net.config, 1)
+    assert "choices" in why_not_compared(net.config, 9)

@@ -14,7 +14,7 @@ from offramp.training.certify.promises import (
     ProvingSet,
     any_threshold,
     certify,
-    path,
+    order_of_tests,
     spaced,
     threshold_levels,
 )
@@ -68,7 +68,7 @@ def test_thresholds_do_not_look_at_the_certifying_pictures() -> None:
     for seed in (2, 3):
         certificate, _ = certified_with(searched, sure_where_right(3000, seed))
         for point in certificate.points:
-            assert point.thresholds in path(front, 2000, point.max_disagreement)
+            assert point.thresholds in order_of_tests(front, 2000, point.max_disagreement)
         levels = [bound.threshold for bound in certificate.any_threshold]
         assert levels == threshold_levels(searched)
 
@@ -76,7 +76,7 @@ def test_thresholds_do_not_look_at_the_certifying_pictures() -> None:
 def test_a_path_goes_from_full_depth_to_ever_cheaper_thresholds() -> None:
     searched = sure_where_right(2000, 1)
     front = pareto_front(search(searched), COSTS)
-    steps = path(front, 2000, 0.02)
+    steps = order_of_tests(front, 2000, 0.02)
     assert steps[0] == (1.0, 1.0)
     costs = [counts.mean_cost(COSTS) for counts in count_at_thresholds(searched, steps)]
     assert costs == sorted(costs, reverse=True)
@@ -98,7 +98,7 @@ def test_too_few_pictures_certify_less_and_say_how_many_would() -> None:
     assert {shortfall.promise for shortfall in missed} >= {0.005, 0.01, 0.02}
     for shortfall in missed:
         assert shortfall.pictures == 100
-        counts_P = count_at_thresholds(proving, path(front, 2000, shortfall.promise))
+        counts_P = count_at_thresholds(proving, order_of_tests(front, 2000, shortfall.promise))
         most_careful = next(counts for counts in counts_P if counts.mix_K[-1] < 100)
         assert shortfall.observed == most_careful.disagreed / 100
         needed = pictures_needed(shortfall.promise, DELTA, most_careful.disagreed / 100)
@@ -117,7 +117,7 @@ def test_exits_that_always_differ_promise_nothing_whatever_the_pictures() -> Non
     assert [shortfall.promise for shortfall in missed] == list(PROMISES)
     assert (missed[0].observed, missed[0].needed_as_observed) == (1.0, None)
     assert certificate.any_threshold[0].bound == 1.0
-    assert certificate.bound(1.0) == 0.0
+    assert certificate.bound_at(1.0) == 0.0
 
 
 def test_exits_that_agree_are_left_at_the_first_for_any_promise() -> None:
@@ -136,8 +136,8 @@ def test_the_bound_of_any_threshold_covers_what_every_threshold_does() -> None:
     assert certificate.any_threshold[0].threshold == 0.0
     for threshold in np.linspace(0, 1, 101).tolist():
         (counts,) = count_at_thresholds(proving, [(threshold,) * 2])
-        assert counts.disagreed / 3000 <= certificate.bound(threshold)
-    assert certificate.bound(1.0) == 0.0
+        assert counts.disagreed / 3000 <= certificate.bound_at(threshold)
+    assert certificate.bound_at(1.0) == 0.0
 
 
 def test_levels_are_where_disagreement_falls_and_one_where_there_is_none() -> None:
@@ -158,9 +158,9 @@ def test_confidences_that_round_to_one_count_at_every_threshold_below_it() -> No
     bounds = any_threshold(threshold_levels(ones), ones, DELTA)
     assert [bound.bound for bound in bounds] == [1.0] * len(bounds)
     certificate, _ = certified_with_two(ones)
-    assert certificate.bound(0.99999999) == 1.0
+    assert certificate.bound_at(0.99999999) == 1.0
     assert count_at_thresholds(ones, [(0.99999999,)])[0].disagreed == 500
-    assert certificate.bound(1.0) == 0.0
+    assert certificate.bound_at(1.0) == 0.0
     assert count_at_thresholds(ones, [(1.0,)])[0].disagreed == 0
 
 
