@@ -25,9 +25,9 @@ class ModelConfig:
     input_size: side of the square input in pixels.
     stem: "cifar" (3x3, no pooling) or "imagenet" (7x7 stride 2, max-pool). "auto" is resolved at once:
         inputs up to 96 pixels get the CIFAR stem.
-    head: the kind of head behind every stage but the last: a name of `offramp.models.heads.HEADS`.
+    head: the kind of head after every stage but the last: a name of `offramp.models.heads.HEADS`.
     exits: the backbone's stages (1-based, rising) with an exit; stages between two exits run as one. The last stage
-        must be among them. Empty: an exit behind every stage. Only the last: the plain network.
+        must be among them. Empty: an exit after every stage. Only the last: the plain network.
     shapes: (layer, shape of its weight) for every layer that pruning made smaller; empty for an unpruned network.
     """
 

@@ -67,7 +67,7 @@ def device_errors(when_full: str, when_lost: str = "start the command again") ->
 
 
 def _first_line(error: RuntimeError) -> str:
-    """The error itself; CUDA's advice is in the lines behind it."""
+    """The error itself; CUDA's advice is in the lines after it."""
     return str(error).strip().splitlines()[0].rstrip(".")
 
 

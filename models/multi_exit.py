@@ -1,4 +1,4 @@
-"""MultiExitNet: a backbone in stages, with a head behind each."""
+"""MultiExitNet: a backbone in stages, with a head after each."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class ExitOutputs(NamedTuple):
 
 
 class MultiExitNet(nn.Module):
-    """Stages 1..K of a backbone, and a head behind each. Inputs are normalised floats (B, 3, H, W).
+    """Stages 1..K of a backbone, and a head after each. Inputs are normalised floats (B, 3, H, W).
 
     Source: Zhang, Bao, Ma, "Self-Distillation: Towards Efficient and Compact Neural Networks" (TPAMI 2022).
     """

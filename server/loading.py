@@ -54,7 +54,7 @@ def load_served(path: Path, settings: Settings) -> Bundle:
         return replace(bundle, certificate=None)
     if settings.brownout_wait_s and not (bundle.certificate and bundle.certificate.points):
         logger.warning("%s has no certified thresholds that a loaded server could go down to", bundle.name)
-    elif settings.brownout_to and bundle.certificate and bundle.certificate.point(settings.brownout_to) is None:
+    elif settings.brownout_to and bundle.certificate and bundle.certificate.point_for(settings.brownout_to) is None:
         logger.warning("%s certifies nothing for brownout_to %g, which does nothing", bundle.name, settings.brownout_to)
     return bundle
 

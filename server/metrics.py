@@ -278,7 +278,7 @@ class ModelObserver:
         self._series("brownout_level").set(0.0)
 
     def _find(self, name: str, *values: object) -> Any:
-        """A series of this model version. values: of the labels behind model and version."""
+        """A series of this model version. values: of the labels after model and version."""
         own = [self._own[label] for label in METRICS[name].labels.split() if label in self._own]
         return self._metrics.series(name, *own, *map(str, values))
 

@@ -18,7 +18,7 @@ Picture = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class Prediction:
+class OfflinePrediction:
     """Where the picture left, why, and its classes by falling probability: (class id, probability)."""
 
     exit: int
@@ -27,8 +27,8 @@ class Prediction:
 
 
 def certified_thresholds(bundle: Bundle, max_disagreement: float) -> tuple[float, ...]:
-    """Of the cheapest point that is certified for that. Raises ValueError, with what is certified, where none is."""
-    point = bundle.certificate.point(max_disagreement) if bundle.certificate else None
+    """Thresholds of the cheapest point that keeps this promise. Raises ValueError if the bundle certifies none."""
+    point = bundle.certificate.point_for(max_disagreement) if bundle.certificate else None
     if point is None:
         certified = bundle.certificate.promises if bundle.certificate else ()
         raise ValueError(
@@ -38,11 +38,11 @@ def certified_thresholds(bundle: Bundle, max_disagreement: float) -> tuple[float
     return point.thresholds
 
 
-def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> Prediction:
+def predict(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> OfflinePrediction:
     """What the server answers. Raises InferenceFailed as `first_exit` does."""
     exit, probabilities_C = first_exit(runner, picture_HWC, rule)
     reason = rule.reason(exit, float(probabilities_C.max()))
-    return Prediction(exit, reason, ranking(probabilities_C, len(probabilities_C)))
+    return OfflinePrediction(exit, reason, ranking(probabilities_C, len(probabilities_C)))
 
 
 def first_exit(runner: Runner, picture_HWC: Picture, rule: ExitRule) -> tuple[int, npt.NDArray[np.float32]]:

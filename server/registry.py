@@ -14,7 +14,7 @@ import numpy.typing as npt
 
 from offramp.models.bundle import Bundle
 from offramp.models.cost import NetworkCost
-from offramp.server.engine.admission import Load
+from offramp.server.engine.admission import EngineLoad
 from offramp.server.engine.errors import RESTARTING, Overloaded, WarmUpFailed
 from offramp.server.engine.profile import CostProfile
 from offramp.server.engine.request import Answer, Contract
@@ -47,7 +47,7 @@ class EngineClient(Protocol):
     ) -> Awaitable[object]: ...
 
     @property
-    def load(self) -> Load: ...
+    def load(self) -> EngineLoad: ...
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None: ...
 

@@ -217,7 +217,7 @@ PEERS = (
         "pytriton",
         "PyTriton, dynamic batching",
         "nvidia-pytriton",
-        # Triton leaves a hundred megabytes of files behind when it is ended from outside: into a folder that goes.
+        # Triton leaves a hundred megabytes of files when it is ended from outside: into a folder that goes.
         _command(f"python -m {SERVERS}.pytriton {{port}} {{work}}/triton"),
         variants=(WHOLE_MACHINE, PeerSettings(workers=2, hint="THROUGHPUT")),
         ask=_ask_triton,

@@ -23,7 +23,7 @@ from benchmarks.harness.server import Server, free_port, request, start_server
 from benchmarks.options import PeersOptions
 from benchmarks.peers.catalogue import Launch, Peer, PeerAnswer
 from benchmarks.peers.network import PeerSettings, Setup
-from benchmarks.peers.workloads import Way, Workload
+from benchmarks.peers.workloads import ExitSetting, Workload
 
 CHECK_CONNECTIONS = 16
 READY_TIMEOUT_S = 180.0
@@ -40,7 +40,7 @@ class Candidate:
     peer: Peer
     bin: Path
     settings: PeerSettings
-    ways: tuple[Way, ...]
+    ways: tuple[ExitSetting, ...]
 
 
 @dataclass(frozen=True)
@@ -76,7 +76,7 @@ class Comparison:
 
     def add(self, peer: Peer, bin: Path) -> None:
         """Find the peer's fastest settings and record its answers. A peer that fails is left out, with its error."""
-        first_with_exits = next((way for way in self.offramp.ways if not way.is_off), self.offramp.ways[0])
+        first_with_exits = next((way for way in self.offramp.ways if not way.exits_off), self.offramp.ways[0])
         ways = (first_with_exits if peer.has_exits else self.offramp.ways[0],)
         try:
             fastest = self._tune([Candidate(peer, bin, settings, ways) for settings in peer.variants])
@@ -165,12 +165,12 @@ class Comparison:
                 say(rounds[-1])
         self.rounds += rounds
 
-    def _requests(self, candidate: Candidate, way: Way) -> Iterator[Request]:
+    def _requests(self, candidate: Candidate, way: ExitSetting) -> Iterator[Request]:
         pictures = self.workload.pictures
         for number, picture in enumerate(pictures.pictures):
             yield candidate.peer.ask(picture, pictures.media_type, way.query(number))
 
-    def _requests_folder(self, candidate: Candidate, way: Way) -> Path:
+    def _requests_folder(self, candidate: Candidate, way: ExitSetting) -> Path:
         name = f"{candidate.peer.name}-{self.offramp.ways.index(way)}"
         return write_requests(self._requests(candidate, way), self.work / name)
 

@@ -1,4 +1,4 @@
-"""Workloads: models, sets of pictures, and the ways in which Offramp is asked."""
+"""Workloads: models, sets of pictures, and exit settings."""
 
 from __future__ import annotations
 
@@ -43,10 +43,10 @@ class PictureSet:
 
 
 @dataclass(frozen=True)
-class Way:
-    """How Offramp is asked, and how a peer that has exits is set up.
+class ExitSetting:
+    """Exits as a request to Offramp, and as the setup of another inference server (a peer) that has exits.
 
-    max_disagreement: the contract that Offramp is asked for; a peer gets `exits`, with as little disagreement.
+    max_disagreement: the promise that Offramp is asked for; a peer gets `exits`, with as little disagreement.
     """
 
     name: str
@@ -54,7 +54,7 @@ class Way:
     max_disagreement: float | None = None
 
     @property
-    def is_off(self) -> bool:
+    def exits_off(self) -> bool:
         """Whether every picture goes to the last exit."""
         return not self.exits.mix and self.exits.threshold >= 1.0
 
@@ -74,7 +74,7 @@ class Workload:
     model: Path | None
     bundle: Bundle
     pictures: PictureSet
-    ways: tuple[Way, ...]
+    ways: tuple[ExitSetting, ...]
 
     @property
     def name(self) -> str:
@@ -114,7 +114,7 @@ def larger_model(name: str, folder: Path) -> Path:
 
 @torch.no_grad()
 def untrained(architecture: str) -> Bundle:
-    """A network with random weights and the papers' width, for ImageNet: 224 pixels, 1,000 classes.
+    """A network with random weights and the width of the original paper, for ImageNet: 224 pixels, 1,000 classes.
 
     It has light heads: the journal's nearly double the time of a ResNet-50, mostly in reading and writing memory.
     """
@@ -138,7 +138,7 @@ def untrained(architecture: str) -> Bundle:
     )
 
 
-def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
+def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[ExitSetting, ...]:
     """Exits off first, then the given thresholds; by default the bundle's, and the lowest with little disagreement.
 
     Where the bundle certifies as little disagreement, that contract takes the place of the lowest threshold.
@@ -147,30 +147,32 @@ def threshold_ways(bundle: Bundle, thresholds: str) -> tuple[Way, ...]:
         return _by_threshold(parse_thresholds(thresholds))
     points = [point for point in bundle.operating_points if point["disagreement"] <= TOLERATED_DISAGREEMENT]
     lowest = min((float(point["threshold"]) for point in points), default=1.0)
-    if bundle.certificate is None or bundle.certificate.point(TOLERATED_DISAGREEMENT) is None:
+    if bundle.certificate is None or bundle.certificate.point_for(TOLERATED_DISAGREEMENT) is None:
         return _by_threshold((1.0, bundle.threshold, lowest))
     off, *on = _by_threshold((1.0, bundle.threshold))
-    return (off, Way(f"certified {TOLERATED_DISAGREEMENT:.0%}", Exits(lowest), TOLERATED_DISAGREEMENT), *on)
+    return (off, ExitSetting(f"certified {TOLERATED_DISAGREEMENT:.0%}", Exits(lowest), TOLERATED_DISAGREEMENT), *on)
 
 
-def _by_threshold(thresholds: Sequence[float]) -> tuple[Way, ...]:
+def _by_threshold(thresholds: Sequence[float]) -> tuple[ExitSetting, ...]:
     different = sorted(set(thresholds), reverse=True)
-    return tuple(Way("exits off" if t >= 1 else f"threshold {t:g}", Exits(t)) for t in different)
+    return tuple(ExitSetting("exits off" if t >= 1 else f"threshold {t:g}", Exits(t)) for t in different)
 
 
-def mix_ways(bundle: Bundle, ways: Sequence[Way], mix: tuple[float, ...], num_exits: int) -> tuple[Way, ...]:
+def mix_ways(
+    bundle: Bundle, ways: Sequence[ExitSetting], mix: tuple[float, ...], num_exits: int
+) -> tuple[ExitSetting, ...]:
     """Exits off, then the given mix, or `bundle`'s at each of its `ways`, for a network with random weights.
 
     Raises BenchmarkError where a mix does not fit the network's exits.
     """
-    thresholds = [way.exits.threshold for way in ways if not way.is_off]
+    thresholds = [way.exits.threshold for way in ways if not way.exits_off]
     points = {point["threshold"]: tuple(map(float, point["exit_mix"])) for point in bundle.operating_points}
     mixes = [mix] if mix else [points[threshold] for threshold in thresholds if threshold in points]
     if not mixes or any(len(shares) != num_exits for shares in mixes):
         raise BenchmarkError(f"the larger model has {num_exits} exits: give --exit-mix so many shares")
     names = [" / ".join(f"{100 * share:.0f}" for share in shares) for shares in mixes]
-    mixed = [Way(f"exit mix {name} %", Exits(1.0, shares)) for name, shares in zip(names, mixes, strict=True)]
-    return (Way("exits off", Exits()), *mixed)
+    mixed = [ExitSetting(f"exit mix {name} %", Exits(1.0, shares)) for name, shares in zip(names, mixes, strict=True)]
+    return (ExitSetting("exits off", Exits()), *mixed)
 
 
 def cifar(options: PeersOptions, bundle: Bundle) -> PictureSet:

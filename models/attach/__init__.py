@@ -1,6 +1,6 @@
-"""Exits for any network: `attach_exits` cuts an nn.Module behind named modules, so that later parts need not run.
+"""Exits for any network: `attach_exits` cuts an nn.Module after named modules, so that later parts need not run.
 
-A cut is possible behind a module if later parts need only its output, one feature map.
+A cut is possible after a module if later parts need only its output, one feature map.
 """
 
 from __future__ import annotations
@@ -43,12 +43,12 @@ class AttachedHead(Head):
 
 
 def attach_exits(network: nn.Module, at: Sequence[str], input_size: int) -> Backbone:
-    """Cut `network` behind the modules named in `at`, in the order in which they run.
+    """Cut `network` after the modules named in `at`, in the order in which they run.
 
     Stage k runs up to and including module k. One more stage runs from there to the last feature map. The network's own
     pooling and linear classifier are the last head. The stages hold the network's own modules and weights, under their
     own names. `network` takes normalised floats (B, 3, input_size, input_size) and answers with (B, classes). A softmax
-    behind its classifier is left out.
+    after its classifier is left out.
 
     Raises AttachError with the reason and what to do when a name does not exist or is out of order, when more than one
     tensor would pass a cut, when features are not (B, C, H, W), when parts share weights, when the network does not end
@@ -102,12 +102,12 @@ class _TracedNetwork:
 
     def has_weights_behind(self, cut: fx.Node) -> bool:
         """Whether a module with parameters runs between the cut and the last feature map."""
-        behind = list(self.graph.nodes)[self.position[cut] + 1 : self.position[self.last_feature_map] + 1]
-        modules = [self.network.get_submodule(str(node.target)) for node in behind if node.op == "call_module"]
+        after = list(self.graph.nodes)[self.position[cut] + 1 : self.position[self.last_feature_map] + 1]
+        modules = [self.network.get_submodule(str(node.target)) for node in after if node.op == "call_module"]
         return any(True for module in modules for _ in module.parameters())
 
     def possible_cuts(self) -> str:
-        """The called modules behind which a cut is possible, for messages."""
+        """The called modules after which a cut is possible, for messages."""
         names = [
             repr(name)
             for name, outputs in self.outputs.items()
@@ -196,7 +196,7 @@ def _cut_node(traced: _TracedNetwork, name: str) -> fx.Node:
     outputs = traced.outputs.get(name, [])
     if len(outputs) != 1:
         often = f"runs {len(outputs)} times" if outputs else "is never called by the forward"
-        raise AttachError(f"module {name!r} {often}: cut behind a module that runs exactly once")
+        raise AttachError(f"module {name!r} {often}: cut after a module that runs exactly once")
     node = outputs[0]
     shape = traced.shapes.get(node)
     if shape is None or not is_feature_map(shape):
@@ -206,10 +206,10 @@ def _cut_node(traced: _TracedNetwork, name: str) -> fx.Node:
             f"{traced.possible_cuts()}"
         )
     if traced.position[node] > traced.position[traced.classifier]:
-        raise AttachError(f"module {name!r} ends behind the classifier: leave it out, the last exit is there")
+        raise AttachError(f"module {name!r} ends after the classifier: leave it out, the last exit is there")
     if leak := find_leak(traced.graph, node):
         raise AttachError(
-            f"no cut behind module {name!r}: {describe(leak[1])} needs {describe(leak[0])} from before the cut, and "
+            f"no cut after module {name!r}: {describe(leak[1])} needs {describe(leak[0])} from before the cut, and "
             f"only the module's own output may pass, since the picture may leave there; {traced.possible_cuts()}"
         )
     return node  # type: ignore[no-any-return]

@@ -98,7 +98,7 @@ def _trace(network: nn.Module, opened: Collection[str]) -> tuple[fx.Graph, Mappi
     except FAILURES as error:
         raise AttachError(
             f"the forward of {_owner(tracer.inside[-1])} ({type(network.get_submodule(tracer.inside[-1])).__name__}) "
-            f"cannot be followed: {error}. Cut behind or before it rather than inside, or move what torch.fx cannot "
+            f"cannot be followed: {error}. Cut after or before it rather than inside, or move what torch.fx cannot "
             "follow into a small nn.Module of its own: a module that contains no cut runs as it is"
         ) from error
 
@@ -167,7 +167,7 @@ def _is_batch_size(node: fx.Node) -> bool:
 
 
 def find_leak(graph: fx.Graph, cut: fx.Node) -> tuple[fx.Node, fx.Node] | None:
-    """A node before the cut that is needed behind it, and the node that needs it; None if only `cut` is needed."""
+    """A node before the cut that is needed after it, and the node that needs it; None if only `cut` is needed."""
     nodes = list(graph.nodes)
     position = nodes.index(cut)
     before = {node for node in nodes[:position] if not _can_be_made_anywhere(node)}

@@ -1,6 +1,6 @@
 """DenseNet-BC (Huang, Liu, van der Maaten, Weinberger, CVPR 2017): every layer sees all layers before it.
 
-A block's last stage ends behind its transition, which halves channels and size, so that few features pass to the next.
+A block's last stage ends after its transition, which halves channels and size, so that few features pass to the next.
 """
 
 from __future__ import annotations

@@ -36,7 +36,7 @@ class PreActBlock(nn.Module):
 
 
 class PreActBottleneck(nn.Module):
-    """1x1 down, 3x3 with the stride, 1x1 up, each behind a norm and a ReLU."""
+    """1x1 down, 3x3 with the stride, 1x1 up, each after a norm and a ReLU."""
 
     def __init__(self, in_channels: int, out_channels: int, stride: int) -> None:
         super().__init__()

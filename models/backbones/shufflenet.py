@@ -22,7 +22,7 @@ SHUFFLENETS = {
     "shufflenetv2_x1_5": (176, 352, 704, 1024),
     "shufflenetv2_x2_0": (244, 488, 976, 2048),
 }
-# Units behind each halving; the middle eight are two stages, so that four exits share the work evenly.
+# Units after each halving; the middle eight are two stages, so that four exits share the work evenly.
 UNITS = ((4,), (4, 4), (4,))
 
 

@@ -23,7 +23,7 @@ RELATIVE_WIDTHS = (1, 2, 4, 8, 8)
 
 
 def build_vgg(config: ModelConfig) -> Backbone:
-    """Five stages; the convolutions have no bias, which the batch norm behind each would undo."""
+    """Five stages; the convolutions have no bias, which the batch norm after each would undo."""
     stages, in_channels = [], 3
     channels = [config.width * relative for relative in RELATIVE_WIDTHS]
     for out_channels, count in zip(channels, VGGS[config.architecture], strict=True):

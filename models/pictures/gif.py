@@ -20,7 +20,7 @@ def without_extensions(data: bytes, check: Check = never_end) -> bytes:
     """The file without the extensions in front of its first frame; the index of the transparent colour stays.
 
     Comments, application data, the delay and the number of loops do not change the pixels of the first frame. A file
-    without frames ends behind its header. Raises ValueError for more than 10,000 extensions or 500,000 sub-blocks.
+    without frames ends after its header. Raises ValueError for more than 10,000 extensions or 500,000 sub-blocks.
     """
     if len(data) < HEADER_BYTES:
         return data
@@ -40,11 +40,11 @@ def without_extensions(data: bytes, check: Check = never_end) -> bytes:
         label, size, flags = data[at + 1 : at + 4].ljust(3, b"\0")
         if label == GRAPHIC_CONTROL and size >= GRAPHIC_CONTROL_BYTES and flags & IS_TRANSPARENT:
             transparency = b"!\xf9\4\1\0\0" + data[at + 6 : at + 7] + b"\0"
-        at, sub_blocks_left = _behind_sub_blocks(data, at + 2, sub_blocks_left)
+        at, sub_blocks_left = _after_sub_blocks(data, at + 2, sub_blocks_left)
     raise ValueError(f"more than {MOST_EXTENSIONS} extensions in front of the pixels")
 
 
-def _behind_sub_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
+def _after_sub_blocks(data: bytes, at: int, most: int) -> tuple[int, int]:
     """The end of a chain of sub-blocks, and the number that remains of the `most` allowed ones."""
     end = len(data)
     for left in range(most - 1, -1, -1):

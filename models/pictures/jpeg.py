@@ -49,7 +49,7 @@ class JpegHeader:
 def jpeg_scans(data: bytes) -> int:
     """The number of scans; a decoder passes over all pixels for each.
 
-    Scans of thumbnails inside segments, and of pictures behind the end of this one, do not count. It is an upper bound
+    Scans of thumbnails inside segments, and of pictures after the end of this one, do not count. It is an upper bound
     for a file of more than 10,000 segments.
     """
     scans, at = 0, 2

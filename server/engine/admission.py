@@ -11,7 +11,7 @@ RESERVE = 0.125
 
 
 @dataclass(frozen=True, slots=True)
-class Load:
+class EngineLoad:
     """What the engine has to do. num_clients: clients with samples in flight. sample_s: seconds of work a sample."""
 
     inflight: int
@@ -39,7 +39,7 @@ class Admission:
                 "send fewer, or raise --max-queue"
             )
 
-    def refusal(self, num_pictures: int, own: int, load: Load) -> Overloaded | None:
+    def refusal(self, num_pictures: int, own: int, load: EngineLoad) -> Overloaded | None:
         """The error for a client that has `own` samples in flight and sends so many more; None if they have room.
 
         Clients take turns, so a sample waits for those of its own client and for as many of each other client.

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.models.exit_policy import ExitReason, ExitRule
-from offramp.server.engine.admission import Admission, Load
+from offramp.server.engine.admission import Admission, EngineLoad
 from offramp.server.engine.decide import Decision
 from offramp.server.engine.errors import (
     DeadlineExceeded,
@@ -117,9 +117,9 @@ class Engine:
         return self._worker.policy
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """What the engine has to do."""
-        return Load(len(self._inflight), len(self._by_client), self._wait_estimate.sample_s)
+        return EngineLoad(len(self._inflight), len(self._by_client), self._wait_estimate.sample_s)
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
         """The error with which `submit` would refuse so many pictures of a client now; None if it has room."""

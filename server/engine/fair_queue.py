@@ -34,7 +34,7 @@ class FairQueue(Generic[Item]):
         return min(self._size, turns * others + turns - 1)
 
     def append(self, client: str, item: Item) -> None:
-        """Add an item behind all others of its client."""
+        """Add an item after all others of its client."""
         self._queues.setdefault(client, deque()).append(item)
         self._size += 1
 

@@ -28,7 +28,7 @@ from offramp.server.http.problems import (
     answer_error,
     problem_response,
 )
-from offramp.server.http.request_log import ApiKeys, Report, RequestLogMiddleware, key_of
+from offramp.server.http.request_log import ApiKeys, RequestLogMiddleware, RequestReporter, key_of
 from offramp.server.http.routes import model_routes, operator_routes, prediction_routes
 from offramp.server.metrics import NO_MODEL, Metrics
 from offramp.server.registry import Registry
@@ -90,7 +90,7 @@ def create_app(
     )
     predictor = Predictor(registry, settings, metrics, decoder, accounts)
     # The HTTP server calls it before the application.
-    report = Report(metrics.record, settings.access_log)
+    report = RequestReporter(metrics.record, settings.access_log)
     app.state.gate = Gate(predictor, keys, report, metrics.record_http_rejection)
     app.add_middleware(ExpressMiddleware, predictor=predictor)
     refuse = partial(_refuse, AllowedHosts(settings.allowed_hosts))

@@ -15,7 +15,14 @@ from uvicorn._types import HTTPScope
 
 from offramp.server.http.express import model_in
 from offramp.server.http.problems import Problem, from_engine, raw_response
-from offramp.server.http.request_log import ApiKeys, Report, RequestLog, client_of, new_request_id, request_id_of
+from offramp.server.http.request_log import (
+    ApiKeys,
+    RequestLog,
+    RequestReporter,
+    client_of,
+    new_request_id,
+    request_id_of,
+)
 from offramp.server.http.uvicorn_config import Headers
 from offramp.server.request.predict import ADMITTED, Predictor
 
@@ -26,7 +33,9 @@ class Gate:
     count: called with the status of each rejection of a connection, or of an invalid or incomplete request.
     """
 
-    def __init__(self, predictor: Predictor, keys: ApiKeys, report: Report, count: Callable[[int], None]) -> None:
+    def __init__(
+        self, predictor: Predictor, keys: ApiKeys, report: RequestReporter, count: Callable[[int], None]
+    ) -> None:
         self._predictor = predictor
         self._keys = keys
         self._report = report

@@ -199,7 +199,7 @@ class RequestParser:
         if self.expects is BODY:
             return
         method, version = self._parser.get_method().decode("ascii"), self._parser.get_http_version()
-        # The request line, with two spaces, the version and a line end; and the empty line behind the headers.
+        # The request line, with two spaces, the version and a line end; and the empty line after the headers.
         if self._head_bytes + len(method) + len(self._url) + len("  HTTP/1.1\r\n\r\n") > self._most_head_bytes:
             raise _head_too_large(self._most_head_bytes)
         # From now on it counts the trailers.

@@ -5,7 +5,7 @@
 
 So a connection has one request at a time, however many a client sends without waiting for answers.
 
-A connection ends after an answer, without one, or with a last answer of its own (`_end_with`) behind all others.
+A connection ends after an answer, without one, or with a last answer of its own (`_end_with`) after all others.
 """
 
 from __future__ import annotations
@@ -324,7 +324,7 @@ class HttpProtocol(asyncio.Protocol):
             cycle.message_event.set()
 
     def _end_with(self, answer: bytes) -> None:
-        """Stop reading, and end the connection with this answer behind all others."""
+        """Stop reading, and end the connection with this answer after all others."""
         self._stop_reading()
         self._last_answer = answer
         if self._is_idle:

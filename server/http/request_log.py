@@ -54,7 +54,7 @@ class ApiKeys:
         return sum(hmac.compare_digest(given, digest) for digest in self._digests) > 0
 
 
-class Report:
+class RequestReporter:
     """Reports a finished request to the metrics and the access log.
 
     record: called with the request's log and its duration in seconds.
@@ -82,7 +82,7 @@ class RequestLogMiddleware:
         app: ASGIApp,
         keys: ApiKeys,
         refuse: Callable[[Scope, dict[bytes, bytes], bool], ASGIApp | None],
-        report: Report,
+        report: RequestReporter,
     ) -> None:
         self.app = app
         self._keys = keys

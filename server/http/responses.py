@@ -87,7 +87,8 @@ def model_facts(served: ServedModel, registry: Registry) -> dict[str, Any]:
             for k in range(served.num_exits)
         ],
         "operating_points": list(bundle.operating_points),
-        "certificate": bundle.certificate and {**bundle.certificate.as_json(), "version": bundle.certificate.version},
+        "certificate": bundle.certificate
+        and {**bundle.certificate.as_json(), "version": bundle.certificate.calibration_id},
         "fronts": bundle.fronts,
         "training": bundle.training,
         "parameters": cost.total_parameters,

@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 CPU = "process_cpu_seconds"
 SUMMED = ("process_virtual_memory_bytes", "process_resident_memory_bytes", "process_open_fds")
 
-# Fields of /proc/<pid>/stat behind the command's name: user and system time of children that have ended, in ticks.
+# Fields of /proc/<pid>/stat after the command's name: user and system time of children that have ended, in ticks.
 ENDED_USER, ENDED_SYSTEM = 13, 14
 
 

@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from offramp.models.bundle import Bundle
-from offramp.server.engine.admission import Admission, Load
+from offramp.server.engine.admission import Admission, EngineLoad
 from offramp.server.engine.errors import DeadlineExceeded, EngineError, EngineStopped, Overloaded
 from offramp.server.engine.request import Answer, Contract
 from offramp.server.processes import messages
@@ -254,9 +254,11 @@ class RemoteEngine:
         return self.started.wait()
 
     @property
-    def load(self) -> Load:
+    def load(self) -> EngineLoad:
         """What the engine has to do, as far as this frontend knows."""
-        return Load(self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.sample_s)
+        return EngineLoad(
+            self.inflight_samples, max(self._state.num_clients, len(self._by_client)), self._state.sample_s
+        )
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
         """As `Engine.overload`, as far as this frontend knows."""

@@ -27,7 +27,7 @@ from pathlib import Path
 import msgspec
 
 from offramp.server.processes.stand_in import StandIn
-from offramp.server.processes.supervisor_channel import BEAT_S, Assignment, Report
+from offramp.server.processes.supervisor_channel import BEAT_S, Assignment, ProcessReport
 from offramp.server.serve import configure_logging, listen, log_config, log_draining, log_keys, url
 from offramp.server.settings import Settings
 
@@ -96,12 +96,12 @@ class Child:
         """Whether it has begun its work."""
         return self.announcement is not None
 
-    async def reports(self) -> AsyncIterator[Report]:
+    async def reports(self) -> AsyncIterator[ProcessReport]:
         """Yield each report until the process has ended."""
         # A process that dies before it has read its assignment resets the connection.
         with suppress(ConnectionError):
             while line := await self._reader.readline():
-                report = msgspec.json.decode(line, type=Report)
+                report = msgspec.json.decode(line, type=ProcessReport)
                 self.silent_s = 0.0
                 self.failure = report.failure or self.failure
                 if report.announcement is not None:

@@ -53,7 +53,7 @@ class Assignment:
         return str(self.folder / "engine")
 
 
-class Report(msgspec.Struct, omit_defaults=True):
+class ProcessReport(msgspec.Struct, omit_defaults=True):
     """A sign of life. announcement: lines for the operator, once the process is ready. failure: why it has to end."""
 
     announcement: list[str] | None = None
@@ -74,6 +74,6 @@ class SupervisorChannel:
 
     def send(self, announcement: list[str] | None = None, failure: str | None = None) -> None:
         """Send a report."""
-        # The supervisor is gone, or so far behind with reading that it misses nothing.
+        # The supervisor is gone, or so late with reading that it misses nothing.
         with suppress(OSError):
-            os.write(STDIN, msgspec.json.encode(Report(announcement, failure)) + b"\n")
+            os.write(STDIN, msgspec.json.encode(ProcessReport(announcement, failure)) + b"\n")

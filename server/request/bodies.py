@@ -1,4 +1,4 @@
-"""Request bodies: raw picture, multipart form or JSON, each parsed into a Submission."""
+"""Request bodies: raw picture, multipart form or JSON, each parsed into a ParsedRequest."""
 
 from __future__ import annotations
 
@@ -54,7 +54,7 @@ MAX_JSON_VALUES = 2**17
 
 
 @dataclass(frozen=True)
-class Submission:
+class ParsedRequest:
     """The encoded pictures of a request, in order, and its unchecked parameters.
 
     body_names: names of the pictures in this kind of body.
@@ -111,7 +111,7 @@ def parse_query(query: bytes) -> list[tuple[str, str]]:
         raise Problem(INVALID_PARAMETER, detail) from error
 
 
-def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max_images: int) -> Submission:
+def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max_images: int) -> ParsedRequest:
     """Pictures and parameters of a body, merged with those of the query string.
 
     Raises Problem: 400 for malformed JSON or multipart, 413 for too many pictures, 415 for another media type,
@@ -126,10 +126,10 @@ def parse_body(content_type: str, body: bytes, query: list[tuple[str, str]], max
         images, given, names = _parse_form(content_type, body, max_images)
     else:
         images, given, names = _parse_raw(media_type, body), [], ()
-    return Submission(images, merge_parameters(query, given) if query or given else {}, names)
+    return ParsedRequest(images, merge_parameters(query, given) if query or given else {}, names)
 
 
-def check_has_pictures(submission: Submission) -> None:
+def check_has_pictures(submission: ParsedRequest) -> None:
     """Raises Problem (422). Called after the parameters are checked: a picture may have come under a wrong name."""
     if not submission.images:
         name = submission.body_names[0]

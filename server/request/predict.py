@@ -27,7 +27,7 @@ from offramp.server.request.bodies import (
     CURL_HINT,
     FORM,
     JSON,
-    Submission,
+    ParsedRequest,
     check_has_pictures,
     parse_body,
     parse_query,
@@ -37,7 +37,7 @@ from offramp.server.request.client_limits import ClientLedger, Cost
 from offramp.server.request.decoding import Decoder
 from offramp.server.request.images import Picture
 from offramp.server.request.parameters import parse_parameters
-from offramp.server.request.privacy import answer_in_steps, check_private
+from offramp.server.request.privacy import answer_at_multiple, check_private
 from offramp.server.request.resolve import ResolvedRequest, resolve
 from offramp.server.request.uploads import Upload, UploadBudget
 from offramp.server.settings import Settings
@@ -91,7 +91,7 @@ class Predictor:
             submission = await self._receive(request, upload)
             resolved = self._resolve(default.bundle.name, submission)
             check_has_pictures(submission)
-            async with answer_in_steps(self._settings.answer_step_ms / 1000, log.started_s):
+            async with answer_at_multiple(self._settings.answer_step_ms / 1000, log.started_s):
                 served, images = resolved.served, submission.images
                 worst = resolved.worst_cost.times(len(images))
                 busy = served.engine.inflight_samples > self._settings.max_batch_size
@@ -141,7 +141,7 @@ class Predictor:
             raise overload[1]
         return served
 
-    async def _receive(self, request: Request, upload: Upload) -> Submission:
+    async def _receive(self, request: Request, upload: Upload) -> ParsedRequest:
         query = parse_query(request.scope["query_string"])
         try:
             body = await read_body(request.headers, request.receive, self._settings.max_body_bytes, upload)
@@ -153,7 +153,7 @@ class Predictor:
             return parse_body(content_type, body, query, max_images)
         return await self._decoder.run(upload.client, parse_body, content_type, body, query, max_images)
 
-    def _resolve(self, model: str, submission: Submission) -> ResolvedRequest:
+    def _resolve(self, model: str, submission: ParsedRequest) -> ResolvedRequest:
         """A raw picture comes with short texts, mostly the same as before. JSON is not cached: 1 equals true there."""
         given = tuple(submission.parameters.items())
         if submission.body_names:

@@ -53,7 +53,7 @@ def redact(content: dict[str, Any]) -> dict[str, Any]:
 
 
 @asynccontextmanager
-async def answer_in_steps(step_s: float, started_s: float) -> AsyncIterator[None]:
+async def answer_at_multiple(step_s: float, started_s: float) -> AsyncIterator[None]:
     """End the block, with an error too, at a multiple of `step_s` after the start, so that its time shows little.
 
     step_s: 0 ends it at once.
@@ -63,11 +63,11 @@ async def answer_in_steps(step_s: float, started_s: float) -> AsyncIterator[None
     except ClientDisconnect:
         raise
     except Exception:
-        await _until_next_step(step_s, started_s)
+        await _until_next_multiple(step_s, started_s)
         raise
-    await _until_next_step(step_s, started_s)
+    await _until_next_multiple(step_s, started_s)
 
 
-async def _until_next_step(step_s: float, started_s: float) -> None:
+async def _until_next_multiple(step_s: float, started_s: float) -> None:
     if step_s:
         await asyncio.sleep(-(time.monotonic() - started_s) % step_s)

@@ -76,7 +76,7 @@ def _certified(max_disagreement: float, served: ServedModel) -> tuple[ExitPlan, 
             "bound": rounded_up(point.bound),
             "delta": certificate.delta,
             "pictures": certificate.pictures,
-            "calibration": certificate.version,
+            "calibration": certificate.calibration_id,
         },
         "thresholds": [rounded_up(threshold) for threshold in point.thresholds],
     }
@@ -100,7 +100,7 @@ def _by_thresholds(parameters: Parameters, served: ServedModel) -> tuple[ExitPla
     # The bound holds without bounds on depth.
     if bundle.certificate is None or (low, high) != (1, num_exits):
         return ExitPlan(rule), echo
-    bound = bundle.certificate.bound(threshold)
+    bound = bundle.certificate.bound_at(threshold)
     return ExitPlan(rule, Promise(bound, certified=False)), {**echo, "disagreement_bound": rounded_up(bound)}
 
 
@@ -146,7 +146,7 @@ def _certificate(served: ServedModel, name: str) -> Certificate:
 
 
 def _point(certificate: Certificate, wanted: float, served: ServedModel, name: str) -> CertifiedPoint:
-    point = certificate.point(wanted)
+    point = certificate.point_for(wanted)
     if point is None:
         certified = list(certificate.promises)
         raise Problem(

@@ -389,7 +389,7 @@ REFUSED: dict[str, tuple[nn.Module, Sequence[str], str]] = {
     "called twice": (
         chain(lambda net, x: net.end(net.b(net.b(net.a(x)))), **a()),
         ["b"],
-        r"module 'b' runs 2 times: cut behind a module that runs exactly once",
+        r"module 'b' runs 2 times: cut after a module that runs exactly once",
     ),
     "never called": (chain(lambda net, x: net.end(net.a(x)), **a()), ["b"], r"'b' is never called by the forward"),
     "behind the classifier": (Stranger(), ["stem", "classifier"], r"'classifier' returns \(B, 5\), not a feature map"),
@@ -407,7 +407,7 @@ REFUSED: dict[str, tuple[nn.Module, Sequence[str], str]] = {
     "a skip": (
         chain(lambda net, x: net.end(net.b(y := net.a(x)) + y), **a()),
         ["a", "b"],
-        r"behind module 'b': add\(…\) in the forward of the network needs module 'a' from before.*possible is 'a'",
+        r"after module 'b': add\(…\) in the forward of the network needs module 'a' from before.*possible is 'a'",
     ),
     "a skip inside": (
         Stranger(),
@@ -417,7 +417,7 @@ REFUSED: dict[str, tuple[nn.Module, Sequence[str], str]] = {
     "another size than the batch's": (
         chain(lambda net, x: net.end(F.interpolate(net.b(net.a(x)), size=x.shape[-2:])), **a()),
         ["a"],
-        r"no cut behind module 'a': the size of the picture itself needs the picture itself from before the cut",
+        r"no cut after module 'a': the size of the picture itself needs the picture itself from before the cut",
     ),
     "tokens": (chain(a=nn.Conv2d(3, 4, 8, 8), b=nn.Flatten(2), c=nn.Unflatten(2, (4, 4))), ["b"], r"\(B, 4, 16\), not"),
     "channels last": (

@@ -23,7 +23,7 @@ from offramp.models.cost import count_cost
 from offramp.models.exit_policy import Calibration
 from offramp.models.multi_exit import MultiExitNet
 from offramp.models.preprocess import Preprocessing
-from offramp.server.engine.admission import Load
+from offramp.server.engine.admission import EngineLoad
 from offramp.server.engine.errors import DeadlineExceeded, EngineStopped, Overloaded
 from offramp.server.engine.request import Answer, Contract, Promise, Visit
 from offramp.server.engine.stats import CancelStats, Observer, SampleStats, StepStats
@@ -73,8 +73,8 @@ class BrightnessEngine:
         self.alive = True
 
     @property
-    def load(self) -> Load:
-        return Load(len(self.waiting), 1, 0.001)
+    def load(self) -> EngineLoad:
+        return EngineLoad(len(self.waiting), 1, 0.001)
 
     def overload(self, num_pictures: int, client: str = "") -> Overloaded | None:
         self.asks += 1

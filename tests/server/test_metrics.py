@@ -14,7 +14,7 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from offramp.models.cost import count_cost
 from offramp.models.exit_policy import ExitReason
-from offramp.server.engine.admission import Load
+from offramp.server.engine.admission import EngineLoad
 from offramp.server.engine.profile import CostProfile
 from offramp.server.engine.stats import AuditReport, BrownoutLevel, CancelStats, SampleStats, StepStats
 from offramp.server.metrics import Metrics
@@ -133,7 +133,7 @@ class WaitingEngine:
     def __init__(self, *queue_depths: int) -> None:
         self.queue_depths = queue_depths
         self.inflight_samples = sum(queue_depths)
-        self.load = Load(self.inflight_samples, 1, 0.25)
+        self.load = EngineLoad(self.inflight_samples, 1, 0.25)
 
 
 def test_gauges_sum_the_versions_of_a_model_of_different_depths(metrics):

@@ -34,7 +34,7 @@ class TrustSetup(Setup[TrustOptions]):
     @property
     def head(self) -> dict[str, Any]:
         """Name and version of the model, its calibration, and the data set."""
-        served = f"{self.bundle.name} {self.bundle.version}, calibration {self.certificate.version}"
+        served = f"{self.bundle.name} {self.bundle.version}, calibration {self.certificate.calibration_id}"
         return {"served": served, "dataset": self.options.dataset}
 
     @property

@@ -42,7 +42,7 @@ def sentence(error: BaseException) -> str:
     lines = [line.strip(" -") for line in str(error).splitlines() if line.strip(" -")]
     if not lines:
         return type(error).__name__
-    # CUDA adds advice behind this line, OpenVINO a place in its source before it.
+    # CUDA adds advice after this line, OpenVINO a place in its source before it.
     line = lines[0] if lines[0].startswith("CUDA") else lines[-1]
     return line if isinstance(error, RuntimeError) else f"{type(error).__name__}: {line}"
 

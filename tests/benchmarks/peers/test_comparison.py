@@ -19,11 +19,11 @@ from benchmarks.peers.catalogue import Launch, Peer, PeerAnswer, offramp
 from benchmarks.peers.comparison import Candidate, Comparison, PairRound, quality, summarize
 from benchmarks.peers.network import Exits, PeerSettings
 from benchmarks.peers.report import peers_section, plot
-from benchmarks.peers.workloads import PictureSet, Way, Workload
+from benchmarks.peers.workloads import ExitSetting, PictureSet, Workload
 
 PICTURES = (b"cat", b"dog", b"owl")
 LABELS = ("cat", "dog", "owl")
-WAYS = (Way("exits off", Exits()), Way("threshold 0.5", Exits(0.5)))
+WAYS = (ExitSetting("exits off", Exits()), ExitSetting("threshold 0.5", Exits(0.5)))
 
 # Answers with the body's own name; exit 1 below threshold 1 in the query, or when its environment says so. It takes
 # seven for an owl where argv says "careless".

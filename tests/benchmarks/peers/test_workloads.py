@@ -13,7 +13,7 @@ import torch
 from benchmarks.harness.errors import BenchmarkError
 from benchmarks.options import PeersOptions
 from benchmarks.peers.network import Exits
-from benchmarks.peers.workloads import Way, larger_model, mix_ways, photos, threshold_ways
+from benchmarks.peers.workloads import ExitSetting, larger_model, mix_ways, photos, threshold_ways
 from offramp.models.bundle import load_bundle
 from offramp.models.certificate import Certificate, CertifiedPoint
 
@@ -41,7 +41,7 @@ BUNDLE: Any = Facts(
 
 def test_offramp_is_asked_with_exits_off_at_little_disagreement_and_at_its_own_threshold() -> None:
     ways = threshold_ways(BUNDLE, "")
-    assert [(way.name, way.query(3), way.is_off) for way in ways] == [
+    assert [(way.name, way.query(3), way.exits_off) for way in ways] == [
         ("exits off", "threshold=1", True),
         ("threshold 0.8", "threshold=0.8", False),
         ("threshold 0.7", "threshold=0.7", False),
@@ -52,8 +52,8 @@ def test_a_certified_contract_takes_the_place_of_a_threshold_of_as_little_disagr
     point = CertifiedPoint(0.01, (0.7, 0.8, 0.9), 0.005, 0.009, 0.0, 0.01, 0.6, (0.4, 0.1, 0.1, 0.4))
     certificate = Certificate(0.05, 3000, "some", "ab" * 32, "2026-11-26", (point,), ())
     off, certified, own = threshold_ways(replace(BUNDLE, certificate=certificate), "")
-    assert off.is_off
-    assert (certified.name, certified.query(3), certified.is_off) == ("certified 1%", "max_disagreement=0.01", False)
+    assert off.exits_off
+    assert (certified.name, certified.query(3), certified.exits_off) == ("certified 1%", "max_disagreement=0.01", False)
     # A peer that has exits, but no contracts, gets a threshold with as little disagreement.
     assert certified.exits == Exits(0.8)
     assert own.query(3) == "threshold=0.7"
@@ -65,7 +65,7 @@ def test_thresholds_can_be_chosen_and_off_comes_first() -> None:
 
 def test_the_larger_network_leaves_as_the_first_one_does() -> None:
     off, at_08, at_07 = mix_ways(BUNDLE, threshold_ways(BUNDLE, ""), (), 4)
-    assert off.is_off
+    assert off.exits_off
     assert at_08.exits.mix == (0.4, 0.1, 0.1, 0.4)
     asked = Counter(at_07.query(number) for number in range(3000))
     shares = {query: round(count / 3000, 1) for query, count in asked.items()}
@@ -75,7 +75,9 @@ def test_the_larger_network_leaves_as_the_first_one_does() -> None:
 def test_a_mix_of_the_wrong_length_is_refused() -> None:
     with pytest.raises(BenchmarkError, match="has 3 exits"):
         mix_ways(BUNDLE, threshold_ways(BUNDLE, ""), (), 3)
-    assert mix_ways(BUNDLE, (), (0.2, 0.3, 0.5), 3)[1] == Way("exit mix 20 / 30 / 50 %", Exits(1.0, (0.2, 0.3, 0.5)))
+    assert mix_ways(BUNDLE, (), (0.2, 0.3, 0.5), 3)[1] == ExitSetting(
+        "exit mix 20 / 30 / 50 %", Exits(1.0, (0.2, 0.3, 0.5))
+    )
 
 
 def test_photographs_come_from_a_folder_or_a_tar_file_in_order(tmp_path: Path) -> None:

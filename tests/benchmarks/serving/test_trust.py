@@ -82,7 +82,7 @@ def test_a_small_measurement_of_each_part_is_written_as_json_and_renders(setup: 
     output = setup.options.output
     replace(setup, start=served_here, options=replace(setup.options, only=name)).publish("trust", TRUST_PARTS)
     text = fill_document(f"<!-- results: {output.name}#{name} -->\n<!-- end of results -->", output.parent)
-    assert f"tiny 1, calibration {CERTIFICATE.version}" in text
+    assert f"tiny 1, calibration {CERTIFICATE.calibration_id}" in text
     assert len([line for line in text.splitlines() if line.startswith("|")]) > 2
     CHECKS[name](json.loads(output.read_text())["parts"][name])
 

@@ -4,7 +4,7 @@ import asyncio
 
 import pytest
 
-from offramp.server.engine.admission import Admission, Load
+from offramp.server.engine.admission import Admission, EngineLoad
 from offramp.server.engine.errors import Overloaded
 from tests.server.engine.scripted import Recorder, ScriptedRunner, contract, picture, started
 
@@ -14,20 +14,20 @@ ADMISSION = Admission(max_samples=80, max_wait_s=1.0)
 @pytest.mark.parametrize(
     ("own", "load", "taken"),
     [
-        (0, Load(0, 0, 0.1), True),
-        (10, Load(10, 1, 0.1), True),
-        (11, Load(11, 1, 0.1), False),
+        (0, EngineLoad(0, 0, 0.1), True),
+        (10, EngineLoad(10, 1, 0.1), True),
+        (11, EngineLoad(11, 1, 0.1), False),
         # Beside a client with 60 samples, one with none waits for one turn.
-        (0, Load(60, 1, 0.1), True),
-        (60, Load(60, 1, 0.1), False),
+        (0, EngineLoad(60, 1, 0.1), True),
+        (60, EngineLoad(60, 1, 0.1), False),
         # Of two with as many, each waits for both.
-        (5, Load(10, 2, 0.1), True),
-        (6, Load(12, 2, 0.1), False),
+        (5, EngineLoad(10, 2, 0.1), True),
+        (6, EngineLoad(12, 2, 0.1), False),
         # The last eighth of the room is for clients with few samples.
-        (69, Load(69, 1, 0.0), True),
-        (70, Load(70, 1, 0.0), False),
-        (0, Load(70, 1, 0.0), True),
-        (0, Load(80, 9, 0.0), False),
+        (69, EngineLoad(69, 1, 0.0), True),
+        (70, EngineLoad(70, 1, 0.0), False),
+        (0, EngineLoad(70, 1, 0.0), True),
+        (0, EngineLoad(80, 9, 0.0), False),
     ],
 )
 def test_which_client_is_taken_in(own, load, taken):
@@ -36,7 +36,7 @@ def test_which_client_is_taken_in(own, load, taken):
 
 
 def test_a_refusal_says_when_to_come_again():
-    refusal = ADMISSION.refusal(1, 30, Load(30, 1, 0.1))
+    refusal = ADMISSION.refusal(1, 30, EngineLoad(30, 1, 0.1))
     assert isinstance(refusal, Overloaded)
     assert refusal.retry_after_s == 3.0
 
@@ -52,7 +52,7 @@ async def test_a_light_client_is_answered_before_the_rest_of_a_heavy_one():
         order = [name for stage, names in runner.steps if stage == 1 for name in names]
         # The scheduler has two batches of the heavy client when the light one comes, and then it is its turn.
         assert order.index(99) <= 6
-        assert engine.load == Load(0, 0, engine.load.sample_s)
+        assert engine.load == EngineLoad(0, 0, engine.load.sample_s)
 
 
 async def test_a_heavy_client_is_refused_and_a_light_one_is_not():

@@ -80,7 +80,7 @@ async def test_a_certified_contract_is_applied_and_shown_in_every_form_of_body(s
                 "bound": 0.045,
                 "delta": 0.05,
                 "pictures": 3000,
-                "calibration": CERTIFICATE.version,
+                "calibration": CERTIFICATE.calibration_id,
             },
             "thresholds": list(MIDDLE),
         }
@@ -207,7 +207,7 @@ async def test_the_whole_front_is_shown(site):
     facts = (await site.client.get("/v1/models/tiny")).json()
     ModelFacts.model_validate(facts)
     certificate = facts["certificate"]
-    assert certificate["version"] == CERTIFICATE.version
+    assert certificate["version"] == CERTIFICATE.calibration_id
     assert certificate["version"].startswith("2026-11-26-")
     assert [each["max_disagreement"] for each in certificate["points"]] == [0.01, 0.05, 0.1]
     assert certificate["points"][1]["thresholds"] == list(MIDDLE)

@@ -45,7 +45,7 @@ class Boundary:
 class Buffers:
     """What host and device exchange in a step; the host's side is pinned, so that the graph copies it by itself.
 
-    pictures_BHWC: uint8. rows_2B: int64; the rows to read, behind them the rows to write. probabilities_BC: float32.
+    pictures_BHWC: uint8. rows_2B: int64; the rows to read, after them the rows to write. probabilities_BC: float32.
     """
 
     host_pictures_BHWC: Tensor
@@ -62,9 +62,9 @@ class CudaGraphRunner:
     is a Slot, the right to its row. A graph copies rows and pictures from pinned memory, gathers its batch by index,
     runs stage and head, scatters the results by index and copies the probabilities to the host.
 
-    max_samples: most samples in flight, as the engine's; static memory is held for so many behind each stage but the
-    last. precision: "auto", "float16", "bfloat16" or "float32", for features and convolutions; classifiers, accumulated
-    logits and probabilities are float32. For float32 TF32 must be off, as for TorchRunner.
+    max_samples: maximum number of samples in flight, as the engine's; static memory is held for so many after each
+    stage but the last. precision: "auto", "float16", "bfloat16" or "float32", for features and convolutions;
+    classifiers, accumulated logits and probabilities are float32. For float32 TF32 must be off, as for TorchRunner.
     capture: how work is recorded; CUDA graphs on a GPU, done anew each time on a CPU, which is for tests.
     """
 
@@ -183,7 +183,7 @@ class CudaGraphRunner:
         buffers = self._buffers
         host_rows_2B, rows_2B = buffers.host_rows_2B[: 2 * bucket], buffers.rows_2B[: 2 * bucket]
         from_B, to_B = rows_2B[:bucket], rows_2B[bucket:]
-        behind = self.boundaries[stage - 1] if stage < self.num_stages else None
+        after = self.boundaries[stage - 1] if stage < self.num_stages else None
         host_probabilities_BC = buffers.host_probabilities_BC[:bucket]
 
         @torch.inference_mode()
@@ -195,10 +195,10 @@ class CudaGraphRunner:
             accumulated_BC = self.calibration.accumulate(stage, accumulated_BC, logits_BC)
             probabilities_BC = self.calibration.probabilities(stage, accumulated_BC)
             host_probabilities_BC.copy_(probabilities_BC, non_blocking=True)
-            if behind:
+            if after:
                 features_BHWC = features_BCHW.permute(0, 2, 3, 1).to(self.dtype)
-                behind.features_SHWC.index_copy_(0, to_B, features_BHWC)
-                behind.accumulated_SC.index_copy_(0, to_B, accumulated_BC)
+                after.features_SHWC.index_copy_(0, to_B, features_BHWC)
+                after.accumulated_SC.index_copy_(0, to_B, accumulated_BC)
 
         return work
 
@@ -235,7 +235,7 @@ class CudaGraphRunner:
             accumulated_SC = torch.zeros(rows, self._num_classes, device=self.device)
         except RuntimeError as error:
             raise CaptureFailed(
-                f"there is no memory for {rows} samples of {shape_HWC.numel() * self.dtype.itemsize} bytes behind "
+                f"there is no memory for {rows} samples of {shape_HWC.numel() * self.dtype.itemsize} bytes after "
                 f"stage {stage}: give a smaller --max-queue or --max-batch-size ({sentence(error)})"
             ) from error
         return Boundary(SlotPool(stage, self._max_samples, max_batch_size), features_SHWC, accumulated_SC)

@@ -36,7 +36,7 @@ class Slot:
 
 
 class SlotPool:
-    """The rows 1..capacity behind one stage. One thread takes; any thread may let go.
+    """The rows 1..capacity after one stage. One thread takes; any thread may let go.
 
     max_samples, max_batch_size: what makes the capacity. Each sample in flight holds one slot at most, and a step
     needs room for its whole batch before it is known who goes on.
@@ -49,7 +49,7 @@ class SlotPool:
         self._free = deque(range(1, self.capacity + 1))
 
     def __repr__(self) -> str:
-        return f"SlotPool(behind stage {self.stage}: {len(self._free)} of {self.capacity} free)"
+        return f"SlotPool(after stage {self.stage}: {len(self._free)} of {self.capacity} free)"
 
     @property
     def free_rows(self) -> tuple[int, ...]:
@@ -61,7 +61,7 @@ class SlotPool:
         free = self._free
         if len(free) < count:
             raise OutOfSlots(
-                f"{count} slots behind stage {self.stage} are out of range: {len(free)} of {self.capacity} are free; "
+                f"{count} slots after stage {self.stage} are out of range: {len(free)} of {self.capacity} are free; "
                 f"this runner was made for {self._max_samples} samples in flight: give a smaller --max-queue"
             )
         # The rows used last are the likeliest to be in the device's cache.

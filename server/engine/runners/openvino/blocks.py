@@ -30,7 +30,7 @@ class Memory(NamedTuple):
 
 
 class Block:
-    """The output of one step for the next stage. Rows behind the step's batch hold old data."""
+    """The output of one step for the next stage. Rows after the step's batch hold old data."""
 
     __slots__ = ("_pool", "memory")
 

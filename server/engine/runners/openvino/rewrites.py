@@ -71,10 +71,10 @@ def _equal_windows(adaptive: ov.Node) -> None:
 
 
 def _expand_sigmoid(sigmoid: ov.Node) -> None:
-    """The sigmoid behind an interpolation as 1 / (1 + exp(-x)): saves 0.005 ms.
+    """The sigmoid after an interpolation as 1 / (1 + exp(-x)): saves 0.005 ms.
 
     OpenVINO merges a sigmoid into the interpolation, which then takes twice the time. It merges the parts into the
-    multiplication behind them.
+    multiplication after them.
     """
     mask = sigmoid.input_value(0)
     if mask.get_node().get_type_name() != "Interpolate":

@@ -198,7 +198,7 @@ class _Stage:
 
     def run(self, states: Sequence[Any], bucket: int) -> StepOutput:
         size, request = len(states), self._request(bucket)
-        # The rows behind the last sample are padding.
+        # The rows after the last sample are padding.
         if self._is_first:
             request.set_input_tensor(0, ov.Tensor(self._stack(states, bucket), shared_memory=True))
         else:

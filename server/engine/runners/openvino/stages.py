@@ -116,7 +116,7 @@ def sized(network: ov.Model, batch_size: int) -> ov.Model:
 def row_shapes(stage: ov.Model) -> list[tuple[int, ...]]:
     """The shape of one sample in each output.
 
-    Read from a copy with a fixed batch size: without one, OpenVINO may not know all sizes behind a reshape.
+    Read from a copy with a fixed batch size: without one, OpenVINO may not know all sizes after a reshape.
     """
     return [tuple(port.get_shape())[1:] for port in sized(stage, 2).outputs]
 

@@ -301,7 +301,7 @@ def test_a_step_can_be_run_again_each_sample_alone(make_runner, reference_KNC, p
 def test_more_in_flight_than_there_are_slots_is_refused_and_harms_nobody(make_runner, reference_KNC, pictures):
     runner = make_runner(4, max_samples=6)
     states = [state for at in (0, 4) for state in runner.run(1, pictures[at : at + 4]).keep(range(4))]
-    with pytest.raises(OutOfSlots, match=r"4 slots behind stage 1 .*: 2 of 10 are free; .* for 6 samples in flight"):
+    with pytest.raises(OutOfSlots, match=r"4 slots after stage 1 .*: 2 of 10 are free; .* for 6 samples in flight"):
         runner.run(1, pictures[8:12])
     states += runner.run(1, pictures[8:10]).keep(range(2))
     for at in (0, 3, 6):
@@ -356,7 +356,7 @@ def test_states_of_another_stage_or_from_before_a_warm_up_are_refused(make_runne
 
 def test_more_memory_than_there_is_is_refused_by_the_name_of_the_setting(bundle, device, capture):
     runner = CudaGraphRunner(bundle, device, max_samples=2**44, capture=capture)
-    with pytest.raises(CaptureFailed, match=r"behind stage 1: give a smaller --max-queue or --max-batch-size"):
+    with pytest.raises(CaptureFailed, match=r"after stage 1: give a smaller --max-queue or --max-batch-size"):
         runner.warm_up(2)
 
 

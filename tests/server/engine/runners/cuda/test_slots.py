@@ -43,7 +43,7 @@ def test_too_many_are_refused_by_the_name_of_the_setting_and_nothing_is_taken():
     held = pool.take(6)
     with pytest.raises(
         OutOfSlots,
-        match=r"3 slots behind stage 2 are out of range: 2 of 8 .* 5 samples in flight: .* --max-queue",
+        match=r"3 slots after stage 2 are out of range: 2 of 8 .* 5 samples in flight: .* --max-queue",
     ):
         pool.take(3)
     assert issubclass(OutOfSlots, EngineError)
