@@ -108,7 +108,9 @@ METRICS = {
         "phase", "Uploads cut off (upload), and pictures given up before their answer (queued, running)."
     ),
     "audited_samples_total": counter(OF_EXIT, "Pictures compared with full depth."),
-    "audit_disagreements_total": counter(OF_EXIT, "Audited pictures whose answer differs from full depth."),
+    "audit_disagreements_total": counter(
+        OF_EXIT, "Audited pictures whose answer differs from the answer at full depth."
+    ),
     "audit_disagreement_lower_bound": latest(
         OF_EXIT, "Lower bound of the disagreement rate, valid at all times together."
     ),

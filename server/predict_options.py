@@ -27,7 +27,9 @@ class PredictOptions:
     max_disagreement: Annotated[
         float | None,
         typer.Option(
-            min=0, max=1, help="Instead of a threshold: at most this share differs from full depth, as is certified."
+            min=0,
+            max=1,
+            help="Instead of a threshold: a certified promise, the share of answers that may differ.",
         ),
     ] = None
     top_k: Annotated[int, typer.Option(min=1, help="Classes to print.")] = 3

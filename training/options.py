@@ -159,7 +159,7 @@ class CalibrateOptions:
         float, Option(min=0, max=1, help="Largest loss of accuracy at the default threshold, against full depth.")
     ] = 0.005
     max_disagreement: Annotated[
-        str, Option(help="Promises to certify: largest shares of answers that differ from full depth.")
+        str, Option(help="Promises to certify: largest shares of answers that differ from the answer at full depth.")
     ] = "0.005,0.01,0.02,0.05,0.1"
     keep_exits: KeepExits = False
     costs: Annotated[

@@ -94,8 +94,8 @@ Nothing: too few pictures were held out to prove anything of the early answers.
 An early answer may differ from the one that the whole network would have given. How often is proven here, for traffic
 like the {certificate.pictures:,} held-out pictures that prove it; they trained nothing and chose no threshold. With
 the thresholds of a row, at most the promised share of answers differs. Each row is wrong with a chance of at most
-{certificate.delta:.0%}, over the draw of these pictures. On pictures of another kind (another camera, noise, other
-things) nothing is promised; nor is full depth always right.
+{certificate.delta:.0%}, because these pictures are a random sample. On pictures of another kind (another
+camera, noise, other things) nothing is promised; nor is full depth always right.
 
 Observed: what differed on the certifying pictures; bound: its upper confidence bound, were these thresholds the only
 ones tried. Accuracy lost: that of full depth less that of the early answers; its bound is wrong with a chance of at
