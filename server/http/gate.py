@@ -32,14 +32,14 @@ class Gate:
         self._report = report
         self._count = count
 
-    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
+    def refuse(self, scope: HTTPScope, headers: Headers, waited_s: float) -> bytes | None:
         """See Gatekeeper."""
         model = model_in(scope["path"]) if scope["method"] == "POST" else None
         if model is None:
             return None
         fields = dict(scope["headers"])
         client = client_of(fields, scope, self._keys)
-        overload = None if client is None else self._predictor.overload(model, client)
+        overload = None if client is None else self._predictor.overload(model, client, waited_s)
         if client is None or overload is None:
             cast(Scope, scope)[ADMITTED] = True
             return None

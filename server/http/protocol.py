@@ -35,6 +35,9 @@ FIRST_REQUEST_S = 0.2
 # Delays of the checks for a reset after a client has ended its side; the sweep checks later.
 LOOKS_S = (0.01, 0.1, 0.4)
 
+# Beginnings of requests that no turn puts off.
+PROBES = (b"GET /livez", b"GET /readyz", b"HEAD /livez", b"HEAD /readyz")
+
 
 class Refused(Exception):
     """The gate has refused a request. answer: its last answer."""
@@ -70,6 +73,7 @@ class HttpProtocol(asyncio.Protocol):
         self._since_s = self._all.now_s
         self._expected: Expects = REQUEST
         self._unparsed = b""
+        self._waited_s = 0.0
         self._last_answer: bytes | None = None
         # ended: the client has ended its side.
         self._ignores_input = self._ended = False
@@ -98,11 +102,14 @@ class HttpProtocol(asyncio.Protocol):
         self._parser.forget()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes, or keep them until the answer before is sent."""
+        """Parse the bytes, or keep them: until the answer before is sent, or for a later turn of the event loop."""
         if self._ignores_input:
             return
         if self._unparsed or self._is_answering:
             self._keep(data)
+        elif self._parser.expects is not BODY and self._all.turn.is_over() and not data.startswith(PROBES):
+            self._keep(data)
+            self._all.turn.put_off(self._parse_late)
         else:
             self._parse(data)
 
@@ -213,7 +220,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _keep(self, data: bytes) -> None:
         if not self._all.keep(len(data)):
-            detail = "too many bytes of requests that came before the answers to others: wait for each answer"
+            detail = "too many bytes of requests wait for their turn: wait for each answer, and try again later"
             self._reject(Problem(OVERLOADED, detail, retry_after(1)))
             return
         self._unparsed += data
@@ -248,7 +255,7 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        answer = self._gate.refuse(scope, self._state.default_headers)
+        answer = self._gate.refuse(scope, self._state.default_headers, self._waited_s)
         if answer is not None:
             raise Refused(answer)
         self._cycle = self._cycles.start(scope, head)
@@ -281,6 +288,12 @@ class HttpProtocol(asyncio.Protocol):
             self._all.pipelined.put(self._go_on)
         else:
             self._settle()
+
+    def _parse_late(self, waited_s: float) -> None:
+        """Parse what came when the turn of the event loop was over."""
+        self._waited_s = waited_s
+        self._go_on()
+        self._waited_s = 0.0
 
     def _go_on(self) -> None:
         """Parse the next of several requests that came together."""

@@ -18,8 +18,8 @@ Headers = Iterable[tuple[bytes, bytes]]
 class Gatekeeper(Protocol):
     """Answers in place of the application: with a whole response that has Connection: close and the given headers."""
 
-    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
-        """The answer to a request before its body; None to let it pass."""
+    def refuse(self, scope: HTTPScope, headers: Headers, waited_s: float) -> bytes | None:
+        """The answer to a request before its body; None to let it pass. waited_s: since the first bytes arrived."""
 
     def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
         """The answer to a connection that is refused, or to an invalid or incomplete request."""

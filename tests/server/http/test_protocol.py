@@ -452,7 +452,7 @@ async def test_a_request_can_be_refused_by_its_head_alone():
     asked = []
 
     class Gate(OpenGate):
-        def refuse(self, scope, headers):
+        def refuse(self, scope, headers, waited_s):
             asked.append((scope["method"], scope["path"], scope["client"]))
             return b"HTTP/1.1 503 No\r\nConnection: close\r\n\r\n" if scope["path"] == "/no" else None
 
