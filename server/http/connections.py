@@ -27,9 +27,6 @@ logger = logging.getLogger(__name__)
 # Longest time that counts between two sweeps: a process that was stopped or busy has read nothing meanwhile.
 LONGEST_SWEEP_S = 2.0
 
-# Time that one turn of the event loop takes to parse requests, if more than one client sends.
-TURN_S = 0.01
-
 # Pause between pipelined requests of several connections.
 PIPELINE_PAUSE_S = 0.001
 
@@ -88,48 +85,6 @@ class PipelineQueue:
                 asyncio.get_running_loop().call_later(PIPELINE_PAUSE_S, self._start_next)
 
 
-class Turn:
-    """A turn of the event loop, and the requests that it has no time for.
-
-    A turn in which hundreds of clients send at once would take a second, and a new connection needs several turns for
-    its answer. So a turn parses requests for TURN_S; the rest waits, first come first served, and each later turn
-    takes some of it. Between two of them the event loop rests: see PipelineQueue.
-    """
-
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self._began_s: float | None = None
-        self._waiting: deque[tuple[float, Callable[[float], None]]] = deque()
-
-    def is_over(self) -> bool:
-        """Whether a request that comes now has to wait."""
-        if self._waiting:
-            return True
-        now_s = self._clock()
-        if self._began_s is None:
-            self._began_s = now_s
-            asyncio.get_running_loop().call_soon(self._end)
-        return now_s - self._began_s > TURN_S
-
-    def put_off(self, parse: Callable[[float], None]) -> None:
-        """Call `parse` in a later turn, with the seconds that it has waited."""
-        self._waiting.append((self._clock(), parse))
-        if len(self._waiting) == 1:
-            asyncio.get_running_loop().call_later(PIPELINE_PAUSE_S, self._catch_up)
-
-    def _end(self) -> None:
-        self._began_s = None
-
-    def _catch_up(self) -> None:
-        began_s = now_s = self._clock()
-        while self._waiting and now_s - began_s <= TURN_S:
-            since_s, parse = self._waiting.popleft()
-            parse(now_s - since_s)
-            now_s = self._clock()
-        if self._waiting:
-            asyncio.get_running_loop().call_later(PIPELINE_PAUSE_S, self._catch_up)
-
-
 class Connections:
     """The connections of this process, by the address of the client.
 
@@ -148,7 +103,7 @@ class Connections:
     ) -> None:
         self.limits = limits or HttpLimits()
         self.proxies = proxies or TrustedProxies()
-        self.pipelined, self.turn = PipelineQueue(), Turn()
+        self.pipelined = PipelineQueue()
         self.now_s = 0.0
         self.draining = self.closed = False
         self._accounts = accounts if self.limits.client_connections else None

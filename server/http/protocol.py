@@ -35,8 +35,8 @@ FIRST_REQUEST_S = 0.2
 # Delays of the checks for a reset after a client has ended its side; the sweep checks later.
 LOOKS_S = (0.01, 0.1, 0.4)
 
-# Beginnings of requests that no turn puts off.
-PROBES = (b"GET /livez", b"GET /readyz", b"HEAD /livez", b"HEAD /readyz")
+# Largest body that is read and thrown away after a refusal, so that the connection can stay open.
+MOST_THROWN_AWAY_BYTES = 64 * 1024
 
 
 class Refused(Exception):
@@ -69,11 +69,12 @@ class HttpProtocol(asyncio.Protocol):
         self._cycles = Cycles(config, server_state, app_state, self._loop, self._on_response)
         # The newest request: not yet whole, in progress, or answered.
         self._cycle: RequestResponseCycle | None = None
+        # Whether the newest request was refused and the connection stays open: its body is thrown away.
+        self._refused = False
         self._unread = Unread(self._limits.write_s)
         self._since_s = self._all.now_s
         self._expected: Expects = REQUEST
         self._unparsed = b""
-        self._waited_s = 0.0
         self._last_answer: bytes | None = None
         # ended: the client has ended its side.
         self._ignores_input = self._ended = False
@@ -102,14 +103,11 @@ class HttpProtocol(asyncio.Protocol):
         self._parser.forget()
 
     def data_received(self, data: bytes) -> None:
-        """Parse the bytes, or keep them: until the answer before is sent, or for a later turn of the event loop."""
+        """Parse the bytes, or keep them until the answer before is sent."""
         if self._ignores_input:
             return
         if self._unparsed or self._is_answering:
             self._keep(data)
-        elif self._parser.expects is not BODY and self._all.turn.is_over() and not data.startswith(PROBES):
-            self._keep(data)
-            self._all.turn.put_off(self._parse_late)
         else:
             self._parse(data)
 
@@ -244,6 +242,12 @@ class HttpProtocol(asyncio.Protocol):
                     self._keep(data[start:])
                     break
                 start = self._parser.feed(data, start)
+                if self._refused and self._parser.expects is REQUEST:
+                    self._refused, self._since_s = False, self._all.now_s
+                    if start < len(data):
+                        self._keep(data[start:])
+                        self._all.pipelined.put(self._go_on)
+                        break
         except Problem as problem:
             self._all.note(self.address, problem.detail)
             self._reject(problem)
@@ -255,15 +259,27 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        answer = self._gate.refuse(scope, self._state.default_headers, self._waited_s)
-        if answer is not None:
+        keep_alive = self._can_stay_open(head)
+        answer = self._gate.refuse(scope, self._state.default_headers, keep_alive)
+        if answer is None:
+            self._cycle = self._cycles.start(scope, head)
+        elif keep_alive:
+            self._refused = True
+            self._transport.write(answer)
+        else:
             raise Refused(answer)
-        self._cycle = self._cycles.start(scope, head)
+
+    def _can_stay_open(self, head: Head) -> bool:
+        """Whether to read on after a refusal: a new connection costs more than the rest of a small request."""
+        size = head.fields.get(b"content-length")
+        small = size is not None and int(size) <= MOST_THROWN_AWAY_BYTES and b"expect" not in head.fields
+        ends = self._all.draining or self._all.closed or self._ended or self._flow.write_paused
+        return head.keep_alive and small and not ends
 
     def on_body(self, body: bytes) -> None:
         """See parser.Listener."""
         cycle = cast(RequestResponseCycle, self._cycle)
-        if cycle.response_complete:
+        if self._refused or cycle.response_complete:
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
@@ -272,6 +288,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_end(self) -> None:
         """See parser.Listener."""
+        if self._refused:
+            return
         cycle = cast(RequestResponseCycle, self._cycle)
         cycle.more_body = False
         cycle.message_event.set()
@@ -288,12 +306,6 @@ class HttpProtocol(asyncio.Protocol):
             self._all.pipelined.put(self._go_on)
         else:
             self._settle()
-
-    def _parse_late(self, waited_s: float) -> None:
-        """Parse what came when the turn of the event loop was over."""
-        self._waited_s = waited_s
-        self._go_on()
-        self._waited_s = 0.0
 
     def _go_on(self) -> None:
         """Parse the next of several requests that came together."""
@@ -319,6 +331,10 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _reject(self, problem: Problem) -> None:
+        if self._refused:
+            # It has its answer.
+            self._end_with(b"")
+            return
         cycle = self._cycle
         if cycle is not None and cycle.more_body:
             # The request stays incomplete.

@@ -112,17 +112,14 @@ class Predictor:
                 total_s = time.monotonic() - log.started_s
                 return prediction_response(resolved, answers, decode_s, total_s, private=self._settings.private)
 
-    def overload(self, model: str, client: str, waited_s: float = 0.0) -> tuple[str, Overloaded] | None:
+    def overload(self, model: str, client: str) -> tuple[str, Overloaded] | None:
         """The model's name and the error for one more picture of this client; None if there is room. Pure.
 
         Called before the upload, so that no client uploads in vain. The body may still name any version of the model.
-        waited_s: since the request's first bytes arrived.
         """
         name = model or self._registry.default_name
         if name not in self._registry or self._registry.why_not_ready() is not None:
             return None
-        if waited_s > self._settings.max_wait_s:
-            return name, Overloaded(waited_s)
         pictures = 1 + self._decoder.pending
         versions = self._registry.versions(name).values()
         overloads = [served.engine.overload(pictures, client) for served in versions]
