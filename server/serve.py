@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import uvicorn
 
 from offramp.server.engine.step_watch import ENGINE_THREAD
-from offramp.server.http.tcp import BACKLOG, accept_waiting, limit_unsent
+from offramp.server.http.tcp import ACCEPTS, BACKLOG, accept_waiting, limit_unsent
 from offramp.server.memory import freeze_heap
 from offramp.server.settings import Settings
 
@@ -161,7 +161,7 @@ def _run_in_one_process(settings: Settings) -> int:
     announce = logging.getLogger("offramp.announcement").info
     freeze_heap()
     server = Server(http_config(app, settings), registry, settings.drain_delay_s, url(listener), announce)
-    server.run(sockets=[listener])
+    server.run(sockets=[listener, *(listener.dup() for _ in range(ACCEPTS - 1))])
     if registry.failure is not None:
         print(f"offramp: {registry.failure}", file=sys.stderr)
         return 1

@@ -41,7 +41,7 @@ class Gate:
         self._report = report
         self._count = count
 
-    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
+    def refuse(self, scope: HTTPScope, headers: Headers, keep_alive: bool) -> bytes | None:
         """See Gatekeeper."""
         model = model_in(scope["path"]) if scope["method"] == "POST" else None
         if model is None:
@@ -57,7 +57,7 @@ class Gate:
         log = RequestLog(request_id_of(fields), time.monotonic(), client, name, problem.kind.rejection)
         log.status = problem.kind.status
         self._report(scope, log, 0.0)
-        return raw_response(problem, headers, scope["path"], log.request_id)
+        return raw_response(problem, headers, scope["path"], log.request_id, keep_alive)
 
     def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
         """See Gatekeeper."""

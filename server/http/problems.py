@@ -141,11 +141,16 @@ def problem_response(scope: Mapping[str, Any], problem: Problem) -> Response:
 
 
 def raw_response(
-    problem: Problem, headers: Iterable[tuple[bytes, bytes]] = (), path: str = "", request_id: str = ""
+    problem: Problem,
+    headers: Iterable[tuple[bytes, bytes]] = (),
+    path: str = "",
+    request_id: str = "",
+    keep_alive: bool = False,
 ) -> bytes:
-    """A whole HTTP/1.1 response, the last on its connection, to a request that does not reach the application.
+    """A whole HTTP/1.1 response to a request that does not reach the application.
 
-    headers: beside the problem's own. path, request_id: of the request, if known.
+    headers: beside the problem's own. path, request_id: of the request, if known. keep_alive: whether the connection
+    stays open.
     """
     request_id = request_id or new_request_id()
     body = _content(problem, path, request_id).encode()
@@ -154,7 +159,7 @@ def raw_response(
     lines += [name + b": " + value for name, value in headers]
     lines += [f"{name.lower()}: {value}".encode() for name, value in problem.headers.items()]
     lines += [f"content-type: {MEDIA_TYPE}".encode(), b"content-length: %d" % len(body)]
-    lines += [f"x-request-id: {request_id}".encode(), b"connection: close", b"", body]
+    lines += [f"x-request-id: {request_id}".encode(), *([] if keep_alive else [b"connection: close"]), b"", body]
     return b"\r\n".join(lines)
 
 

@@ -35,6 +35,9 @@ FIRST_REQUEST_S = 0.2
 # Delays of the checks for a reset after a client has ended its side; the sweep checks later.
 LOOKS_S = (0.01, 0.1, 0.4)
 
+# Largest body that is read and thrown away after a refusal, so that the connection can stay open.
+MOST_THROWN_AWAY_BYTES = 64 * 1024
+
 
 class Refused(Exception):
     """The gate has refused a request. answer: its last answer."""
@@ -66,6 +69,8 @@ class HttpProtocol(asyncio.Protocol):
         self._cycles = Cycles(config, server_state, app_state, self._loop, self._on_response)
         # The newest request: not yet whole, in progress, or answered.
         self._cycle: RequestResponseCycle | None = None
+        # Whether the newest request was refused and the connection stays open: its body is thrown away.
+        self._refused = False
         self._unread = Unread(self._limits.write_s)
         self._since_s = self._all.now_s
         self._expected: Expects = REQUEST
@@ -213,7 +218,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _keep(self, data: bytes) -> None:
         if not self._all.keep(len(data)):
-            detail = "too many bytes of requests that came before the answers to others: wait for each answer"
+            detail = "too many bytes of requests wait for their turn: wait for each answer, and try again later"
             self._reject(Problem(OVERLOADED, detail, retry_after(1)))
             return
         self._unparsed += data
@@ -237,6 +242,12 @@ class HttpProtocol(asyncio.Protocol):
                     self._keep(data[start:])
                     break
                 start = self._parser.feed(data, start)
+                if self._refused and self._parser.expects is REQUEST:
+                    self._refused, self._since_s = False, self._all.now_s
+                    if start < len(data):
+                        self._keep(data[start:])
+                        self._all.pipelined.put(self._go_on)
+                        break
         except Problem as problem:
             self._all.note(self.address, problem.detail)
             self._reject(problem)
@@ -248,15 +259,27 @@ class HttpProtocol(asyncio.Protocol):
     def on_head(self, head: Head) -> None:
         """See parser.Listener. Raises Refused."""
         scope = self._cycles.scope(head)
-        answer = self._gate.refuse(scope, self._state.default_headers)
-        if answer is not None:
+        keep_alive = self._can_stay_open(head)
+        answer = self._gate.refuse(scope, self._state.default_headers, keep_alive)
+        if answer is None:
+            self._cycle = self._cycles.start(scope, head)
+        elif keep_alive:
+            self._refused = True
+            self._transport.write(answer)
+        else:
             raise Refused(answer)
-        self._cycle = self._cycles.start(scope, head)
+
+    def _can_stay_open(self, head: Head) -> bool:
+        """Whether to read on after a refusal: a new connection costs more than the rest of a small request."""
+        size = head.fields.get(b"content-length")
+        small = size is not None and int(size) <= MOST_THROWN_AWAY_BYTES and b"expect" not in head.fields
+        ends = self._all.draining or self._all.closed or self._ended or self._flow.write_paused
+        return head.keep_alive and small and not ends
 
     def on_body(self, body: bytes) -> None:
         """See parser.Listener."""
         cycle = cast(RequestResponseCycle, self._cycle)
-        if cycle.response_complete:
+        if self._refused or cycle.response_complete:
             return
         cycle.body += body
         if len(cycle.body) > HIGH_WATER_LIMIT:
@@ -265,6 +288,8 @@ class HttpProtocol(asyncio.Protocol):
 
     def on_end(self) -> None:
         """See parser.Listener."""
+        if self._refused:
+            return
         cycle = cast(RequestResponseCycle, self._cycle)
         cycle.more_body = False
         cycle.message_event.set()
@@ -306,6 +331,10 @@ class HttpProtocol(asyncio.Protocol):
             self._transport.close()
 
     def _reject(self, problem: Problem) -> None:
+        if self._refused:
+            # It has its answer.
+            self._end_with(b"")
+            return
         cycle = self._cycle
         if cycle is not None and cycle.more_body:
             # The request stays incomplete.

@@ -17,6 +17,10 @@ ACKNOWLEDGED_AT, ACKNOWLEDGED = 120, struct.Struct("=Q")
 # Maximum number of connections that wait to be accepted.
 BACKLOG = 2048
 
+# Connections accepted in one turn of the event loop: uvloop accepts one per listening socket, so the server listens on
+# as many copies of its socket.
+ACCEPTS = 32
+
 # Unsent bytes of a connection in the kernel: enough for a fast network between two turns of the event loop.
 UNSENT_BYTES = 128 * 1024
 

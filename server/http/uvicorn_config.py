@@ -16,13 +16,13 @@ Headers = Iterable[tuple[bytes, bytes]]
 
 
 class Gatekeeper(Protocol):
-    """Answers in place of the application: with a whole response that has Connection: close and the given headers."""
+    """Answers in place of the application, with a whole response that has the given headers."""
 
-    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
-        """The answer to a request before its body; None to let it pass."""
+    def refuse(self, scope: HTTPScope, headers: Headers, keep_alive: bool) -> bytes | None:
+        """The answer to a request before its body; None to let it pass. keep_alive: else with Connection: close."""
 
     def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:
-        """The answer to a connection that is refused, or to an invalid or incomplete request."""
+        """The last answer of a connection that is refused, or has an invalid or incomplete request."""
 
 
 class HttpConfig(uvicorn.Config):

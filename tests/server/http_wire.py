@@ -21,7 +21,7 @@ from offramp.server.http.uvicorn_config import Gatekeeper, Headers, HttpConfig
 class OpenGate:
     """Lets every request pass, and reports nothing."""
 
-    def refuse(self, scope: HTTPScope, headers: Headers) -> bytes | None:
+    def refuse(self, scope: HTTPScope, headers: Headers, keep_alive: bool) -> bytes | None:
         return None
 
     def reject(self, problem: Problem, address: str, headers: Headers) -> bytes:

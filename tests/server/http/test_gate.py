@@ -25,7 +25,7 @@ HEADERS = [(b"x-content-type-options", b"nosniff")]
 
 
 def asked(site, scope):
-    return site.app.state.gate.refuse(scope, HEADERS)
+    return site.app.state.gate.refuse(scope, HEADERS, False)
 
 
 def connected(site) -> tuple[HttpProtocol, Wire]:

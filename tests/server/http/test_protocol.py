@@ -9,6 +9,7 @@ import logging
 import pytest
 
 from offramp.server.http.http_limits import HttpLimits
+from offramp.server.http.protocol import MOST_THROWN_AWAY_BYTES
 from tests.server.http_wire import OpenGate, Site, answer
 
 GET = b"GET /%s HTTP/1.1\r\nHost: x\r\n\r\n"
@@ -448,20 +449,81 @@ async def test_a_body_that_goes_on_too_long_after_its_answer_gets_no_second_one(
     assert wire.ended
 
 
+OPEN, CLOSED = (b"HTTP/1.1 503 No\r\n%s\r\n" % end for end in (b"", b"Connection: close\r\n"))
+
+
+class Refusing(OpenGate):
+    """Refuses every POST."""
+
+    def refuse(self, scope, headers, keep_alive):
+        return (OPEN if keep_alive else CLOSED) if scope["method"] == "POST" else None
+
+
+@pytest.mark.parametrize("size", [1, 7, 10**6])
+async def test_after_a_small_request_is_refused_its_connection_stays_open(size):
+    site = Site(gate=Refusing())
+    protocol, wire = site.connect()
+    requests = (POST % (b"no", 4) + b"body") * 3 + GET % b"yes" + POST % (b"no", 0)
+    for at in range(0, len(requests), size):
+        await site.until(lambda: wire.reading)
+        protocol.data_received(requests[at : at + size])
+    await site.until(lambda: len(wire.answers) == 5)
+    assert wire.answers == [b"503 "] * 3 + [b"200 /yes", b"503 "]
+    assert b"lose" not in wire.written
+    assert not wire.ended
+
+
+async def test_refused_requests_that_came_together_take_turns_with_others():
+    site = Site(gate=Refusing())
+    protocol, wire = site.connect()
+    protocol.data_received((POST % (b"no", 4) + b"body") * 100)
+    assert len(wire.answers) == 1
+    await site.until(lambda: len(wire.answers) == 100)
+
+
+async def test_a_refused_request_that_stays_incomplete_gets_no_second_answer():
+    site = Site(limits=LIMITS, gate=Refusing())
+    protocol, wire = site.connect()
+    protocol.data_received(POST % (b"no", 4) + b"bo")
+    site.wait(1000)
+    assert wire.answers == [b"503 "]
+    assert wire.ended
+
+
+@pytest.mark.parametrize("case", ["draining", "not read", "expects 100", "no length", "HTTP/1.0", "large"])
+async def test_a_refusal_ends_the_connection_where_it_must(case):
+    site = Site(gate=Refusing())
+    protocol, wire = site.connect()
+    head = POST % (b"no", MOST_THROWN_AWAY_BYTES + 1 if case == "large" else 4)
+    if case == "draining":
+        site.connections.draining = True
+    elif case == "not read":
+        protocol.pause_writing()
+    elif case == "expects 100":
+        head = head.replace(b"Host", b"Expect: 100-continue\r\nHost")
+    elif case == "no length":
+        head = head.replace(b"Content-Length: 4", b"Transfer-Encoding: chunked")
+    elif case == "HTTP/1.0":
+        head = head.replace(b"HTTP/1.1", b"HTTP/1.0")
+    protocol.data_received(head)
+    assert wire.written == CLOSED
+    assert wire.ended
+
+
 async def test_a_request_can_be_refused_by_its_head_alone():
     asked = []
 
     class Gate(OpenGate):
-        def refuse(self, scope, headers):
+        def refuse(self, scope, headers, keep_alive):
             asked.append((scope["method"], scope["path"], scope["client"]))
-            return b"HTTP/1.1 503 No\r\nConnection: close\r\n\r\n" if scope["path"] == "/no" else None
+            return (OPEN if keep_alive else CLOSED) if scope["path"] == "/no" else None
 
     site = Site(gate=Gate())
     protocol, wire = site.connect()
     protocol.data_received(GET % b"yes" + GET % b"behind")
     await site.settle()
     assert wire.answers == [b"200 /yes", b"200 /behind"]
-    protocol.data_received(POST % (b"no", 1000) + b"half")
+    protocol.data_received(POST % (b"no", MOST_THROWN_AWAY_BYTES + 1) + b"half")
     assert wire.answers[2] == b"503 "
     assert (wire.ended, wire.closed) == (True, False)
     await site.settle()
