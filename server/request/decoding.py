@@ -78,7 +78,7 @@ class Decoder:
         self._limits = limits
         self._quick = Lane("offramp-decode", threads, threads * CHEAP_BYTES)
         self._slow = Lane(
-            "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory
+            "offramp-decode-slow", max(1, threads // 2), limits.memory_bytes, NICENESS, return_free_memory, COSTLY_S
         )
         # Not the slow lane: it predicts waits from the durations of its calls.
         self._memory = Lane("offramp-memory", 1, 0, NICENESS)

@@ -50,6 +50,7 @@ class Lane:
 
     memory_bytes: of all calls at the same time; a call that needs more runs alone. niceness: of the threads; a higher
     one lets other threads run first. after_each: called on the thread after each call, when its result is freed.
+    first_mean_s: mean duration of a call, before the first has ended.
     Threads are daemons: the process can end while they run.
     """
 
@@ -60,6 +61,7 @@ class Lane:
         memory_bytes: int,
         niceness: int = 0,
         after_each: Callable[[], None] | None = None,
+        first_mean_s: float = 0.0,
     ) -> None:
         self.closed = False
         self._after_each = after_each
@@ -67,7 +69,7 @@ class Lane:
         self._niceness = niceness
         self._queue: FairQueue[Work] = FairQueue()
         self._num_threads = threads
-        self._mean_s = 0.0
+        self._mean_s = first_mean_s
         self._running = 0
         self._reserved_bytes = 0
         self._changed = threading.Condition()
@@ -82,7 +84,7 @@ class Lane:
 
     def wait_s(self, client: str) -> float:
         """Predicted wait of a new call of this client."""
-        return self._mean_s * (self._queue.ahead(client) + self._running) / self._num_threads if self._running else 0.0
+        return self._mean_s * (self._queue.ahead(client) + self._running) / self._num_threads
 
     def close(self) -> None:
         """Start no more calls. Does not wait for running calls."""

@@ -172,6 +172,17 @@ async def test_a_client_that_waits_long_already_is_refused_and_another_is_not():
     decoder.close()
 
 
+async def test_a_first_rush_of_slow_pictures_is_not_taken_in_whole():
+    decoder = Decoder(DecodeLimits(threads=1, max_wait_s=0.5))
+    data = blank(5000)
+    rush = [asyncio.create_task(decoder.decode([data], PREPROCESSING)) for _ in range(20)]
+    ended, waiting = await asyncio.wait(rush, return_when=asyncio.FIRST_EXCEPTION)
+    assert any(isinstance(task.exception(), Overloaded) for task in ended)
+    for task in waiting:
+        task.cancel()
+    decoder.close()
+
+
 async def test_a_refused_picture_leaves_no_pixels_behind(decoder):
     truncated = encoded((1200, 1200))[:-100_000]
     gc.collect()
