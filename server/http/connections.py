@@ -34,9 +34,6 @@ PIPELINE_PAUSE_S = 0.001
 # free a moment later; new connections use the reserve meanwhile (http_limits.RESERVED_DESCRIPTORS).
 CLOSED_SHARE, MOST_CLOSED = 1 / 32, 64
 
-# Maximum number of unparsed bytes of all connections, which came before the answers to earlier requests.
-MOST_KEPT_BYTES = 64 * 1024**2
-
 
 class Connection(Protocol):
     """A client's connection, as `Connections` sees it."""
@@ -110,7 +107,7 @@ class Connections:
         self._clock = clock
         self._seen_s = clock()
         self._by_address: dict[str, set[Connection]] = {}
-        self._count = self._kept_bytes = 0
+        self._count = self._unparsed_bytes = 0
         self._noted_at_s = -1.0
         self._not_noted = 0
         # Since the last sweep, an address with this many connections could close none.
@@ -138,11 +135,11 @@ class Connections:
             if not siblings:
                 del self._by_address[connection.address]
 
-    def keep(self, num_bytes: int) -> bool:
+    def count_unparsed(self, num_bytes: int) -> bool:
         """Count unparsed bytes of a connection; a negative number frees them. Returns False if there is no room."""
-        if self._kept_bytes + num_bytes > MOST_KEPT_BYTES:
+        if self._unparsed_bytes + num_bytes > self.limits.unparsed_bytes:
             return False
-        self._kept_bytes += num_bytes
+        self._unparsed_bytes += num_bytes
         return True
 
     def sweep(self) -> None:

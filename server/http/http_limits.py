@@ -20,6 +20,7 @@ class HttpLimits:
     head_s: from the first byte of a request, or from the connection's start, to the end of its headers. body_s: from
     there to the end of the body. keep_alive_s: between an answer and the next request. write_s: for the client to read
     what was written. connections: in this process. client_connections: of one address; 0 is no limit.
+    unparsed_bytes: of requests that came before the answers to earlier ones, on all connections.
     """
 
     url_bytes: int = 8 * 1024
@@ -32,6 +33,7 @@ class HttpLimits:
     write_s: float = 30.0
     connections: int = USUAL_CONNECTIONS
     client_connections: int = 0
+    unparsed_bytes: int = 64 * 1024**2
 
 
 def raise_descriptor_limit() -> None:

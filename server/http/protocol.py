@@ -217,7 +217,7 @@ class HttpProtocol(asyncio.Protocol):
     # Bytes to requests
 
     def _keep(self, data: bytes) -> None:
-        if not self._all.keep(len(data)):
+        if not self._all.count_unparsed(len(data)):
             detail = "too many bytes of requests wait for their turn: wait for each answer, and try again later"
             self._reject(Problem(OVERLOADED, detail, retry_after(1)))
             return
@@ -226,7 +226,7 @@ class HttpProtocol(asyncio.Protocol):
 
     def _take_unparsed(self) -> bytes:
         data, self._unparsed = self._unparsed, b""
-        self._all.keep(-len(data))
+        self._all.count_unparsed(-len(data))
         return data
 
     def _stop_reading(self) -> None:

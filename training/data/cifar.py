@@ -136,7 +136,7 @@ def _read_archive(layout: CifarLayout, archive: Path) -> dict[str, bytes]:
 
 
 def _from_files(layout: CifarLayout, files: dict[str, bytes], place: Path, source: str) -> Parts[ImageSet]:
-    # MD5 is enough here: nobody can make another file with a given MD5, only two new files with equal MD5.
+    # MD5 is enough here: no method is known that makes a second file for a published MD5.
     for name, md5 in layout.md5.items():
         if hashlib.md5(files[name], usedforsecurity=False).hexdigest() != md5:
             raise DataError(

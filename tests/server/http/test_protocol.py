@@ -78,9 +78,8 @@ async def test_a_pipelined_request_is_not_parsed_before_the_answer_to_the_one_be
     assert protocol._unparsed == request_ * 100
 
 
-async def test_bytes_of_pipelined_requests_have_a_budget_over_all_connections(monkeypatch):
-    monkeypatch.setattr("offramp.server.http.connections.MOST_KEPT_BYTES", 3 * len(GET % b"a"))
-    site = Site()
+async def test_bytes_of_pipelined_requests_have_a_budget_over_all_connections():
+    site = Site(limits=HttpLimits(unparsed_bytes=3 * len(GET % b"a")))
     site.echo.open.clear()
     wires = []
     for _ in range(3):
